@@ -1,0 +1,33 @@
+"""make bench: every table, or those named: fetch release startup scale million noop."""
+
+import os
+import platform
+import sys
+
+from . import fetch, release, scale, startup
+from .measure import ROOT
+
+ROWS = {
+    "fetch": fetch.fetch,
+    "release": release.release,
+    "startup": startup.startup,
+    "scale": scale.scale,
+    "million": scale.million,
+    "noop": startup.noop,
+}
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(ROWS)
+    unknown = [name for name in wanted if name not in ROWS]
+    if unknown:
+        sys.exit(f"bench: no row {unknown[0]}; there are: {' '.join(ROWS)}")
+    (ROOT / "build").mkdir(exist_ok=True)
+    print(
+        f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}"
+    )
+    for name in wanted:
+        ROWS[name]()
+
+
+main()

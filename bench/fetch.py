@@ -1,0 +1,75 @@
+"""223 runs over a loopback W&B with 100 ms a request: one paged query, against one a run."""
+
+import json
+import sys
+import tempfile
+
+from .measure import ROOT, measure, table
+
+N_RUNS, LATENCY_S = 223, 0.1
+
+ONE_BY_ONE = """
+import json, sys, wandb
+api = wandb.Api(overrides={"base_url": sys.argv[1]})
+for line in sys.stdin:
+    run = api.run("samuelstevens/saev/" + json.loads(line)["run_id"])
+    run.config, run.summary.get("eval/l0")
+"""
+
+
+def fetch() -> None:
+    sys.path.insert(0, str(ROOT / "tests"))
+    import fake_wandb
+
+    names = [f"run{i:05d}" for i in range(N_RUNS)]
+    runs = [_run(name) for name in names]
+    rows = []
+    with tempfile.TemporaryFile() as fd:
+        for name in names:
+            line = {
+                "repo": "r",
+                "layer": 6,
+                "run_id": name,
+                "commented": False,
+                "source": "x:1",
+            }
+            line["expected"] = {"objective": "matryoshka", "activation": "relu"}
+            line["expected"] |= {"d_model": 8, "d_sae": 32}
+            fd.write(json.dumps(line).encode() + b"\n")
+        for what, argv in (
+            ("one api.run() a run", [ROOT / ".venv/bin/python", "-c", ONE_BY_ONE]),
+            ("bin/fetch-metrics", [ROOT / "bin/fetch-metrics"]),
+        ):
+            with fake_wandb.FakeWandb(runs, latency=LATENCY_S) as server:
+                fd.seek(0)
+                env = {
+                    "WANDB_BASE_URL": server.url,
+                    "WANDB_API_KEY": server.key,
+                    "CATALOG": ROOT / "catalog.json",
+                    "METRICS_SNAPSHOT": "",
+                    "WANDB_SILENT": "true",
+                }
+                argv = [*argv, server.url] if "-c" in argv else argv
+                cost = measure(argv, stdin=fd, **env)
+                rows.append((what, server.n_requests.total(), cost.wall))
+    plain = rows[0][2]
+    table(
+        f"Fetch {N_RUNS} runs, {LATENCY_S * 1000:.0f} ms a request",
+        [(w, n, f"{s:.2f} s", f"{plain / s:.1f} ×") for w, n, s in rows],
+        ("way", "GraphQL requests", "wall", "faster"),
+    )
+
+
+def _run(name: str) -> dict:
+    config = {
+        "sae": {"d_model": 8, "d_sae": 32, "activation": {"key": "relu"}},
+        "objective": {"n_prefixes": 10},
+        "train_data": {"layer": 6},
+    }
+    return {
+        "name": name,
+        "state": "finished",
+        "createdAt": "2025-12-01T00:00:00Z",
+        "config": config,
+        "summary": {"eval/l0": 10.0, "eval/normalized_mse": 0.1, "blob": "x" * 20_000},
+    }

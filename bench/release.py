@@ -1,0 +1,196 @@
+"""A release of full-size checkpoints, against the plain way of doing it by hand."""
+
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from .measure import MB, ROOT, Cost, measure, table
+
+N_FILES, D_MODEL, D_SAE = 20, 1024, 16384
+
+PLAIN = """
+import hashlib, pathlib, shutil, sys, tempfile
+import saev.nn
+from huggingface_hub import HfApi, hf_hub_download
+runs, repo_id = sorted(pathlib.Path(sys.argv[1]).iterdir()), "lab/plain"
+api = HfApi()
+api.create_repo(repo_id, exist_ok=True)
+with tempfile.TemporaryDirectory(dir=sys.argv[2]) as name:
+    for run in runs:
+        source = run / "checkpoint/sae.pt"
+        saev.nn.load(str(source))
+        target = pathlib.Path(name) / "layer_13" / run.name / "sae.pt"
+        target.parent.mkdir(parents=True)
+        shutil.copy2(source, target)
+        with open(target, "rb") as fd:
+            hashlib.file_digest(fd, "sha256").hexdigest()
+    commit = api.upload_folder(repo_id=repo_id, folder_path=name).oid
+    path = f"layer_13/{runs[0].name}/sae.pt"
+    got = hf_hub_download(repo_id, path, revision=commit, cache_dir=pathlib.Path(name) / "cache")
+    saev.nn.load(got)
+"""
+
+SERVE = """
+import sys
+from saepub.loopback_hub import LoopbackHub
+tokens = {"hf_bench": {"name": "lab", "orgs": [], "role": "write"}}
+with LoopbackHub(sys.argv[1], tokens=tokens) as hub:
+    print(hub.endpoint, flush=True)
+    sys.stdin.read()
+"""
+
+
+def release() -> None:
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+        dpath = pathlib.Path(name)
+        n_bytes = _make_runs(dpath)
+        rows = []
+        for transport, env in (("LFS", {"HF_HUB_DISABLE_XET": 1}), ("Xet", {})):
+            plain = _against_hub(dpath, env, _plain)
+            ours = _against_hub(dpath, env, _ours)
+            rows.append(_row(f"{transport}, plain", plain, plain, n_bytes))
+            rows += [
+                _row(f"{transport}, {stage}", cost, plain, n_bytes)
+                for stage, cost in ours
+            ]
+            rows.append(
+                _row(f"{transport}, ours", _sum(c for _, c in ours), plain, n_bytes)
+            )
+    one = n_bytes / N_FILES
+    head = (
+        "way",
+        "wall",
+        "of plain",
+        "read / data",
+        "written / data",
+        f"peak, in checkpoints of {one / MB:.0f} MB",
+    )
+    title = f"Release {N_FILES} checkpoints of {one / MB:.0f} MB"
+    table(title, rows, head)
+
+
+def _row(what: str, cost: Cost, plain: Cost, n_bytes: int) -> tuple:
+    return (
+        what,
+        f"{cost.wall:.1f} s",
+        f"{cost.wall / plain.wall:.2f}",
+        f"{cost.rchar / n_bytes:.2f}",
+        f"{cost.wchar / n_bytes:.2f}",
+        f"{cost.rss / (n_bytes / N_FILES):.1f}",
+    )
+
+
+def _sum(costs) -> Cost:
+    costs = list(costs)
+    return Cost(
+        sum(c.wall for c in costs),
+        sum(c.cpu for c in costs),
+        max(c.rss for c in costs),
+        sum(c.rchar for c in costs),
+        sum(c.wchar for c in costs),
+        0,
+    )
+
+
+def _against_hub(dpath: pathlib.Path, env: dict, way):
+    """Run one way against a loopback Hub in a process of its own, and empty."""
+    hub_dpath = dpath / "hub"
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE, hub_dpath],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "py")},
+        text=True,
+    )
+    try:
+        env = env | {
+            "HF_ENDPOINT": server.stdout.readline().strip(),
+            "HF_TOKEN": "hf_bench",
+            "HF_HOME": dpath / "hf",
+            "HF_HUB_DISABLE_PROGRESS_BARS": 1,
+        }
+        return way(dpath, env)
+    finally:
+        server.stdin.close()
+        server.wait()
+        for leftover in ("hub", "hf", "build"):
+            shutil.rmtree(dpath / leftover, ignore_errors=True)
+
+
+def _plain(dpath: pathlib.Path, env: dict) -> Cost:
+    return measure([sys.executable, "-c", PLAIN, dpath / "runs", dpath], **env)
+
+
+def _ours(dpath: pathlib.Path, env: dict) -> list[tuple[str, Cost]]:
+    env = env | {
+        "BUILD": dpath / "build",
+        "CATALOG": dpath / "catalog.json",
+        "RUNS_ROOT": dpath / "runs",
+        "SAEV_DIR": "",
+    }
+    costs = []
+    fpath = dpath / "lines.jsonl"
+    for stage in ("preflight", "stage", "render", "push", "verify"):
+        out = dpath / f"{stage}.jsonl"
+        with open(fpath) as fd_in, open(out, "w") as fd_out:
+            cost = measure([ROOT / "bin" / stage], stdin=fd_in, stdout=fd_out, **env)
+        costs.append((stage, cost))
+        fpath = out
+    return costs
+
+
+def _make_runs(dpath: pathlib.Path) -> int:
+    """Checkpoints as saev 0.1.0 writes them, which it loads; and lines and a catalog for them."""
+    import torch
+
+    header = {"d_vit": D_MODEL, "exp_factor": D_SAE // D_MODEL, "sparsity_coeff": 4e-4}
+    header |= {
+        "n_reinit_samples": 1,
+        "ghost_grads": False,
+        "remove_parallel_grads": True,
+    }
+    header |= {"normalize_w_dec": True, "seed": 0}
+    expected = {"objective": "matryoshka", "activation": "relu"}
+    expected |= {"d_model": D_MODEL, "d_sae": D_SAE}
+    torch.manual_seed(0)
+    n_bytes = 0
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    with open(dpath / "lines.jsonl", "w") as lines:
+        for i in range(N_FILES):
+            w_dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL), dim=1)
+            state = {
+                "W_enc": torch.randn(D_MODEL, D_SAE) / D_MODEL**0.5,
+                "b_enc": torch.zeros(D_SAE),
+                "W_dec": w_dec,
+                "b_dec": torch.zeros(D_MODEL),
+            }
+            fpath = dpath / f"runs/run{i:02d}/checkpoint/sae.pt"
+            fpath.parent.mkdir(parents=True)
+            with open(fpath, "wb") as fd:
+                fd.write(json.dumps(header).encode() + b"\n")
+                torch.save(state, fd)
+            n_bytes += fpath.stat().st_size
+            line = {"repo": "bench", "layer": 13, "run_id": f"run{i:02d}"}
+            line |= {"expected": expected, "l0": 2.0**i, "nmse": 1 / (i + 2)}
+            line |= {
+                "nmse_source": "wandb",
+                "n_prefixes": 10,
+                "activation": {"key": "relu"},
+            }
+            line |= {"objective": "matryoshka", "d_model": D_MODEL, "d_sae": D_SAE}
+            line |= {
+                "train_layer": 13,
+                "state": "finished",
+                "created_at": now,
+                "drop": None,
+            }
+            lines.write(json.dumps(line) + "\n")
+    repo = expected | {"slug": "bench", "repo_id": "lab/bench", "title": "SAE"}
+    repo |= {"base_model": "lab/vit", "run_ids": {}, "layers": [13]}
+    (dpath / "catalog.json").write_text(json.dumps({"repos": [repo]}))
+    return n_bytes

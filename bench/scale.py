@@ -1,0 +1,145 @@
+"""How time and memory of the stages grow with the number of candidates."""
+
+import json
+import math
+import os
+import pathlib
+import random
+import tempfile
+
+from .measure import MB, ROOT, measure, table
+
+SIZES = (1_000, 10_000, 100_000)
+LAYERS = range(6, 12)
+EXPECTED = {"objective": "matryoshka", "activation": "relu", "d_model": 8, "d_sae": 32}
+
+
+def scale() -> None:
+    costs: dict[str, list] = {}
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+        dpath = pathlib.Path(name)
+        for n in SIZES:
+            for stage, cost in _pipe(dpath / str(n), n):
+                costs.setdefault(stage, []).append(cost)
+    rows = []
+    for stage, of_stage in costs.items():
+        walls = [f"{c.wall:.2f} s, {c.rss / MB:.0f} MB" for c in of_stage]
+        first, last = of_stage[-2], of_stage[-1]
+        rows.append((stage, *walls, f"{math.log10(last.cpu / first.cpu):.2f}"))
+    head = ("stage", *(f"{n:,}" for n in SIZES), "exponent of the last step")
+    table("Candidates", rows, head)
+
+
+def million() -> None:
+    n = 1_000_000
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+        fpath = pathlib.Path(name) / "lines.jsonl"
+        with open(fpath, "w") as fd:
+            rnd = random.Random(0)
+            for i in range(n):
+                fd.write(json.dumps(_line(i, rnd) | {"drop": None}) + "\n")
+        with open(fpath) as fd:
+            cost = measure([ROOT / "bin/select"], stdin=fd)
+        size = os.path.getsize(fpath)
+    rows = [
+        ("time", f"{cost.wall:.1f} s", "10 s", f"{cost.wall / 10:.2f}"),
+        ("memory", f"{cost.rss / MB:.0f} MB", "500 MB", f"{cost.rss / 500 / MB:.2f}"),
+    ]
+    title = f"select on {n:,} lines, {size / MB:.0f} MB"
+    table(title, rows, ("what", "seen", "goal", "of the goal"))
+
+
+def _pipe(dpath: pathlib.Path, n: int):
+    """Each stage's cost on `n` candidates, one after the other."""
+    dpath.mkdir()
+    env = {
+        "BUILD": dpath / "build",
+        "CATALOG": dpath / "catalog.json",
+        "SAEV_DIR": dpath,
+    }
+    repo = {
+        "slug": "vits-relu",
+        "repo_id": "lab/SAE",
+        "title": "SAE",
+        "base_model": "lab/vit",
+        "sweep": "sweep.py",
+        "variable": "run_ids",
+        "layers": list(LAYERS),
+        **EXPECTED,
+    }
+    (dpath / "catalog.json").write_text(json.dumps({"repos": [repo]}))
+    with open(dpath / "sweep.py", "w") as fd:
+        fd.write("run_ids = {\n")
+        for layer in LAYERS:
+            fd.write(f"    {layer}: [\n")
+            for i in range(layer - LAYERS[0], n, len(LAYERS)):
+                fd.write(f'        {"# " if i % 3 else ""}"run{i:07d}",\n')
+            fd.write("    ],\n")
+        fd.write("}\n")
+
+    def stage(name: str, stdin: str | None, *argv: object):
+        out = dpath / f"{name}.jsonl"
+        with open(stdin or os.devnull) as fd_in, open(out, "w") as fd_out:
+            return measure(
+                [ROOT / "bin" / name, *argv], stdin=fd_in, stdout=fd_out, **env
+            )
+
+    yield "extract-ids", stage("extract-ids", None, "vits-relu")
+    rnd = random.Random(0)
+    _write(dpath / "metrics.jsonl", (_line(i, rnd) for i in range(n)))
+    yield "classify", stage("classify", str(dpath / "metrics.jsonl"))
+    yield (
+        "select",
+        stage("select", str(dpath / "classify.jsonl"), "--account", dpath / "account"),
+    )
+    # Were all of them chosen, this is what staging and rendering them takes.
+    _write(dpath / "checked.jsonl", (_checked(dpath, i, rnd) for i in range(n)))
+    yield "stage", stage("stage", str(dpath / "checked.jsonl"))
+    yield "render", stage("render", str(dpath / "stage.jsonl"))
+
+
+def _write(fpath: pathlib.Path, rows) -> None:
+    with open(fpath, "w") as fd:
+        fd.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _line(i: int, rnd: random.Random) -> dict:
+    layer = LAYERS[i % len(LAYERS)]
+    return {
+        "repo": "vits-relu",
+        "layer": layer,
+        "run_id": f"run{i:07d}",
+        "commented": bool(i % 3),
+        "source": f"contrib/trait_discovery/sweeps/vits_ade20k_inference.py:{i}",
+        "expected": EXPECTED,
+        "l0": rnd.lognormvariate(4, 1),
+        "nmse": rnd.random(),
+        "nmse_source": "wandb",
+        "objective": "matryoshka",
+        "n_prefixes": 10,
+        "activation": {"key": "relu"},
+        "d_model": 8,
+        "d_sae": 32,
+        "train_layer": layer,
+        "state": "finished",
+        "created_at": "2025-12-01T00:00:00Z",
+        "wandb_url": f"https://wandb.ai/samuelstevens/saev/runs/run{i:07d}",
+        "n_dead": 0,
+    }
+
+
+def _checked(dpath: pathlib.Path, i: int, rnd: random.Random) -> dict:
+    fpath = dpath / "runs" / f"run{i:07d}.pt"
+    fpath.parent.mkdir(exist_ok=True)
+    fpath.write_bytes(b"sae")
+    return _line(i, rnd) | {
+        "drop": None,
+        "checkpoint": str(fpath),
+        "bytes": 3,
+        "mtime_ns": fpath.stat().st_mtime_ns,
+        "sha256": f"{i:064x}",
+        "schema": 5,
+        "activation_config": {},
+        "loader": "builtin",
+        "warnings": [],
+    }

@@ -1,0 +1,235 @@
+"""The first line of a checkpoint: what each saev wrote there, and what it means.
+
+A checkpoint is one line of JSON, then `torch.save` of the model's weights. Since its first
+release saev has written that line in seven ways:
+
+| schema     | the config stands    | widths                      | activation              |
+|------------|----------------------|-----------------------------|-------------------------|
+| none       | at the top           | d_vit, exp_factor           | always ReLU             |
+| 1, first   | "cfg"                | d_vit, exp_factor           | top-level "cls"         |
+| 1, later   | "cfg"                | as the first, or as 3       | cfg "activation"        |
+| 2          | "cfg"                | as the first, or as 3       | cfg "activation"        |
+| 3          | "cfg"                | d_model, exp_factor         | cfg "activation"        |
+| 4, 5       | "cfg"                | d_model, d_sae              | cfg "activation"        |
+
+An activation is {"cls": …, "params": {…}}. d_sae = d_model * exp_factor where only the
+factor is given. Keys that no saev knows are refused, as saev refuses them.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import typing as tp
+
+MAX_WIDTH = 2**24
+
+ACTIVATION_KEYS = {"Relu": "relu", "TopK": "top-k", "BatchTopK": "batch-top-k"}
+"""An activation's class in saev, and its key in W&B configs, the catalog and lines."""
+
+PARAMS = {
+    "Relu": {"key", "sparsity", "aux"},
+    "TopK": {"key", "sparsity", "aux", "top_k"},
+    "BatchTopK": {"key", "sparsity", "aux", "top_k", "momentum"},
+}
+DEFAULT_TOP_K = 32
+"""saev's, where a header has none."""
+
+TRAINING_KEYS = {
+    "n_reinit_samples",
+    "normalize_w_dec",
+    "reinit_blend",
+    "reinit_enc_dec_tranpose",  # sic
+    "remove_parallel_grads",
+    "seed",
+}
+NO_SCHEMA_KEYS = {"sparsity_coeff", "ghost_grads", "l1_coeff", "use_ghost_grads"}
+
+
+class Refused(Exception):
+    """Why a checkpoint can't be read, without its name. `checkpoint.File` adds that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    schema: int | None
+    d_model: int
+    """Width of the model's activations."""
+    d_sae: int
+    """Number of features."""
+    activation: str
+    """relu, top-k or batch-top-k."""
+    top_k: int | None
+    """Features that may fire; None for ReLU."""
+    activation_config: dict[str, tp.Any]
+    """As the header has it; {} where it has none."""
+    normalize_w_dec: bool
+    """Whether training kept the decoder's rows at unit norm."""
+    commit: str
+    """The saev commit that wrote it; "" where the header does not say."""
+    lib: str
+    """The saev version that wrote it; "" where the header does not say."""
+    raw: dict[str, tp.Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that the weights must hold, all float32."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "W_enc": (self.d_model, self.d_sae),
+            "b_enc": (self.d_sae,),
+            "W_dec": (self.d_sae, self.d_model),
+            "b_dec": (self.d_model,),
+        }
+        if self.activation == "batch-top-k":
+            shapes["activation.threshold"] = ()
+        return shapes
+
+
+def parse(text: bytes) -> Header:
+    """What a checkpoint's first line says.
+
+    Raises:
+        Refused: It is not JSON, or not a header that saev wrote.
+    """
+    try:
+        raw = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_no_twice,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise Refused("its header is nested too deep") from None
+    except ValueError as err:
+        raise Refused(f"its header is not JSON: {_short(err)}") from None
+    if not isinstance(raw, dict):
+        raise Refused("its header is not a JSON object")
+    return _from(raw)
+
+
+def shrunk(header: Header) -> Header:
+    """The same header for an SAE of 4 inputs and 8 features, written by nobody."""
+    raw = copy.deepcopy(header.raw)
+    if header.schema is None:
+        cfg = raw
+    else:
+        cfg = raw["cfg"]
+        raw |= {"commit": "", "lib": ""}
+    small = {"d_vit": 4, "d_model": 4, "d_sae": 8, "exp_factor": 2}
+    cfg.update({key: value for key, value in small.items() if key in cfg})
+    return _from(raw)
+
+
+def _from(raw: dict[str, tp.Any]) -> Header:
+    schema = raw.get("schema")
+    if "schema" not in raw:
+        cfg, cls, params = raw, "Relu", {}
+        known = {"d_vit", "exp_factor"} | TRAINING_KEYS | NO_SCHEMA_KEYS
+        activation_config = {}
+    elif type(schema) is not int or not 1 <= schema <= 5:
+        raise Refused(f"schema {_short(schema)} is none that saev has written (1 to 5)")
+    else:
+        cfg = raw.get("cfg")
+        if not isinstance(cfg, dict):
+            raise Refused('its header has no "cfg"')
+        known = {"d_model", "exp_factor", "d_sae"} | TRAINING_KEYS
+        known |= {"d_vit"} if schema <= 2 else set()
+        if schema == 1 and raw.get("cls") in ACTIVATION_KEYS:
+            cls, params = raw["cls"], {k: cfg[k] for k in ("top_k",) if k in cfg}
+            known |= {"top_k"}
+            activation_config = {"cls": cls, "params": params}
+        else:
+            known |= {"activation"}
+            activation_config = cfg.get("activation")
+            cls, params = _class_and_params(activation_config)
+    for key in cfg:
+        if key not in known:
+            raise Refused(f"its header has {_short(key)}, which saev does not know")
+    d_model, d_sae = _widths(cfg)
+    normalize_w_dec = cfg.get("normalize_w_dec", True)
+    if type(normalize_w_dec) is not bool:
+        raise Refused("its header's normalize_w_dec is not true or false")
+    return Header(
+        schema=schema,
+        d_model=d_model,
+        d_sae=d_sae,
+        activation=ACTIVATION_KEYS[cls],
+        top_k=_top_k(cls, params),
+        activation_config=activation_config,
+        normalize_w_dec=normalize_w_dec,
+        commit=_text(raw, "commit"),
+        lib=_text(raw, "lib"),
+        raw=raw,
+    )
+
+
+def _class_and_params(config: object) -> tuple[str, dict[str, tp.Any]]:
+    if not isinstance(config, dict) or not isinstance(config.get("params"), dict):
+        raise Refused('its header has no "activation" with "cls" and "params"')
+    cls = config.get("cls")
+    if not isinstance(cls, str) or cls not in ACTIVATION_KEYS:
+        raise Refused(f"activation {_short(cls)} is not one of {', '.join(PARAMS)}")
+    params: dict[str, tp.Any] = {}
+    for name, value in config["params"].items():
+        key = "key" if name == "kind" else name  # an older name, gone since
+        if key not in PARAMS[cls] or key in params:
+            raise Refused(f"activation {cls} has {_short(name)}, which saev refuses")
+        params[key] = value
+    if params.get("key", ACTIVATION_KEYS[cls]) != ACTIVATION_KEYS[cls]:
+        raise Refused(f"activation {cls} has the key {_short(params['key'])}")
+    return cls, params
+
+
+def _top_k(cls: str, params: dict[str, tp.Any]) -> int | None:
+    if cls == "Relu":
+        return None
+    top_k = params.get("top_k", DEFAULT_TOP_K)
+    if not _is_width(top_k):
+        raise Refused(f"top_k is {_short(top_k)}, not a positive whole number")
+    return top_k
+
+
+def _widths(cfg: dict[str, tp.Any]) -> tuple[int, int]:
+    for one, other in (("d_model", "d_vit"), ("d_sae", "exp_factor")):
+        if (one in cfg) == (other in cfg):
+            raise Refused(f"its header must have one of {one} and {other}")
+    d_model = cfg.get("d_model", cfg.get("d_vit"))
+    d_sae = cfg.get("d_sae", cfg.get("exp_factor"))
+    if not _is_width(d_model) or not _is_width(d_sae):
+        raise Refused(f"widths {_short(d_model)} and {_short(d_sae)} can't be right")
+    if "exp_factor" in cfg:
+        d_sae *= d_model
+    return d_model, d_sae
+
+
+def _is_width(value: object) -> bool:
+    return type(value) is int and 0 < tp.cast(int, value) < MAX_WIDTH
+
+
+def _text(raw: dict[str, tp.Any], key: str) -> str:
+    value = raw.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _no_twice(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
+    obj = dict(pairs)
+    if len(obj) != len(pairs):
+        raise Refused("its header has a key twice")
+    return obj
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise Refused(f"its header has {text[:20]}, which no float holds")
+    return value
+
+
+def _no_constant(name: str) -> tp.NoReturn:
+    raise Refused(f"its header has {name}, which is not JSON")
+
+
+def _short(value: object) -> str:
+    """A header's value, or an error about it, fit for one line of a message."""
+    text = str(value) if isinstance(value, Exception) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

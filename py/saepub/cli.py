@@ -1,0 +1,122 @@
+"""What stands around every stage: arguments, and errors as one line with an exit code."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import threading
+import typing as tp
+
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
+
+
+class UserError(Exception):
+    """Something a user can cause and mend. Shown as one line; exit 1.
+
+    The message says what was wrong, where, and what to do.
+    """
+
+
+class UsageError(UserError):
+    """A wrong option or argument that argparse can't see. Exit 2."""
+
+
+def parser(purpose: str, example: str) -> argparse.ArgumentParser:
+    """Every program's argument parser.
+
+    Args:
+        purpose: What the program does, in one line.
+        example: Shell lines that work when pasted in a checkout.
+    """
+    p = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]),
+        description=purpose,
+        epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("--debug", action="store_true", help="on an error, print where")
+    return p
+
+
+def main(name: str) -> tp.NoReturn:
+    """Run the stage `name` (as in bin/) on `sys.argv` and exit with its code."""
+    sys.argv[0] = name
+    debug = "--debug" in sys.argv
+    try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        module = importlib.import_module("saepub." + name.replace("-", "_"))
+        code = module.main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our lines has all it wanted.
+        code = 0
+    except KeyboardInterrupt:
+        # What a pool's own threads have to say about it is no news.
+        threading.excepthook = lambda _: None
+        print(f"{name}: interrupted", file=sys.stderr)
+        code = 130
+    except Exception as err:
+        if debug:
+            raise
+        print(f"{name}: {_one_line(err)}", file=sys.stderr)
+        code = 2 if isinstance(err, UsageError) else 1
+    _exit(code)
+
+
+def _exit(code: int) -> tp.NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What can't be written has been told. Python would try again, and complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _one_line(err: Exception) -> str:
+    if isinstance(err, UserError):
+        text = str(err)
+    elif isinstance(err, ModuleNotFoundError):
+        text = f'Python package "{err.name}" is not installed; run: make setup'
+    elif isinstance(err, OSError) and err.strerror:
+        where = f"{err.filename}: " if err.filename else ""
+        text = f"{where}{err.strerror}"
+    elif isinstance(err, MemoryError):
+        text = "out of memory"
+    else:
+        text = f"internal error: {type(err).__name__}: {err} (--debug prints where)"
+    return scrub(printable(" ".join(text.split())))
+
+
+def again() -> str:
+    """The command that goes on where this one stops; make tells it in AGAIN."""
+    return os.environ.get("AGAIN") or "the same command"
+
+
+def report(problems: list[str], end: str) -> None:
+    """Tell every problem, a line each, and stop.
+
+    Raises:
+        UserError: There is a problem. Its message is the only one, or `end` after all.
+    """
+    if len(problems) == 1:
+        raise UserError(f"{problems[0]} ({end})")
+    for text in problems:
+        print(f"{sys.argv[0]}: {scrub(printable(text))}", file=sys.stderr)
+    if problems:
+        raise UserError(f"{len(problems)} problems; {end}")
+
+
+def printable(text: str) -> str:
+    """`text` as one line, without what a terminal would obey or show back to front."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def scrub(text: str) -> str:
+    """`text` without any secret of the environment, however it got there."""
+    for name in SECRETS:
+        if secret := os.environ.get(name, "").strip():
+            text = text.replace(secret, f"<{name}>")
+    return text

@@ -1,0 +1,46 @@
+"""What this process may use: cores and memory."""
+
+import os
+import pathlib
+import re
+
+
+def n_cores() -> int:
+    """The cores that it may run on, which on a cluster are fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_bytes() -> int:
+    """The memory that it may still take: the machine's, or what a job's cgroup leaves."""
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", _text("/proc/meminfo"))
+        assert found is not None, "no MemAvailable in /proc/meminfo"
+        free = int(found[1]) * 1024
+    except OSError:  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([free, *_cgroup_free_bytes()])
+
+
+def _cgroup_free_bytes() -> list[int]:
+    """What is left of the limit of each cgroup (version 2) around this process."""
+    try:
+        found = re.search(r"^0::(/.*)$", _text("/proc/self/cgroup"), re.MULTILINE)
+    except OSError:
+        return []
+    if found is None:
+        return []
+    inner = pathlib.Path("/sys/fs/cgroup") / found[1].lstrip("/")
+    free = []
+    for dpath in (inner, *inner.parents):
+        try:
+            limit = int(_text(dpath / "memory.max"))
+            free.append(limit - int(_text(dpath / "memory.current")))
+        except (OSError, ValueError):  # none here, or "max"
+            continue
+    return free
+
+
+def _text(fpath: str | pathlib.Path) -> str:
+    return pathlib.Path(fpath).read_text()

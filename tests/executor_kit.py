@@ -1,0 +1,49 @@
+"""What the tests of executors have tasks do, importable by a task; and a saev that spies.
+
+double(rows, n)      a function for `executor.run`: slow to nothing, fails as told
+spy(saev_dir)        make the saev that checkpoints_util.write_saev wrote tell and obey
+"""
+
+import os
+import pathlib
+
+from saepub.cli import UserError
+
+
+def double(rows: list[dict], log_fpath: str) -> list[dict]:
+    """The rows with twice their `n`; each call leaves a line in the log."""
+    with open(log_fpath, "a") as fd:
+        fd.write(f"{rows[0]['n']} {os.getppid()}\n")
+    if rows[0]["n"] == 13:
+        raise UserError("13 brings bad luck")
+    if rows[0]["n"] == 14:
+        raise RuntimeError("14 is a bug")
+    if rows[0]["n"] == 15:
+        raise MemoryError
+    return [row | {"n": 2 * row["n"]} for row in rows]
+
+
+SPY = '''
+
+_load = load
+
+
+def load(fpath, *, device="cpu"):
+    """Note which file a task loads, and with which environment; hang if told so."""
+    with open(fpath, "rb") as fd:
+        d_sae = json.loads(fd.readline())["cfg"]["d_sae"]
+    if d_sae >= 16:  # or else it is a probe of what this saev can read
+        told = json.dumps([d_sae, os.getpid(), dict(os.environ)]) + "\\n"
+        with open({dpath!r} + "/loads", "a") as fd:
+            fd.write(told)
+        while os.path.exists({dpath!r} + f"/hang-{{d_sae}}"):
+            time.sleep(0.1)
+    return _load(fpath, device=device)
+'''
+
+
+def spy(saev_dir: pathlib.Path) -> pathlib.Path:
+    with open(saev_dir / "src" / "saev" / "nn" / "__init__.py", "a") as fd:
+        fd.write(SPY.format(dpath=str(saev_dir)))
+    (saev_dir / "loads").touch()
+    return saev_dir

@@ -1,0 +1,175 @@
+"""Run a stage in this process, thousands of times a minute, and hold it to what every stage
+promises whatever its input is."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import unittest.mock
+
+from saepub import cli
+
+PASS_ON_LINES = ("extract-ids", "fetch-metrics", "classify", "select", "preflight")
+PASS_ON_LINES += ("stage", "render", "remeasure", "plan", "push", "verify", "collect")
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES = {
+    **dict.fromkeys(("os.remove", "os.mkdir", "os.rmdir"), (0,)),
+    **dict.fromkeys(("os.chmod", "os.chown", "os.utime", "shutil.rmtree"), (0,)),
+    **dict.fromkeys(("os.link", "os.symlink"), (1,)),
+    "os.rename": (0, 1),
+}
+"""What Python tells an audit hook of, and which arguments are the paths that change."""
+
+RUNS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
+MAY_RUN = ("classify", "git", "ldconfig")
+"""The last by Python's own ctypes, for the Hub's client."""
+
+
+class Finding(AssertionError):
+    """A stage broke a promise."""
+
+
+class Hung(BaseException):
+    """Not an Exception: no stage may swallow it."""
+
+
+class Watch:
+    """What may change while a stage runs. An audit hook, once set, can't be taken back."""
+
+    dpath: pathlib.Path | None = None
+    hub_dpath: pathlib.Path | None = None
+    """Of a Hub that runs in this process, and writes there."""
+    broken: list[str] = []
+
+
+def run(
+    name: str, *argv: str, stdin: bytes, env: dict[str, object], seconds: int = 20
+) -> tuple[int, bytes, str]:
+    """Run a stage as its program in bin/ does.
+
+    Args:
+        env: All of its settings; BUILD is the one directory that it may write to.
+        seconds: How long it may take.
+
+    Returns:
+        Exit code, stdout and stderr.
+
+    Raises:
+        Finding: It took too long, wrote elsewhere, ran a program, or broke what `judge`
+            holds it to.
+    """
+    out, err = io.BytesIO(), io.BytesIO()
+    streams = {
+        "stdin": io.TextIOWrapper(io.BytesIO(stdin)),
+        "stdout": io.TextIOWrapper(out, "utf-8", write_through=True),
+        "stderr": io.TextIOWrapper(
+            err, "utf-8", "backslashreplace", write_through=True
+        ),
+        "argv": [name, *argv],
+    }
+    env = {"PATH": os.environ["PATH"]} | {k: str(v) for k, v in env.items()}
+    code = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(unittest.mock.patch.dict(os.environ, env, clear=True))
+        for key, value in streams.items():
+            stack.enter_context(unittest.mock.patch.object(sys, key, value))
+        stack.enter_context(_time_limit(seconds))
+        stack.enter_context(_watched(pathlib.Path(env["BUILD"])))
+        try:
+            cli.main(name)
+        except SystemExit as end:
+            code = end.code
+        except Hung:
+            raise Finding(f"{name}: hangs") from None
+    told = err.getvalue().decode()
+    judge(name, code, out.getvalue(), told, stdin.count(b"\n"))
+    return code, out.getvalue(), told
+
+
+def judge(name: str, code: int | None, out: bytes, told: str, n_lines: int) -> None:
+    """Raises Finding where a stage ended otherwise than a stage may.
+
+    Args:
+        n_lines: How many lines it was given: preflight tells of each, push of each problem.
+    """
+    if code not in (0, 1, 2):
+        raise Finding(f"{name}: exit {code}: {told[-300:]}")
+    for mark in ("Traceback", "internal error", "Exception ignored", "jq: error"):
+        if mark in told:
+            raise Finding(f"{name}: {told[-600:]}")
+    if not told.replace("\n", "").isprintable():
+        raise Finding(f"{name}: not printable: {told[:300]!r}")
+    if code != 0 and not told:
+        raise Finding(f"{name}: exit {code} without a word")
+    if code != 0 and told.count("\n") > n_lines + 10:
+        raise Finding(f"{name}: {told.count(chr(10))} lines: {told[:600]}")
+    for text in out.splitlines() if name in PASS_ON_LINES else ():
+        if type(json.loads(text)) is not dict:
+            raise Finding(f"{name}: passed on {text[:100]!r}")
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int):
+    def ring(*_):
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _watched(build_dpath: pathlib.Path):
+    """Raises Finding if anything is run, or changed outside of `build_dpath`."""
+    scratch = build_dpath / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    Watch.broken, Watch.dpath = [], build_dpath.resolve()
+    try:
+        with unittest.mock.patch.object(tempfile, "tempdir", str(scratch)):
+            yield
+    finally:
+        Watch.dpath = None
+    if Watch.broken:
+        raise Finding("; ".join(Watch.broken))
+
+
+def _hook(event: str, args: tuple) -> None:
+    if Watch.dpath is None:
+        return
+    if event == "open" and (args[2] or 0) & WRITES:
+        _hold(event, args[0])
+    elif event in CHANGES and args[-1] in (
+        -1,
+        None,
+    ):  # else within a directory held before
+        for i in CHANGES[event]:
+            _hold(event, args[i])
+    elif event in RUNS:
+        program = os.fsdecode(args[0] or "")
+        if os.path.basename(program) not in MAY_RUN:
+            Watch.broken.append(f"ran {args[:2]!r}")
+
+
+def _hold(event: str, path: object) -> None:
+    if isinstance(path, int):
+        return
+    parent, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+    fpath = pathlib.Path(os.path.realpath(parent), name)
+    if "__pycache__" in fpath.parts or fpath.is_relative_to("/dev"):
+        return
+    if Watch.hub_dpath is not None and fpath.is_relative_to(Watch.hub_dpath):
+        return
+    if not fpath.is_relative_to(Watch.dpath):
+        Watch.broken.append(f"{event} {path!r}")
+
+
+sys.addaudithook(_hook)

@@ -1,0 +1,104 @@
+"""The last 1.x of huggingface_hub does all that the pinned 2.x does."""
+
+import fcntl
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from hub_kit import Fault
+from release_kit import OTHER, SLUG, TRANSPORTS, Stages, World, client_settings
+
+pytest_plugins = ["release_fixtures"]
+
+VERSION = "1.33.0"
+
+
+@pytest.fixture(scope="module")
+def client1() -> pathlib.Path:
+    """A directory with the client and what it needs, installed once."""
+    dpath = ROOT / "build" / f"huggingface_hub-{VERSION}"
+    dpath.parent.mkdir(exist_ok=True)
+    with open(f"{dpath}.lock", "w") as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not (dpath / ".ready").exists():
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
+            pip += ["--target", dpath, f"huggingface_hub=={VERSION}"]
+            done = subprocess.run(pip, capture_output=True, text=True)
+            if done.returncode != 0:
+                last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                pytest.skip(f"pip can't install huggingface_hub {VERSION}: {last}")
+            (dpath / ".ready").touch()
+    return dpath
+
+
+@pytest.fixture(scope="module")
+def stages1(one_hub, client1):
+    stages = Stages(client_settings(one_hub), client1)
+    yield stages
+    stages.close()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def world1(request, tmp_path, made, demo, stages1, hub):
+    """A world over the 1.x client."""
+    world = World(tmp_path, made, demo, stages1, hub)
+    if request.param == "lfs":
+        world.env["HF_HUB_DISABLE_XET"] = "1"
+    return world
+
+
+def test_push_and_collect_once_and_again(world1):
+    for _ in range(2):
+        plan, push, collect = world1.pipe("plan", "push", "collect")
+        for done in (plan, push, collect):
+            assert done.code == 0, done.err
+        assert world1.held() == world1.expected()
+        assert len(world1.titles()) == 2
+        kinds = world1.kinds()
+    assert not {"commit", "create_repo", "preupload", "collection_add"} & set(kinds)
+    assert "nothing to do" in plan.err and collect.err.count("has all") == 2
+    world1.use("more")
+    push = world1.pipe("plan", "push", PRUNE=1)[-1]
+    assert push.code == 0, push.err
+    assert world1.held() == world1.expected()
+
+
+def test_many_files_are_one_commit_though_it_fails_at_first(world1):
+    world1.use("many")
+    faults = [Fault("commit", status=429, headers={"Retry-After": "0"}, times=2)]
+    faults.append(Fault("info", status=503, headers={"Retry-After": "0"}))
+    world1.hub.faults += faults
+    push = world1.pipe("plan", "push", stdin=world1.lines(OTHER))[-1]
+    assert push.code == 0, push.err
+    assert all(fault.times <= 0 for fault in faults)
+    assert len(world1.titles(OTHER)) == 2
+    assert world1.held(OTHER) == world1.expected(OTHER)
+
+
+def test_its_errors_are_told_in_the_same_words(world1):
+    plan = world1.run("plan", stdin=world1.lines())
+    for env, says in (
+        ({"HF_TOKEN": "hf_wrong"}, "HF_TOKEN is wrong or expired (401)"),
+        ({"HF_TOKEN": ""}, "HF_TOKEN is not set"),
+    ):
+        done = world1.run("push", stdin=plan.out, **env)
+        assert (done.code, says in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("world1", ["xet"], indirect=True)
+def test_a_stalled_hub_is_given_up(world1):
+    world1.hub.faults.append(Fault("info", stall=True, times=99))
+    done = world1.run("plan", stdin=world1.lines(), HF_HUB_DOWNLOAD_TIMEOUT=1)
+    assert (done.code, "no answer from http://127.0.0.1:" in done.err) == (1, True)
+
+
+def test_a_pushed_repo_is_verified_and_the_record_names_the_client(world1):
+    done = world1.pipe("plan", "push", "verify")[-1]
+    assert done.code == 0, done.err
+    assert "verified 7 files by hash" in done.err
+    record = json.loads((world1.build / SLUG / "release.json").read_text())
+    assert record["tools"]["huggingface_hub"] == VERSION

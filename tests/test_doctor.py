@@ -1,0 +1,474 @@
+"""doctor tells what is ready and what to do, whatever state the rest is in."""
+
+import json
+import os
+import pathlib
+import pty
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import checkpoints_util as util
+from conftest import ROOT, bare_env, run_program
+from fake_wandb import HANG, KEY, FakeWandb
+from hub_kit import Fault
+from saepub.loopback_hub import LoopbackHub
+
+TOKEN = "hf_canaryCANARYcanary"
+WHATS = (
+    "python",
+    "jq",
+    "make",
+    "packages",
+    "catalog",
+    "saev",
+    "runs",
+    "disk",
+    "W&B",
+    "Hub",
+)
+
+
+class Lab:
+    """A lab's own data: a catalog of two repos, a saev, a runs root."""
+
+    def __init__(self, dpath: pathlib.Path):
+        self.dpath, self.build, self.runs = dpath, dpath / "build", dpath / "runs"
+        self.saev = util.write_saev(dpath / "saev")
+        (self.saev / "sweep.py").write_text("run_ids = {6: []}\n")
+        repos = [
+            {
+                "slug": slug,
+                "repo_id": f"{namespace}/SAE",
+                "title": "SAE",
+                "base_model": "facebook/dinov3",
+                "sweep": "sweep.py",
+                "variable": "run_ids",
+                "objective": "matryoshka",
+                "activation": "relu",
+                "layers": [6],
+                "d_model": 8,
+                "d_sae": 32,
+            }
+            for slug, namespace in (("one", "lab"), ("two", "osunlp"))
+        ]
+        self.catalog = dpath / "catalog.json"
+        collections = [{"namespace": "osunlp", "title": "SAEs"}]
+        self.catalog.write_text(
+            json.dumps({"collections": collections, "repos": repos})
+        )
+        self.build.mkdir()
+        self.choose("one", "aaaa", "bbbb")
+        self.choose("two", "cccc")
+        for run_id in ("aaaa", "bbbb", "cccc"):
+            util.write(util.run_dir(self.runs, run_id))
+
+    def choose(self, slug: str, *run_ids: str) -> None:
+        fpath = self.build / slug / "selected.jsonl"
+        fpath.parent.mkdir(exist_ok=True)
+        fpath.write_text("".join(json.dumps({"run_id": i}) + "\n" for i in run_ids))
+
+    def settings(self, **settings) -> dict[str, str]:
+        found = {
+            "SAEV_DIR": self.saev,
+            "RUNS_ROOT": self.runs,
+            "CATALOG": self.catalog,
+            "BUILD": self.build,
+            "HOME": self.dpath,
+            "METRICS_SNAPSHOT": self.catalog,
+        } | settings
+        return {name: str(value) for name, value in found.items() if value is not None}
+
+    def doctor(self, **settings):
+        return told(run_program(ROOT / "bin/doctor", **self.settings(**settings)))
+
+    def look_at(self, what: str, root=ROOT, **settings) -> list[tuple[str, str]]:
+        """What doctor says of one thing: levels and texts."""
+        env = self.settings(PYTHONPATH=root / "py", **settings)
+        done = told(run_program(sys.executable, "-c", LOOK_AT, what, **env))
+        assert not done.err
+        assert done.returncode == any(level == "bad" for level, _ in done.lines[what])
+        assert KEY not in done.out and TOKEN not in done.out
+        return done.lines[what]
+
+
+LOOK_AT = """
+import sys
+from saepub import doctor, doctor_checks
+doctor_checks.CHECKS = [c for c in doctor_checks.CHECKS if c.what == sys.argv[1]]
+sys.exit(doctor.main([]))
+"""
+
+
+def told(done):
+    """The run, with `lines`: (level, text) by what was looked at."""
+    done.lines = {}
+    for line in done.stdout.decode().splitlines():
+        level, what, text = re.fullmatch(r"(ok|todo|bad) +(\S+) +(\S.*)", line).groups()
+        done.lines.setdefault(what, []).append((level, text))
+    return done
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+def test_all_is_told_in_aligned_lines_and_exit_is_0(shared_lab):
+    done = shared_lab.doctor()
+    assert done.returncode == 0 and not done.err, done.out
+    assert tuple(done.lines) == WHATS
+    levels = {level for found in done.lines.values() for level, _ in found}
+    assert levels == {"ok", "todo"}
+    assert done.lines["Hub"] == [
+        (
+            "todo",
+            "HF_TOKEN is not set; to release, make a token that may write, export it",
+        )
+    ]
+    assert all(
+        re.match(r"\S+ +\S+ +", line).end() == 16 for line in done.out.splitlines()
+    )
+    assert done.out.isascii()
+
+
+def test_the_demo_needs_no_key_and_no_token(demo):
+    done = told(run_program(ROOT / "bin/doctor", BUILD=demo.parent))
+    assert done.returncode == 0
+    assert {level for found in done.lines.values() for level, _ in found} == {"ok"}
+    assert "the demo needs no key" in done.out and "needs no token" in done.out
+
+
+def test_before_there_is_a_demo_it_says_what_makes_it(tmp_path):
+    done = told(run_program(ROOT / "bin/doctor", BUILD=tmp_path / "build"))
+    assert done.returncode == 0 and "make dry-run makes it" in done.out
+    assert not (tmp_path / "build").exists()
+
+
+def test_nothing_is_left_behind(lab):
+    before = {f: f.stat().st_nlink for f in lab.dpath.rglob("*") if f.is_file()}
+    lab.doctor()
+    after = {f: f.stat().st_nlink for f in lab.dpath.rglob("*") if f.is_file()}
+    assert before == {f: n for f, n in after.items() if "__pycache__" not in f.parts}
+
+
+# ---- this machine ----------------------------------------------------------------------------
+
+
+def tools(dpath: pathlib.Path, *names: str, **scripts: str) -> pathlib.Path:
+    """A PATH of these programs only, and of scripts."""
+    dpath.mkdir()
+    for name in ("sh", "env", "git", *names):
+        (dpath / name).symlink_to(shutil.which(name))
+    for name, text in scripts.items():
+        (dpath / name).write_text(f"#!/bin/sh\n{text}\n")
+        (dpath / name).chmod(0o755)
+    return dpath
+
+
+def test_missing_tools_are_bad_with_how_to_get_them(lab):
+    path = tools(lab.dpath / "bin")
+    ((level, text),) = lab.look_at("jq", PATH=path)
+    assert level == "bad" and "apt install jq" in text
+    ((level, text),) = lab.look_at("make", PATH=path)
+    assert level == "bad" and "brew install make" in text
+
+
+def test_an_old_make_is_bad_unless_a_new_one_goes_by_another_name(lab):
+    old, new = "echo GNU Make 3.81", "echo GNU Make 4.4.1"
+    ((level, _),) = lab.look_at("make", PATH=tools(lab.dpath / "a", make=old))
+    assert level == "bad"
+    path = tools(lab.dpath / "b", make=old, gmake=new)
+    assert lab.look_at("make", PATH=path) == [("ok", "4.4, as gmake")]
+
+
+def test_a_jq_that_cannot_run_the_filters_is_bad(lab):
+    path = tools(lab.dpath / "bin", jq="echo jq-1.3; exit 2")
+    ((level, text),) = lab.look_at("jq", PATH=path)
+    assert level == "bad" and text.startswith("1.3 does not run bin/classify")
+
+
+def test_packages_are_held_to_their_pins(lab):
+    tree = lab.dpath / "tree"
+    shutil.copytree(ROOT / "py", tree / "py")
+    pins = (ROOT / "requirements.txt").read_text()
+    (tree / "requirements.txt").write_text(re.sub("torch==.*", "torch==9.9.9", pins))
+    ((level, text),) = lab.look_at("packages", tree)
+    assert level == "todo" and "(pinned: 9.9.9)" in text and "make setup" in text
+    (tree / "requirements.txt").write_text(pins + "no-such-package==1.0\n")
+    ((level, text),) = lab.look_at("packages", tree)
+    assert level == "bad" and text.startswith("not installed: no-such-package;")
+
+
+def test_the_kind_of_links_that_a_stage_will_hold_is_told(lab):
+    assert "hard links" in lab.look_at("disk")[1][1]
+    elsewhere = pathlib.Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == lab.dpath.stat().st_dev:
+        pytest.skip("no second file system")
+    runs = elsewhere / f"saepub-{os.getpid()}"
+    try:
+        shutil.copytree(lab.runs, runs)
+        level, text = lab.look_at("disk", RUNS_ROOT=runs)[1]
+    finally:
+        shutil.rmtree(runs)
+    assert level == "ok" and "symlinks into RUNS_ROOT (tmpfs)" in text
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+def test_chosen_checkpoints_are_counted_and_the_missing_named(lab):
+    assert "3 of 3 chosen checkpoints there" in lab.look_at("runs")[0][1]
+    shutil.rmtree(lab.runs / "bbbb")
+    ((level, text),) = lab.look_at("runs")
+    assert level == "bad" and "2 of 3 chosen checkpoints there" in text
+    assert text.endswith('EXCLUDE="bbbb"')
+    shutil.rmtree(lab.build / "one")
+    shutil.rmtree(lab.build / "two")
+    assert "nothing is chosen yet" in lab.look_at("runs")[0][1]
+    shutil.rmtree(lab.runs)
+    ((level, text),) = lab.look_at("runs")
+    assert level == "bad" and "RUNS_ROOT names it" in text
+
+
+def test_the_saev_at_hand_is_tried_on_each_schema(lab):
+    assert lab.look_at("saev") == [
+        ("ok", "saev 9.9.9 (SAEV_DIR) reads schema none, 1, 2, 3, 4, 5")
+    ]
+    util.write_saev(lab.saev, "old")
+    ((level, text),) = lab.look_at("saev")
+    assert level == "todo" and "reads schema none, not 1, 2, 3, 4, 5" in text
+    assert "use a newer checkout" in text
+    util.write_saev(lab.saev, "import")
+    ((level, text),) = lab.look_at("saev")
+    assert level == "bad" and "a_package_that_is_not_there" in text
+
+
+def test_without_a_checkout_the_released_saev_is_tried(lab):
+    shutil.rmtree(lab.saev / "src")
+    ((level, text),) = lab.look_at("saev")
+    assert text.startswith("saev 0.1.0 (installed) reads schema none, not 1,")
+    assert level == "todo" and "set SAEV_DIR to a checkout" in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    (
+        (lambda lab: lab.catalog.write_text("{"), "not JSON"),
+        (lambda lab: lab.catalog.unlink(), "CATALOG names it"),
+        (lambda lab: (lab.saev / "sweep.py").unlink(), "has no sweep.py, nor 1 other"),
+    ),
+)
+def test_a_broken_catalog_is_bad(lab, spoil, said):
+    spoil(lab)
+    ((level, text),) = lab.look_at("catalog")
+    assert level == "bad" and said in text
+
+
+def test_a_broken_catalog_breaks_only_what_needs_it(lab):
+    snapshot = lab.dpath / "snapshot.jsonl"
+    snapshot.touch()
+    lab.catalog.write_text("{")
+    done = lab.doctor(METRICS_SNAPSHOT=snapshot, HF_TOKEN=TOKEN)
+    assert done.returncode == 1 and not done.err and tuple(done.lines) == WHATS
+    not_ok = {what for what, found in done.lines.items() if found[0][0] != "ok"}
+    assert not_ok == {"catalog", "runs", "Hub"}
+
+
+def test_settings_that_cannot_be_read_are_bad_and_the_rest_is_looked_at(lab):
+    shutil.copytree(ROOT / "py", lab.dpath / "tree/py")
+    (lab.dpath / "tree/.env").write_text(f"HF_TOKEN={TOKEN}\n")
+    env = lab.settings(PYTHONPATH=lab.dpath / "tree/py")
+    done = told(run_program(sys.executable, "-c", LOOK_AT, "runs", **env))
+    ((level, text),) = done.lines["settings"]
+    assert level == "bad" and "read from the environment only" in text
+    assert done.lines["runs"][0][0] == "ok" and done.returncode == 1
+    assert TOKEN not in done.out + done.err
+
+
+# ---- W&B and the Hub -------------------------------------------------------------------------
+
+
+def test_the_wandb_key_and_project_are_tried(shared_lab):
+    with FakeWandb() as server:
+
+        def wandb(**settings):
+            settings = {
+                "WANDB_BASE_URL": server.url,
+                "METRICS_SNAPSHOT": None,
+            } | settings
+            ((level, text),) = shared_lab.look_at("W&B", **settings)
+            return level, text
+
+        level, text = wandb(WANDB_API_KEY=KEY)
+        assert level == "ok" and text == "the key opens samuelstevens/saev"
+        level, text = wandb(WANDB_API_KEY=KEY, WANDB_PROJECT="other")
+        assert level == "bad" and 'no project "other"' in text
+        level, text = wandb(WANDB_API_KEY=KEY[::-1])
+        assert level == "bad" and "refuses the API key" in text
+        n_before = server.n_total
+        level, text = wandb()
+        assert level == "bad" and "no API key" in text and "WANDB_API_KEY" in text
+        assert server.n_total == n_before
+
+
+def test_a_missing_export_of_metrics_is_bad(shared_lab):
+    ((level, text),) = shared_lab.look_at("W&B", METRICS_SNAPSHOT="/nowhere")
+    assert level == "bad" and "METRICS_SNAPSHOT names it" in text
+
+
+FINE = {"lab": ["repo.write"], "osunlp": ["repo.write", "collection.write"]}
+OK_BOTH = [("ok", f"HF_TOKEN may write to {ns}") for ns in ("lab", "osunlp")]
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    (
+        ({"orgs": ["osunlp"], "role": "write"}, OK_BOTH),
+        ({"orgs": ["osunlp"], "role": "fineGrained", "scoped": FINE}, OK_BOTH),
+        ({"orgs": ["osunlp"], "role": "read"}, [("todo", "may only read")]),
+        ({"role": "write"}, [OK_BOTH[0], ("todo", "may not write to osunlp")]),
+        (
+            {"orgs": ["osunlp"], "role": "fineGrained", "scoped": {"lab": FINE["lab"]}},
+            [OK_BOTH[0], ("todo", "lacks repo.write for osunlp")],
+        ),
+        (
+            {
+                "orgs": ["osunlp"],
+                "role": "fineGrained",
+                "scoped": FINE | {"osunlp": ["repo.write"]},
+            },
+            [OK_BOTH[0], ("todo", "lacks collection.write for osunlp")],
+        ),
+        (None, [("todo", "401")]),
+    ),
+)
+def test_the_tokens_rights_are_told_for_each_namespace(
+    shared_lab, tmp_path, user, expected
+):
+    tokens = {TOKEN: {"name": "lab"} | user} if user else {}
+    with LoopbackHub(tmp_path, tokens=tokens) as hub:
+        found = shared_lab.look_at("Hub", HF_TOKEN=TOKEN, HF_ENDPOINT=hub.endpoint)
+        assert {kind for _, kind in hub.requests} == {"whoami"}
+    assert len(found) == len(expected)
+    for (level, text), (level_expected, said) in zip(found, expected, strict=True):
+        assert level == level_expected and said in text
+
+
+# ---- a check that goes wrong -----------------------------------------------------------------
+
+
+def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
+    stall = Fault("whoami", stall=True, times=9)
+    tokens = {TOKEN: {"name": "lab", "role": "write"}}
+    with (
+        FakeWandb() as wandb,
+        LoopbackHub(tmp_path, tokens=tokens, faults=[stall]) as hub,
+    ):
+        wandb.faults.default_factory = lambda: [HANG] * 9
+        settings = shared_lab.settings(
+            METRICS_SNAPSHOT=None,
+            WANDB_BASE_URL=wandb.url,
+            WANDB_API_KEY=KEY,
+            HF_TOKEN=TOKEN,
+            HF_ENDPOINT=hub.endpoint,
+            PYTHONPATH=ROOT / "py",
+        )
+        code = "import sys; from saepub import doctor as d; d.NETWORK_SECONDS = 2; "
+        done = subprocess.run(
+            [sys.executable, "-c", code + "sys.exit(d.main([]))"],
+            env=bare_env(**settings),
+            capture_output=True,
+        )
+        stall.release.set()
+        wandb.let_go.set()
+    done = told(done)
+    ((level, text),) = done.lines["W&B"]
+    assert level == "bad" and text.startswith(
+        "no answer within 2 s; check the network and "
+    )
+    ((level, text),) = done.lines["Hub"]
+    assert level == "todo" and text.startswith(
+        "no answer within 2 s; check the network and "
+    )
+    assert done.returncode == 1
+
+
+STRANGE = """
+import os, sys, time
+from saepub import doctor
+from saepub.doctor import Check, main
+
+def raises():
+    yield "ok", "before"
+    raise KeyError("x")
+
+def dies():
+    os._exit(3)
+
+def hangs():
+    os.system("sleep 300 & echo $! > " + sys.argv[1])
+    time.sleep(300)
+
+def prints():
+    print("noise")
+    print("noise", file=sys.stderr)
+    os.system("echo noise")
+    return [("ok", "two\\nlines \\x1b[31m " + os.environ["HF_TOKEN"])]
+
+doctor.SECONDS = 2
+checks = [Check(f.__name__, f) for f in (raises, dies, hangs, prints)]
+for finding in doctor.examine(checks):
+    doctor.show(finding)
+"""
+
+
+def test_no_check_can_break_hold_up_or_be_heard_beside_the_others(tmp_path):
+    pid = tmp_path / "pid"
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGE, pid],
+        env=bare_env(PYTHONPATH=ROOT / "py", HF_TOKEN=TOKEN),
+        capture_output=True,
+    )
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.decode().splitlines() == [
+        "bad   raises    KeyError: 'x'",
+        "bad   dies      no answer; the check died or took too long",
+        "bad   hangs     no answer; the check died or took too long",
+        "ok    prints    two lines  [31m <HF_TOKEN>",
+    ]
+    # Nor does what it started outlive it.
+    status = pathlib.Path(f"/proc/{pid.read_text().strip()}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"
+
+
+def test_color_is_for_terminals(shared_lab):
+    def on_a_terminal(**settings) -> str:
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [ROOT / "bin/doctor"],
+            stdout=theirs,
+            stdin=subprocess.DEVNULL,
+            env=bare_env(**shared_lab.settings(**settings)),
+        ):
+            os.close(theirs)
+            text = b""
+            while True:
+                try:
+                    text += os.read(ours, 4096)
+                except OSError:  # the other end has closed
+                    break
+        os.close(ours)
+        return text.decode()
+
+    assert "\x1b[32mok  \x1b[0m  python" in on_a_terminal()
+    assert "\x1b" not in on_a_terminal(NO_COLOR="1")
+    assert "\x1b" not in shared_lab.doctor().out

@@ -1,0 +1,492 @@
+"""EXECUTOR does what the pool does, elsewhere; a killed task costs only its own work."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+
+import checkpoints_util as util
+import executor_kit
+from conftest import ROOT, bare_env, run_program
+from saepub import executor, executor_tasks, machine, preflight, saev_loader
+from saepub.cli import UsageError, UserError
+
+ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
+CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}
+KINDS = ("local", "slurm")
+REST = "what is done is kept: the same command does only the rest"
+
+
+@pytest.fixture(scope="session")
+def slurm_conf(request):
+    """A one-node Slurm on this machine. Its tests are skipped where it can't start.
+
+    Which of the two it is shows in the output, however quiet pytest is.
+    """
+
+    def tell(text):
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\nEXECUTOR=local is tested here, and {text}", file=sys.stderr)
+
+    # Not pytest's directory: the path of a socket may have about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="slurm") as dpath:
+        done = run_program(ONE_NODE, "start", dpath)
+        if done.returncode:
+            tell(f"EXECUTOR=slurm is not: {done.err.strip()}")
+            pytest.skip(done.err.strip())
+        conf_fpath = os.path.join(dpath, "slurm.conf")
+        version = run_program("sbatch", "--version", SLURM_CONF=conf_fpath).out.strip()
+        tell(f"EXECUTOR=slurm on a one-node {version}")
+        yield conf_fpath
+        run_program(ONE_NODE, "stop", dpath)
+
+
+class Lab:
+    """Checkpoints run0, run1, …, and a saev that spies. The i-th has a d_sae of 16 (i + 1)."""
+
+    def __init__(self, dpath: pathlib.Path, kind: str, slurm_conf: str):
+        self.runs, self.build = dpath / "runs", dpath / "build"
+        self.saev_dir = executor_kit.spy(util.write_saev(dpath / "saev"))
+        self.settings = {"RUNS_ROOT": self.runs, "BUILD": self.build}
+        self.settings |= {"SAEV_DIR": self.saev_dir, "EXECUTOR": kind}
+        self.kind, self.slurm_env = kind, {}
+        if kind == "slurm":
+            self.slurm_env = os.environ | {"SLURM_CONF": slurm_conf}
+            self.settings["SLURM_CONF"] = slurm_conf
+
+    def line(self, i: int) -> dict:
+        d_sae = 16 * (i + 1)
+        util.write(util.run_dir(self.runs, f"run{i}"), d_sae=d_sae, seed=i)
+        line = util.line(f"run{i}", d_sae=d_sae)
+        return line | {"expected": line["expected"] | {"d_sae": d_sae}}
+
+    def loads(self) -> list[tuple[int, int, dict]]:
+        """What tasks loaded so far: which run, the process, its environment."""
+        text = (self.saev_dir / "loads").read_text()
+        loads = [json.loads(row) for row in text.splitlines()]
+        return [(d_sae // 16 - 1, pid, env) for d_sae, pid, env in loads]
+
+    def hang(self, i: int) -> pathlib.Path:
+        """Let the task that comes to the i-th run stay there while this file is there."""
+        fpath = self.saev_dir / f"hang-{16 * (i + 1)}"
+        fpath.touch()
+        return fpath
+
+    @contextlib.contextmanager
+    def start(self, lines: list[dict], *argv: str, **settings):
+        """bin/preflight in a session of its own, with its lines; its `told` at its end."""
+        with (
+            tempfile.TemporaryFile("w+") as stdin,
+            subprocess.Popen(
+                ["bin/preflight", *argv],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env=bare_env(**self.settings | settings),
+                start_new_session=True,
+            ) as program,
+        ):
+            stdin.write(text_of(lines))
+            stdin.seek(0)
+            yield program
+
+    def until_hanging(self, program, i: int, n_others: int) -> tuple[int, dict]:
+        """Wait until run i hangs and others are done; its task's process and environment."""
+
+        def hangs():
+            assert program.poll() is None, program.stderr.read()
+            n_done = len(list(self.build.glob("executor/*.json")))
+            return n_done == n_others and i in [j for j, _, _ in self.loads()]
+
+        until(hangs)
+        return next((pid, env) for j, pid, env in self.loads() if j == i)
+
+    def scancel(self, *argv: str) -> None:
+        subprocess.run(["scancel", *argv], check=True, env=self.slurm_env)
+
+    def queue(self) -> list[str]:
+        """Slurm's jobs that have not ended."""
+        command = ["squeue", "--noheader", "--array", "--format=%T"]
+        done = subprocess.run(command, check=True, env=self.slurm_env, stdout=-1)
+        return done.stdout.decode().split()
+
+
+def until(is_so) -> None:
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def text_of(lines: list[dict]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def facts_of(fpath: pathlib.Path) -> dict:
+    """What preflight adds to a line of `Lab`."""
+    info = fpath.stat()
+    header = json.loads(fpath.read_bytes().partition(b"\n")[0])
+    return {
+        "checkpoint": str(fpath),
+        "bytes": info.st_size,
+        "mtime_ns": info.st_mtime_ns,
+        "sha256": hashlib.sha256(fpath.read_bytes()).hexdigest(),
+        "schema": 5,
+        "activation_config": header["cfg"]["activation"],
+        "loader": "saev 9.9.9",
+        "warnings": [],
+    }
+
+
+@pytest.fixture(params=KINDS)
+def lab(request, tmp_path):
+    is_slurm = request.param == "slurm"
+    conf = request.getfixturevalue("slurm_conf") if is_slurm else ""
+    return Lab(tmp_path, request.param, conf)
+
+
+def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab):
+    lines = [lab.line(i) for i in range(6)]
+    bad = util.run_dir(lab.runs, "run2")
+    bad.write_bytes(bad.read_bytes()[:-100])
+    hang = lab.hang(3)
+    # Two tasks: run0, run2, run4 and run1, run3, run5.
+    with lab.start(lines, "--jobs", "2", **CANARIES) as program:
+        pid, env = lab.until_hanging(program, 3, n_others=4)
+        if lab.kind == "slurm":
+            task = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+            lab.scancel(task)
+        else:
+            task = env["SUBMITIT_LOCAL_JOB_ID"]
+            os.kill(pid, signal.SIGKILL)
+        out, err = program.communicate()
+    assert (program.returncode, out) == (1, "")
+    sent, *told = err.splitlines()
+    who = f"Slurm job {task.split('_')[0]}" if lab.kind == "slurm" else "this machine"
+    logs = sent.removeprefix(f"preflight: 6 lines as 2 tasks of {who}; logs in ")
+    assert pathlib.Path(logs).parent == lab.build / "executor" / "logs"
+    assert told[0].startswith(f"preflight: tiny layer 6 run2: {bad}: ")
+    assert told[1] == (
+        'preflight: to go on without: make dry-run REPO=tiny EXCLUDE="run2"'
+    )
+    how = "ended (cancelled)" if lab.kind == "slurm" else "ended"
+    for row, i in zip(told[2:4], (3, 5), strict=True):
+        why = f"not done: {lab.kind} task {task} {how}; see {logs}/{task}_0_log.err"
+        assert row.startswith(f"preflight: tiny layer 6 run{i}: {why}")
+    assert told[4:] == [f"preflight: 2 problems; {REST}"]
+    assert sorted(i for i, _, _ in lab.loads()) == [0, 1, 3, 4]
+
+    # Neither the nodes nor what lies on the disk for them have seen a secret.
+    for _, _, env in lab.loads():
+        assert not CANARIES.keys() & env.keys()
+        assert env["SAEV_DIR"] == str(lab.saev_dir)
+    left = [fpath for fpath in lab.build.rglob("*") if fpath.is_file()]
+    for fpath in left:
+        assert b"canary" not in fpath.read_bytes(), fpath
+    # What is pickled is the lines, and names: no code, no settings.
+    sent = [fpath for fpath in left if fpath.name.endswith("_submitted.pkl")]
+    assert len(sent) == 2
+    assert sum(f.stat().st_size for f in sent) < 2000 + len(text_of(lines))
+
+    # The same command, but for the bad run: only what is missing, in the lines' order.
+    hang.unlink()
+    del lines[2]
+    with lab.start(lines, JOBS="2", **CANARIES) as program:
+        out, err = program.communicate()
+    assert program.returncode == 0
+    assert err.startswith(
+        "preflight: 3 lines done before\npreflight: 2 lines as 2 tasks"
+    )
+    assert sorted(i for i, _, _ in lab.loads()) == [0, 1, 3, 3, 4, 5]
+    assert [json.loads(row) for row in out.splitlines()] == [
+        line | facts_of(util.run_dir(lab.runs, line["run_id"])) for line in lines
+    ]
+    (left,) = (lab.build / "executor" / "logs").iterdir()
+    assert str(left) == logs  # those of a run that went well are gone
+
+
+def test_interrupt_cancels_the_tasks(lab):
+    lines = [lab.line(i) for i in range(2)]
+    lab.hang(0), lab.hang(1)
+    with lab.start(lines, "--jobs", "2") as program:
+        pid, _ = lab.until_hanging(program, 0, n_others=0)
+        os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+        out, err = program.communicate()
+    assert (program.returncode, out) == (130, "")
+    assert err.splitlines()[1:] == ["preflight: interrupted"]
+    until(lambda: lab.kind == "local" or not lab.queue())
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    assert not any("Traceback" in f.read_text() for f in lab.build.rglob("*.err"))
+
+
+def test_preempted_task_is_named(tmp_path, slurm_conf):
+    lab = Lab(tmp_path, "slurm", slurm_conf)
+    lines = [lab.line(0)]
+    lab.hang(0)
+    with lab.start(lines, SLURM_PARTITION="debug") as program:
+        lab.until_hanging(program, 0, n_others=0)
+        urgent = ["sbatch", "--partition=urgent", "--exclusive", "--wrap=true"]
+        urgent += ["--output=/dev/null"]
+        subprocess.run(urgent, check=True, env=lab.slurm_env, stdout=-1)
+        out, err = program.communicate()
+    assert (program.returncode, out) == (1, "")
+    assert re.search(r"run0: not done: slurm task \d+ ended \(preempted\); see ", err)
+
+
+def test_saev_that_cannot_be_imported_sends_nothing(tmp_path):
+    lab = Lab(tmp_path, "local", "")
+    util.write_saev(lab.saev_dir, "import")
+    with lab.start([lab.line(0)]) as program:
+        out, err = program.communicate()
+    assert (program.returncode, out) == (1, "")
+    assert len(err.splitlines()) == 1 and "a_package_that_is_not_there" in err
+    assert not lab.build.exists()
+
+
+def test_remeasure_in_tasks_gives_what_it_gives_by_itself(tmp_path):
+    lab = Lab(tmp_path, "local", "")
+    lab.settings |= {"SAEV_DIR": "", "CATALOG": "none"}
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    rng = np.random.default_rng(0)
+    lines = []
+    for i, layer in enumerate((6, 6, 7)):
+        row = lab.line(i) | {"layer": layer, "l0": "NaN", "nmse": None}
+        fpath = util.run_dir(lab.runs, row["run_id"])
+        lines.append(row | facts_of(fpath) | {"loader": "builtin"})
+        np.save(shards / f"layer_{layer}.npy", rng.normal(size=(50, 8)))
+    np.save(shards / "layer_7.npy", np.ones((50, 8)))
+
+    def run(**settings):
+        argv = ("bin/remeasure", "--shards", shards)
+        settings = lab.settings | settings
+        return run_program(*argv, stdin=text_of(lines), **settings)
+
+    done = run()
+    assert (done.returncode, done.out) == (1, "")
+    assert "3 lines as 2 tasks of this machine" in done.err
+    assert done.err.splitlines()[1:] == [
+        (
+            f"remeasure: {shards}/layer_7.npy: all activations are the same, and so have"
+            f" no NMSE ({REST})"
+        )
+    ]
+    np.save(shards / "layer_7.npy", rng.normal(size=(50, 8)))
+    done = run()
+    assert done.returncode == 0
+    assert "remeasure: 2 lines done before" in done.err
+    assert "1 line as 1 task" in done.err
+    assert done.out == run(EXECUTOR="").out
+    assert [json.loads(row)["run_id"] for row in done.out.splitlines()] == [
+        line["run_id"] for line in lines
+    ]
+
+
+def test_stage_splits_between_repos_and_not_within_one(tmp_path):
+    lab = Lab(tmp_path, "", "")
+    lines = []
+    for i, slug in enumerate(("one", "one", "two")):
+        row = lab.line(i) | {"repo": slug}
+        lines.append(row | facts_of(util.run_dir(lab.runs, row["run_id"])))
+
+    def staged(lines):
+        done = run_program("bin/stage", stdin=text_of(lines), **lab.settings)
+        assert done.returncode == 0
+        return sorted(f.parent.name for f in lab.build.rglob("sae.pt"))
+
+    assert staged(lines[:2]) == ["run0", "run1"]
+    assert staged(lines[2:]) == ["run0", "run1", "run2"]
+    assert staged(lines[1:]) == ["run1", "run2"]
+    assert "from all its lines at once" in run_program("bin/stage", "--help").out
+
+
+# In this process, with tasks that need no torch.
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Settings for `executor.run` in this process; the log of executor_kit.double."""
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("EXECUTOR", "local")
+    monkeypatch.delenv("SAEV_DIR", raising=False)
+    return tmp_path / "log"
+
+
+def parts_of(log: pathlib.Path, *numbers: int) -> list[executor.Part]:
+    rows = [{"repo": "tiny", "layer": 6, "run_id": f"run{n}", "n": n} for n in numbers]
+    return [executor.Part([row], (str(log),), []) for row in rows]
+
+
+def run(
+    parts: list[executor.Part], n_tasks: int | None = None
+) -> list[executor.Outcome]:
+    return executor.run(executor_kit.double, parts, n_tasks, 10**8)
+
+
+def called(log: pathlib.Path) -> list[int]:
+    return sorted(int(row.split()[0]) for row in log.read_text().splitlines())
+
+
+def test_outcomes_come_in_order_each_of_its_kind(here, capsys):
+    parts = parts_of(here, 5, 15, 13, 3, 5, 14, 4)
+    outcomes = run(parts, 3)  # tasks of 5 3 4, of 15 14, and of 13
+    assert [o.rows[0]["n"] if o.rows else None for o in outcomes] == [
+        10, None, None, 6, 10, None, 8,
+    ]  # fmt: skip
+    assert outcomes[1].reason.startswith("not enough memory for it on ")
+    assert outcomes[2] == executor.Outcome([], "13 brings bad luck")
+    lost = outcomes[5].lost
+    assert lost.endswith("_log.err, which ends: RuntimeError: 14 is a bug")
+    assert called(here) == [3, 4, 5, 13, 14, 15]  # what is twice there is done once
+    named = f"tiny layer 6 run14: not done: {lost}"
+    with pytest.raises(UserError) as caught:
+        executor.tell_lost([(parts[5].rows[0], lost)])
+    assert str(caught.value) == f"{named} ({REST})"
+    with pytest.raises(UserError, match=f"^2 problems; {REST}"):
+        executor.tell_lost([(parts[5].rows[0], lost)], ["another"])
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == ["stage: another", f"stage: {named}"]
+
+
+def test_refusal_is_not_kept_for_the_next_run(here):
+    parts = parts_of(here, 13, 1)
+    run(parts)
+    assert run(parts)[0].reason == "13 brings bad luck"
+    assert called(here) == [1, 13, 13]
+
+
+def test_outcome_that_is_not_whole_is_no_outcome(here, tmp_path):
+    parts = parts_of(here, 1)
+    first = run(parts)
+    (kept,) = (tmp_path / "build" / "executor").glob("*.json")
+    kept.write_bytes(b"")
+    assert run(parts) == first
+    assert called(here) == [1, 1]
+    kept.write_bytes(json.dumps(first[0]).encode())
+    assert run(parts) == first
+    assert called(here) == [1, 1]
+
+
+@pytest.mark.parametrize(("n_tasks", "n_processes"), [(2, 2), (9, 3), (None, 1)])
+def test_tasks_are_as_many_as_asked_for(here, monkeypatch, n_tasks, n_processes):
+    monkeypatch.setattr(machine, "n_cores", lambda: 1)
+    run(parts_of(here, 1, 2, 3), n_tasks)
+    processes = {row.split()[1] for row in here.read_text().splitlines()}
+    assert len(processes) == n_processes
+
+
+@pytest.mark.parametrize(
+    ("n_lines", "n_tasks"), [(1, 1), (4, 1), (5, 2), (36, 9), (300, executor.N_TASKS)]
+)
+def test_array_is_worth_its_starts(here, monkeypatch, n_lines, n_tasks):
+    def do(kind, function, todo, n, n_bytes, dpath):
+        assert (kind, len(todo), n) == ("slurm", n_lines, n_tasks)
+        return dict.fromkeys(todo, "away")
+
+    monkeypatch.setattr(executor_tasks, "do", do)
+    monkeypatch.setenv("EXECUTOR", "slurm")
+    outcomes = run(parts_of(here, *range(n_lines)))
+    assert outcomes == [executor.Outcome([], lost="away")] * n_lines
+
+
+def test_job_that_slurm_refuses_is_one_line(here, monkeypatch, slurm_conf, capfd):
+    monkeypatch.setenv("EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_CONF", slurm_conf)
+    monkeypatch.setenv("SLURM_PARTITION", "none")
+    with pytest.raises(UserError, match="^Slurm refused the job: .*Invalid partition"):
+        run(parts_of(here, 1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_machine_without_slurm_is_told(here, monkeypatch, tmp_path):
+    monkeypatch.setenv("EXECUTOR", "slurm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="slurm, and there is no sbatch on this"):
+        run(parts_of(here, 1))
+
+
+def test_outcome_is_kept_for_as_long_as_all_that_it_depends_on_is_the_same(tmp_path):
+    fpath = tmp_path / "sae.pt"
+    fpath.write_bytes(b"1234")
+    row = {"run_id": "run1", "l0": 3.5}
+
+    def key(function=preflight.check_lines, versions=("saev 1",), args=("/a",), **more):
+        part = executor.Part([row | more], args, [fpath])
+        return executor.key(function, part, list(versions))
+
+    keys = [key(), key(l0=3.25), key(args=("/b",)), key(versions=("saev 2",))]
+    keys += [key(function=executor_kit.double)]
+    os.utime(fpath, ns=(0, 1))
+    keys += [key()]
+    fpath.write_bytes(b"12345")
+    os.utime(fpath, ns=(0, 1))
+    keys += [key()]
+    fpath.unlink()
+    keys += [key()]
+    assert len(set(keys)) == len(keys)
+    assert key() == key()
+
+
+def test_saev_is_known_by_its_label_and_its_files(tmp_path, monkeypatch):
+    saev_dir = util.write_saev(tmp_path / "saev")
+    saev = saev_loader.Saev(None, "saev abc-dirty", is_checkout=True)
+    monkeypatch.setattr(saev_loader, "at_hand", lambda: saev)
+    monkeypatch.setenv("SAEV_DIR", str(saev_dir))
+    before = executor._versions()
+    assert before == executor._versions()
+    (saev_dir / "src" / "saev" / "nn" / "__init__.py").write_text("# changed")
+    assert executor._versions() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("EXECUTOR", "slrum", "EXECUTOR is 'slrum'; it takes slurm or local"),
+        ("JOBS", "many", "JOBS is 'many'; it takes a whole number, 1 or more"),
+        ("JOBS", "0", "JOBS is '0'"),
+    ],
+)
+def test_wrong_setting_is_told(tmp_path, name, value, why):
+    done = run_program("bin/preflight", RUNS_ROOT=tmp_path, **{name: value})
+    assert done.returncode == 2 and done.err.startswith(f"preflight: {why}")
+
+
+def test_wrong_minutes_are_told_before_anything_is_sent(here, monkeypatch):
+    monkeypatch.setenv("SLURM_TIME", "1:00:00")
+    with pytest.raises(UsageError, match="SLURM_TIME is '1:00:00'; it takes a whole"):
+        run(parts_of(here, 1))
+    assert not here.exists()
+
+
+def test_option_goes_before_setting(monkeypatch):
+    monkeypatch.setenv("JOBS", "3")
+    assert executor.n_jobs(None) == 3
+    assert executor.n_jobs(2) == 2
+    monkeypatch.delenv("JOBS")
+    assert executor.n_jobs(None) is None
+
+
+def test_slurm_that_does_not_answer_is_waited_for(tmp_path, monkeypatch, capsys):
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho slurm is away >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert executor_tasks.slurm_states() is None
+    assert "waiting, though squeue fails: slurm is away" in capsys.readouterr().err
+    squeue.write_text("#!/bin/sh\necho '12_0|RUNNING'\necho '12_1|OUT_OF_MEMORY'\n")
+    assert executor_tasks.slurm_states() == {"12_0": "RUNNING", "12_1": "OUT_OF_MEMORY"}

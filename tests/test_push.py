@@ -1,0 +1,721 @@
+"""push sends a stage in one commit, or tells in one line why not and changes nothing."""
+
+import json
+import os
+import pathlib
+import pty
+import shutil
+import signal
+import termios
+import threading
+
+import pytest
+
+from hub_kit import Fault
+from release_kit import (
+    LAB,
+    NARROW,
+    OTHER,
+    READER,
+    SCOPED,
+    SLUG,
+    STRANGER,
+    WRITER,
+    WRITES,
+    Headers,
+    Hold,
+    Meanwhile,
+    text,
+    user,
+)
+from saepub import hub
+from saepub.lines import human
+from saepub.loopback_hub import HubError
+
+pytest_plugins = ["release_fixtures"]
+
+READS = {"whoami", "info", "tree"}
+INITIAL = "initial commit"
+
+
+def nothing_was_sent(world, done, *says: str) -> None:
+    assert done.code == 1
+    assert done.out == ""
+    for words in says:
+        assert words in done.err
+    assert "nothing was sent; to go on: make release" in done.last
+    assert not set(world.kinds()) & set(WRITES)
+
+
+def size_of(files: dict[str, tuple[int, str]]) -> str:
+    return human(sum(n_bytes for n_bytes, _ in files.values()))
+
+
+def only_checkpoints(files: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    return {path: of for path, of in files.items() if path.endswith("sae.pt")}
+
+
+# One commit, and only what differs.
+
+
+def test_all_files_land_in_one_commit(either):
+    done = either.push()
+    assert done.code == 0, done.err
+    title = "Release 4 SAE checkpoints of layers 10, 11"
+    assert either.titles() == [title, INITIAL]
+    assert either.held() == either.expected()
+    assert {row["commit"] for row in done.rows} == {
+        either.hub.commits(either.repo_id)[0]["id"]
+    }
+    kinds = either.kinds()
+    assert kinds.count("commit") == kinds.count("create_repo") == 1
+    by_xet = "xet_token" in kinds, "lfs_put" not in kinds
+    assert by_xet == (either.transport == "xet",) * 2
+
+
+def test_lines_pass_with_commit_and_seconds_and_every_other_key(world):
+    world.rows[SLUG][0]["mine"] = [1]
+    done = world.push()
+    assert [row["run_id"] for row in done.rows] == [
+        row["run_id"] for row in world.rows[SLUG]
+    ]
+    assert done.rows[0]["mine"] == [1]
+    assert all(row["seconds"] > 0 for row in done.rows)
+
+
+def test_second_push_sends_0_bytes_and_makes_no_commit(either):
+    first = either.push()
+    n_bytes = either.hub.bytes_received
+    either.kinds()
+    second = either.push()
+    assert (second.code, second.err) == (0, "")
+    assert either.hub.bytes_received == n_bytes
+    assert set(either.kinds()) <= READS | {"collection_list", "collection_get"}
+    assert len(either.titles()) == 2
+    assert second.rows[0]["commit"] == first.rows[0]["commit"]
+
+
+def test_of_a_changed_selection_only_what_changed_goes_up(either):
+    either.push()
+    before, n_bytes = either.held(), either.hub.bytes_received
+    either.use("more")
+    assert either.push().code == 0
+    assert either.held() == either.expected()
+    new = {p: of for p, of in either.held().items() if before.get(p) != of}
+    assert len(only_checkpoints(new)) == 4
+    n_new = sum(n for n, _ in new.values())
+    # A commit names its files, and holds small ones in base64; chunks are compressed.
+    assert either.hub.bytes_received - n_bytes < n_new + 20_000
+    assert either.titles()[0] == (
+        "Update to 8 SAE checkpoints of layers 10, 11: 4 files added, 3 files changed"
+    )
+
+
+def test_what_is_no_longer_chosen_is_told_and_left(world):
+    world.use("more")
+    world.push()
+    before = only_checkpoints(world.expected())
+    world.use("few")
+    gone = {p: of for p, of in before.items() if p not in world.expected()}
+    plan, push = world.pipe("plan", "push")
+    assert push.code == 0, push.err
+    assert world.held() == world.expected() | gone
+    assert f"leave     4 files, {size_of(gone)} (not of this release; PRU" in plan.err
+    assert all(path in plan.err for path in gone)
+
+
+def test_prune_deletes_in_the_same_commit_and_never_gitattributes(either):
+    either.use("more")
+    either.push()
+    before = only_checkpoints(either.expected())
+    either.use("few")
+    gone = {p: of for p, of in before.items() if p not in either.expected()}
+    plan, push = either.pipe("plan", "push", PRUNE=1)
+    assert push.code == 0, push.err
+    assert f"delete    4 files, {size_of(gone)} (PRUNE=1)" in plan.err
+    assert either.held() == either.expected()
+    assert ".gitattributes" in either.hub.files(either.repo_id)
+    assert len(either.titles()) == 3
+    assert either.titles()[0].endswith(": 3 files changed, 4 files deleted")
+
+
+def test_prune_alone_is_a_commit_and_then_nothing_is_left_to_do(either):
+    either.push()
+    either.commit_elsewhere({"notes.txt": b"mine"})
+    assert either.push().err == ""
+    assert "notes.txt" in either.held()
+    assert either.push(PRUNE=1).code == 0
+    assert either.titles()[0].endswith(": 1 file deleted")
+    assert either.push(PRUNE=1).err == ""
+    assert either.held() == either.expected()
+
+
+def test_names_with_glob_characters_are_pruned_literally(world):
+    world.push()
+    odd = ["*", "layer_*", "[a-z]*.md", "note[1].txt", "a b?.md", "été.md"]
+    world.commit_elsewhere(dict.fromkeys(odd, b"x"))
+    before = world.held()
+    assert world.push(PRUNE=1).code == 0
+    assert set(before) - set(world.held()) == set(odd)
+
+
+def test_a_folder_of_many_files_is_one_commit_however_often_it_fails(either):
+    """2.x of the client splits more than twenty files where a commit fails."""
+    either.use("many")
+    assert len(either.expected(OTHER)) > 20
+    # The client makes six tries by Xet and one by LFS, and we make three of those.
+    n_times = 12 if either.transport == "xet" else 2
+    fault = Fault("commit", status=503, times=n_times)
+    either.hub.faults.append(fault)
+    done = either.push(OTHER)
+    assert (done.code, fault.times < 0) == (0, True), done.err
+    assert len(either.titles(OTHER)) == 2
+    assert either.held(OTHER) == either.expected(OTHER)
+
+
+def test_symlinks_upload_what_they_point_to(either, tmp_path):
+    stage = either.stage()
+    for i, row in enumerate(either.rows[SLUG]):
+        source = tmp_path / f"source{i}.pt"
+        (stage / row["path"]).rename(source)
+        (stage / row["path"]).symlink_to(source)
+    assert either.push().code == 0
+    assert either.held() == either.expected()
+
+
+def test_two_repos_are_two_commits_and_nobody_elses(world):
+    world.use("other")
+    done = world.push(SLUG, OTHER)
+    assert done.code == 0, done.err
+    for slug in (SLUG, OTHER):
+        assert world.held(slug) == world.expected(slug)
+        assert len(world.titles(slug)) == 2
+    assert len({row["commit"] for row in done.rows}) == 2
+
+
+# What plan tells.
+
+
+def test_plan_tells_adds_changes_and_what_is_unchanged_with_bytes(world):
+    done = world.run("plan", stdin=world.lines())
+    assert f"{world.repo_id}: would be created, public" in done.err
+    assert f"  add       7 files, {size_of(world.expected())}\n" in done.err
+    world.push()
+    world.use("more")
+    done = world.run("plan", stdin=world.lines())
+    commit = world.hub.commits(world.repo_id)[0]["id"]
+    assert f"{world.repo_id}: at {commit[:12]}" in done.err
+    held = only_checkpoints(world.held())
+    new = {
+        p: of for p, of in only_checkpoints(world.expected()).items() if p not in held
+    }
+    assert f"  add       4 files, {size_of(new)}\n" in done.err
+    assert "  change    3 files, " in done.err
+    assert f"  unchanged 4 files, {size_of(held)}\n" in done.err
+    for path, (n_bytes, _) in new.items():
+        assert f"    {path}  {human(n_bytes)}\n" in done.err
+
+
+def test_plan_only_reads_and_says_when_there_is_nothing_to_do(world):
+    world.release()
+    world.kinds()
+    done = world.run("plan", stdin=world.lines())
+    told = done.err.splitlines()
+    assert told[0].startswith(f"{world.repo_id}: nothing to do, at ")
+    assert told[1].startswith("  unchanged 7 files, ")
+    assert [line.endswith(": nothing to do") for line in told[2:]] == [True, True]
+    assert all(method == "GET" for method, _ in world.hub.requests)
+    assert done.rows == [
+        row | {"parent_commit": world.hub.commits(world.repo_id)[0]["id"]}
+        for row in world.rows[SLUG]
+    ]
+
+
+def test_plan_works_without_a_token(world):
+    world.push()
+    note = Headers()
+    world.hub.faults.append(note)
+    done = world.run("plan", stdin=world.lines(), HF_TOKEN="")
+    assert done.code == 0, done.err
+    assert "nothing to do" in done.err
+    assert set(note.seen) == {None}
+
+
+# Tokens.
+
+
+def test_a_stored_login_is_never_used(world, tmp_path):
+    home = tmp_path / "hf_home"
+    home.mkdir()
+    (home / "token").write_text(WRITER)
+    note = Headers()
+    world.hub.faults.append(note)
+    env = {"HF_TOKEN": "", "HF_HOME": home, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
+    plan, push = world.pipe("plan", "push", **env)
+    nothing_was_sent(world, push, "push: HF_TOKEN is not set; make a token that may")
+    assert set(note.seen) == {None}
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("", "HF_TOKEN is not set"),
+        ("  ", "HF_TOKEN is not set"),
+        ("hf_wrong", "HF_TOKEN is wrong or expired (401)"),
+        (READER, "HF_TOKEN may only read"),
+        (STRANGER, "HF_TOKEN is eve's, who may not write to demo-lab"),
+        (NARROW, "HF_TOKEN is fine-grained and lacks repo.write for demo-lab"),
+        ("hf_two words", "HF_TOKEN holds a space or what is not ASCII"),
+        ("hf_line\nfeed", "HF_TOKEN holds a space or what is not ASCII"),
+        ("hf_né", "HF_TOKEN holds a space or what is not ASCII"),
+    ],
+)
+def test_a_token_that_may_not_write_stops_it_before_anything(world, token, says):
+    lines = world.run("plan", stdin=world.lines()).out
+    world.kinds()
+    done = world.run("push", stdin=lines, HF_TOKEN=token)
+    nothing_was_sent(world, done, says)
+    if token.strip():
+        assert token not in done.err and "hf_" not in done.err
+
+
+def test_a_wrong_token_stops_plan_in_one_line(world):
+    done = world.run("plan", stdin=world.lines(), HF_TOKEN="hf_wrong")
+    assert done.code == 1
+    assert done.err == (
+        f"plan: {world.repo_id}: can't ask the Hub: HF_TOKEN is wrong or expired (401);"
+        " nothing was changed; to go on: make release\n"
+    )
+
+
+def test_white_space_around_the_token_is_no_part_of_it(world):
+    assert world.push(HF_TOKEN=f" {WRITER}\n").code == 0
+
+
+def test_a_fine_grained_token_may_push_and_is_told_what_it_lacks(world):
+    done = world.push(HF_TOKEN=SCOPED)
+    assert done.code == 0, done.err
+    assert "HF_TOKEN lacks collection.write for demo-lab: its collec" in done.err
+    assert world.held() == world.expected()
+
+
+def test_a_token_scoped_to_the_repo_alone_may_push(world):
+    world.push()
+    scoped = {world.repo_id: ["repo.write"], "elsewhere": []}
+    world.hub.tokens[SCOPED] = user("sam", [LAB], "fineGrained", scoped)
+    done = world.push(HF_TOKEN=SCOPED)
+    assert done.code == 0, done.err
+
+
+# What is on this disk.
+
+
+def replace_same_size(fpath: pathlib.Path) -> None:
+    content = fpath.read_bytes()
+    fpath.write_bytes(content[::-1])
+
+
+def spoil_manifest(world) -> None:
+    """A stage of whole files, whose manifest says other numbers than the lines."""
+    fpath = world.stage() / "manifest.jsonl"
+    rows = [json.loads(line) for line in fpath.read_text().splitlines()]
+    rows[0]["l0"] += 1
+    fpath.write_text(text(rows))
+    import hashlib
+
+    content = fpath.read_bytes()
+    of = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for row in world.rows[SLUG]:
+        row["documents"] |= {"manifest.jsonl": of}
+
+
+def first(world) -> pathlib.Path:
+    return world.stage() / world.rows[SLUG][0]["path"]
+
+
+SPOILED = {
+    "a checkpoint is gone": (lambda w: first(w).unlink(), "sae.pt: not there"),
+    "a checkpoint is cut": (lambda w: os.truncate(first(w), 9), "changed since"),
+    "a checkpoint is changed": (lambda w: replace_same_size(first(w)), "changed since"),
+    "a checkpoint dangles": (
+        lambda w: (first(w).unlink(), first(w).symlink_to("/nothing")),
+        "No such file or directory; it was there at preflight",
+    ),
+    "a stranger": (lambda w: (w.stage() / "x.txt").touch(), "x.txt: not ours"),
+    "a hidden stranger": (lambda w: (w.stage() / ".x").touch(), ".x: not ours"),
+    "an edited card": (
+        lambda w: (w.stage() / "README.md").write_text("mine"),
+        "README.md: changed since it was rendered",
+    ),
+    "no plot": (lambda w: (w.stage() / "pareto.png").unlink(), "pareto.png: not there"),
+    "another manifest": (spoil_manifest, "does not say what the lines say"),
+    "no stage": (lambda w: shutil.rmtree(w.stage()), "stage: no stage"),
+    "the same file twice": (
+        lambda w: w.rows[SLUG][1].update(sha256=w.rows[SLUG][0]["sha256"]),
+        "are one and the same file",
+    ),
+    "no saev has loaded it": (
+        lambda w: w.rows[SLUG][0].update(loader="builtin"),
+        "set SAEV_DIR to a saev that can, or LOADER=builtin to publish as is",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_stage_that_is_not_what_was_preflighted_is_not_sent(world, how):
+    spoil, says = SPOILED[how]
+    spoil(world)
+    done = world.run("push", stdin=world.lines())
+    nothing_was_sent(world, done, says)
+
+
+def test_loader_builtin_is_published_where_it_is_asked_for(world):
+    world.rows[SLUG][0]["loader"] = "builtin"
+    assert world.push(LOADER="builtin").code == 0
+
+
+def test_all_that_is_wrong_is_told_at_once(world):
+    world.use("other")
+    first(world).unlink()
+    (world.stage(OTHER) / "x.txt").touch()
+    done = world.run("push", stdin=world.lines(SLUG, OTHER), HF_TOKEN=READER)
+    nothing_was_sent(world, done, "not there", "x.txt: not ours", "may only read")
+    assert done.last.startswith("push: 3 problems; nothing was sent")
+    assert len(done.err.splitlines()) == 4
+
+
+def test_a_file_that_changes_while_it_is_sent_is_told_by_name(either):
+    fpath = first(either)
+    either.hub.faults.append(Meanwhile("preupload", lambda: replace_same_size(fpath)))
+    done = either.push()
+    assert done.code == 1
+    commit = either.hub.commits(either.repo_id)[0]["id"]
+    path = either.rows[SLUG][0]["path"]
+    assert f"commit {commit} does not hold {path} as preflight saw it" in done.last
+    assert done.out == ""
+
+
+def test_the_demo_is_not_for_the_real_hub(world, demo):
+    # A proxy that nobody runs, so that nothing gets out.
+    env = {"HF_ENDPOINT": "", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    env |= {"CATALOG": world.build / "demo" / "catalog.json"}
+    shutil.copytree(demo, world.build / "demo", ignore=shutil.ignore_patterns("runs"))
+    done = world.run("push", stdin=world.lines(), **env)
+    assert done.code == 1
+    assert "push: these are the demo's; name your own data" in done.err
+
+
+# Others at work on the same repo.
+
+
+def test_a_commit_since_the_plan_stops_it(world):
+    world.push()
+    world.use("more")
+    plan = world.run("plan", stdin=world.lines())
+    seen = world.hub.commits(world.repo_id)[0]["id"]
+    theirs = world.commit_elsewhere({"README.md": b"theirs"})
+    world.kinds()
+    done = world.run("push", stdin=plan.out)
+    nothing_was_sent(world, done, f"it is at {theirs} and was at {seen}")
+    assert world.hub.read(world.repo_id, "README.md") == b"theirs"
+
+
+def test_a_commit_during_the_upload_stops_it(either):
+    either.push()
+    either.use("more")
+    theirs = []
+    either.hub.faults.append(
+        Meanwhile(
+            "commit", lambda: theirs.append(either.commit_elsewhere({"a": b"theirs"}))
+        )
+    )
+    done = either.push()
+    assert done.code == 1
+    assert f"somebody changed it meanwhile, it is at {theirs[0]} and was" in done.last
+    assert (
+        "look at it with make plan REPO=vitb-relu; to go on: make release" in done.err
+    )
+    assert either.titles()[0] == "Somebody else's"
+    assert len(either.titles()) == 3
+
+
+def test_a_repo_made_and_filled_since_the_plan_stops_it(world):
+    plan = world.run("plan", stdin=world.lines())
+    world.hub.add_repo(world.repo_id)
+    theirs = world.commit_elsewhere({"README.md": b"theirs"})
+    done = world.run("push", stdin=plan.out)
+    nothing_was_sent(world, done, f"it is at {theirs} and was at None")
+
+
+def test_a_repo_made_and_filled_by_somebody_faster_stops_it(world):
+    def fill():
+        world.hub.add_repo(world.repo_id)
+        world.commit_elsewhere({"README.md": b"theirs"})
+
+    world.hub.faults.append(Meanwhile("create_repo", fill))
+    done = world.push()
+    assert done.code == 1
+    assert "somebody changed it meanwhile" in done.last
+    assert set(world.held()) == {"README.md"}
+
+
+def test_a_repo_removed_since_the_plan_is_not_made_anew(world):
+    world.push()
+    world.use("more")
+    plan = world.run("plan", stdin=world.lines())
+    world.hub.store.repos.clear()
+    world.kinds()
+    done = world.run("push", stdin=plan.out)
+    nothing_was_sent(world, done, "it is at None and was at")
+
+
+@pytest.mark.parametrize("kind", ["whoami", "create_repo"])
+def test_an_empty_repo_made_by_somebody_faster_is_taken(world, kind):
+    do = Meanwhile(kind, lambda: world.hub.add_repo(world.repo_id))
+    world.hub.faults.append(do)
+    assert world.push().code == 0
+    assert world.held() == world.expected()
+    assert len(world.titles()) == 2
+
+
+def test_of_two_at_once_the_second_says_who_is_at_work(world):
+    lines = world.run("plan", stdin=world.lines()).out
+    hold = Hold("preupload")
+    world.hub.faults.append(hold)
+    one = world.start("push", stdin=lines)
+    assert hold.reached.wait(60)
+    two = world.run("push", stdin=lines)
+    hold.release.set()
+    assert one.wait().code == 0
+    assert (two.code, two.out) == (1, "")
+    assert f"push: {SLUG}: process {one.pid} on " in two.err
+    assert "is at work on it" in two.err
+    assert len(world.titles()) == 2
+
+
+# Killed at any moment.
+
+
+MOMENTS = [
+    (transport, kind, when)
+    for transport, kind, when in (
+        ("xet", "create_repo", "before"),
+        ("xet", "create_repo", "after"),
+        ("xet", "preupload", "before"),
+        ("xet", "xet_token", "after"),
+        ("xet", "commit", "before"),
+        ("xet", "commit", "after"),
+        ("lfs", "lfs_batch", "before"),
+        ("lfs", "lfs_put", "before"),
+        ("lfs", "lfs_put", "after"),
+        ("lfs", "lfs_verify", "before"),
+        ("lfs", "commit", "after"),
+    )
+]
+
+
+@pytest.mark.parametrize(("transport", "kind", "when"), MOMENTS)
+def test_killed_and_run_again_the_repo_is_as_if_never_killed(
+    world, transport, kind, when
+):
+    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    lines = world.run("plan", stdin=world.lines()).out
+    hold = Hold(kind, when)
+    world.hub.faults.append(hold)
+    victim = world.start("push", stdin=lines)
+    assert hold.reached.wait(60)
+    os.kill(victim.pid, 9)
+    assert victim.wait().code == -9
+    hold.release.set()
+    world.hub.faults.clear()
+    assert world.push().code == 0
+    assert world.held() == world.expected()
+    assert world.titles() == ["Release 4 SAE checkpoints of layers 10, 11", INITIAL]
+
+
+@pytest.mark.parametrize(
+    ("transport", "kind"), [("xet", "xet_token"), ("lfs", "lfs_put")]
+)
+def test_ctrl_c_ends_it_at_once_in_one_line_and_the_next_goes_on(
+    world, transport, kind
+):
+    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    lines = world.run("plan", stdin=world.lines()).out
+    hold = Hold(kind)
+    world.hub.faults.append(hold)
+    victim = world.start("push", stdin=lines)
+    assert hold.reached.wait(60)
+    os.kill(victim.pid, signal.SIGINT)
+    done = victim.wait()
+    assert not hold.release.is_set()
+    assert (done.code, done.out, done.last) == (130, "", "push: interrupted")
+    hold.release.set()
+    world.hub.faults.clear()
+    assert world.push().code == 0
+    assert world.held() == world.expected()
+    assert len(world.titles()) == 2
+
+
+# Faults.
+
+
+FAULTS = {
+    "429, 503": ({"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503}),
+    "dropped before, after": ({"drop": "before"}, {"drop": "after"}),
+    "dropped half-way, stalled": ({"drop": "half"}, {"stall": True}),
+}
+KINDS = {
+    "xet": "whoami info tree create_repo validate_yaml preupload xet_token commit",
+    "lfs": "lfs_batch lfs_put lfs_verify",
+}
+TABLE = [(t, kind) for t, kinds in KINDS.items() for kind in kinds.split()]
+PATIENCE = {"HF_HUB_DOWNLOAD_TIMEOUT": 1, "HF_XET_CLIENT_READ_TIMEOUT": "1s"}
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+@pytest.mark.parametrize(("transport", "kind"), TABLE)
+def test_a_passing_fault_is_outlasted(world, transport, kind, faults):
+    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    lines = world.run("plan", stdin=world.lines()).out
+    world.hub.faults += [Fault(kind, **fault) for fault in FAULTS[faults]]
+    done = world.run("push", stdin=lines, **PATIENCE)
+    assert done.code == 0, done.err
+    assert all(fault.times <= 0 for fault in world.hub.faults)
+    for fault in world.hub.faults:
+        fault.release.set()
+    assert world.held() == world.expected()
+    assert len(world.titles()) == 2
+
+
+# Once its object is there, an upload by LFS is not verified again.
+@pytest.mark.parametrize(("transport", "kind"), TABLE[:-1])
+def test_a_lasting_fault_ends_in_one_line_with_the_command_that_goes_on(
+    world, transport, kind
+):
+    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    lines = world.run("plan", stdin=world.lines()).out
+    world.hub.faults.append(Fault(kind, status=503, times=10**6))
+    done = world.run("push", stdin=lines)
+    assert (done.code, done.out) == (1, "")
+    assert "503" in done.last
+    assert "; to go on: make release" in done.last
+    assert done.last.startswith("push: ")
+    assert "trying again in 2 s" in done.err and "trying again in 4 s" in done.err
+    world.hub.faults.clear()
+    assert world.push().code == 0
+    assert len(world.titles()) == 2
+
+
+def test_a_wait_is_as_long_as_the_hub_asks_for(world):
+    lines = world.run("plan", stdin=world.lines()).out
+    for after in ("7", "999", "soon"):
+        fault = Fault("whoami", status=429, headers={"Retry-After": after})
+        world.hub.faults.append(fault)
+    done = world.run("push", stdin=lines)
+    told = [line for line in done.err.splitlines() if "trying again" in line]
+    assert [line.rpartition(" in ")[2] for line in told] == ["7 s", "300 s"]
+
+
+def test_a_signed_url_is_never_told(world):
+    class Wordless(Fault):
+        def before(self, kind, request):
+            if kind == self.kind:
+                raise HubError(self.status, "")
+
+    world.hub.faults.append(Wordless("lfs_put", status=503))
+    done = world.push(HF_HUB_DISABLE_XET="1")
+    assert (done.code, "503" in done.last) == (1, True)
+    assert "/lfs/demo-lab/" in done.err and "signature" not in done.err
+    err = ConnectionError("PUT 'https://s3/x?X-Amz-Signature=abc' failed")
+    assert hub.tell(err).endswith(": PUT 'https://s3/x' failed")
+
+
+def test_what_is_done_already_is_told(world):
+    world.use("other")
+    lines = world.run("plan", stdin=world.lines(SLUG, OTHER)).out
+
+    def fail():
+        world.hub.faults.append(Fault("preupload", status=403, times=9))
+
+    world.hub.faults.append(AfterCommit(fail))
+    done = world.run("push", stdin=lines)
+    assert (done.code, done.out) == (1, "")
+    assert done.last == (
+        f"push: {world.repo_ids[OTHER]}: a fault of the test (403); already there:"
+        f" {world.repo_id}; to go on: make release"
+    )
+
+
+class AfterCommit:
+    def __init__(self, do):
+        self.do = do
+
+    def before(self, kind, request):
+        pass
+
+    def after(self, kind, request):
+        if kind == "commit":
+            self.do()
+
+
+def test_a_hub_that_is_not_there_is_one_line(world):
+    lines = world.run("plan", stdin=world.lines()).out
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    plan = world.run("plan", stdin=world.lines(), **env)
+    assert plan.code == 1
+    assert plan.last == (
+        f"plan: {world.repo_id}: can't ask the Hub: no answer from http://127.0.0.1:9:"
+        " [Errno 111] Connection refused; nothing was changed; to go on: make release"
+    )
+    push = world.run("push", stdin=lines, **env)
+    assert push.code == 1
+    assert "nothing was sent; to go on: make release" in push.last
+
+
+def test_a_stalled_hub_is_given_up(world):
+    faults = [Fault(kind, stall=True, times=10**6) for kind in ("info", "tree")]
+    world.hub.faults.append(faults[0])
+    done = world.run("plan", stdin=world.lines(), HF_HUB_DOWNLOAD_TIMEOUT=1)
+    assert (done.code, "no answer from" in done.last) == (1, True)
+    for fault in faults:
+        fault.release.set()
+
+
+def test_offline_mode_is_told_at_once(world):
+    done = world.run("plan", stdin=world.lines(), HF_HUB_OFFLINE=1)
+    assert done.code == 1
+    assert "offline mode is enabled" in done.last
+    assert "trying again" not in done.err
+
+
+# Progress.
+
+
+@pytest.mark.parametrize("transport", ["xet", "lfs"])
+def test_progress_shows_on_a_terminal_only(world, transport):
+    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    lines = world.run("plan", stdin=world.lines()).out
+    terminal, other_end = pty.openpty()
+    termios.tcsetwinsize(other_end, (24, 80))
+    shown = []
+
+    def read():
+        try:
+            while data := os.read(terminal, 4096):
+                shown.append(data)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    running = world.start("push", stdin=lines, TTY=os.ttyname(other_end))
+    assert running.wait().code == 0
+    os.close(other_end)
+    reader.join()
+    os.close(terminal)
+    on_terminal = b"".join(shown).decode()
+    assert "█" in on_terminal
+    world.use("more")
+    done = world.push()
+    assert done.code == 0
+    assert "█" not in done.err and "%" not in done.err

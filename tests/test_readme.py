@@ -1,0 +1,121 @@
+"""What README and --help tell people to type works when it is typed."""
+
+import re
+import subprocess
+
+import pytest
+
+from conftest import ROOT, bare_env
+from test_make import fresh
+
+README = (ROOT / "README.md").read_text()
+PROGRAMS = sorted(f.name for f in (ROOT / "bin").iterdir())
+JQ = [name for name in PROGRAMS if " jq " in (ROOT / "bin" / name).read_text()[:40]]
+SHELL = ["push-dinov3", "setup", "audit-deps", "drop-future"]
+STAGES = [name for name in PROGRAMS if name not in JQ + SHELL]
+OVER_THE_HUB = ["collect", "plan", "verify"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory, demo):
+    return fresh(tmp_path_factory.mktemp("readme"), demo, "dry-run")
+
+
+def sh(tree, text: str, **env):
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", text],
+        cwd=tree.dpath,
+        env=bare_env(VENV=ROOT / ".venv", **env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def blocks(title: str) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", section(title), re.DOTALL)
+
+
+def test_the_debugging_session_works_as_told(tree):
+    outs = []
+    for block in blocks("Piping by hand"):
+        done = sh(tree, block)
+        assert done.returncode == 0, (block, done.stderr)
+        outs.append(done.stdout)
+    assert re.search(r"1 not Matryoshka", outs[0])
+    assert re.fullmatch(r"\w{8} \S+/vitl_ade20k_inference\.py:\d+\n", outs[1])
+    assert len(outs[2].splitlines()) == len(outs[3].splitlines()) == 3
+
+
+def test_the_rehearsal_works_as_told(tree):
+    (block,) = blocks("Releasing")
+    done = sh(tree, block)
+    assert done.returncode == 0, done.stderr
+    assert "verified" in done.stdout
+
+
+def test_every_target_in_the_readme_is_one(tree):
+    listed = set(re.findall(r"^([\w-]+) ", tree.make("help").stdout, re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z][a-z-]+)", README))
+    assert named - {"install"} <= listed, named - listed
+
+
+def test_every_setting_is_in_the_table_and_in_dotenv_example():
+    table = section("Settings")
+    in_table = set(re.findall(r"`([A-Z][A-Z_]+)`", re.sub(r"\|[^|]*\|$", "", table)))
+    example = (ROOT / ".env.example").read_text()
+    in_example = set(re.findall(r"^#?\s?([A-Z][A-Z_]+)(?:=| is never)", example, re.M))
+    only_for_make = {"REPO"}
+    clients_own = {"HF_HUB_DISABLE_XET"}
+    assert in_table - only_for_make - clients_own == in_example
+
+
+def test_every_pinned_package_is_explained():
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
+    for name in pinned:
+        assert re.search(rf"\b{name}\b", section("What it stands on")), name
+
+
+def test_nothing_speaks_of_a_placeholder():
+    assert "{{" not in README and "TODO" not in README
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_has_a_purpose_options_and_an_example_that_works(tree, name):
+    done = sh(tree, f"bin/{name} --help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert re.match(rf"usage: {name} .*\n\n[A-Z].*\.\n", done.stdout, re.DOTALL)
+    assert "options:" in done.stdout
+    example = done.stdout.split("\nexample:\n")[1]
+    if name in OVER_THE_HUB:
+        release = "make release REPO=vitl-topk"
+        quoted = f"{release} && {example}".replace("'", "'\\''")
+        done = sh(
+            tree, f"bin/rehearse bash -o pipefail -c '{quoted}'", LOADER="builtin"
+        )
+    else:
+        done = sh(tree, example)
+    assert done.returncode == 0, (example, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("name", JQ)
+def test_a_jq_filter_is_executable_and_tells_its_purpose_and_example(tree, name):
+    text = (ROOT / "bin" / name).read_text()
+    assert text.startswith("#!/usr/bin/env -S jq ")
+    comment = re.match(r"#!.*\n((?:#.*\n)+)", text)[1]
+    example = re.sub(r"^# ? ?", "", comment.split("# example:\n")[1], flags=re.M)
+    done = sh(tree, example, PIN="", EXCLUDE="")
+    if name == "announce":
+        return  # there is no release yet
+    assert done.returncode == 0, (example, done.stderr)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_wrong_usage_is_exit_2_and_no_traceback(tree, name):
+    done = sh(tree, f"bin/{name} --no-such-option")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and done.stderr.startswith("usage: ")

@@ -1,0 +1,274 @@
+"""The whole `make release` over a Hub on this machine, on the demo."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from conftest import ROOT, bare_env
+from hub_kit import Fault
+from release_kit import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
+from saepub.loopback_hub import LoopbackHub
+from test_make import SLUGS, Tree, fresh
+
+REPO_ID = f"{LAB}/SAE_DINOv3_ViT-B-16_IN1K"
+CANARY = "hf_canary0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, demo):
+    """A tree with one repo staged, two checkpoints a layer. Not to be changed."""
+    tree = fresh(tmp_path_factory.mktemp("built"), demo)
+    tree.make("dry-run", f"REPO={SLUG}", "N=2")
+    return tree
+
+
+@pytest.fixture
+def hub(tmp_path):
+    tokens = TOKENS | {CANARY: TOKENS[WRITER]}
+    with LoopbackHub(tmp_path / "hub", tokens=tokens) as hub:
+        hub.add_collection(LAB, "sae-v")
+        yield hub
+    assert hub.errors == []
+
+
+class Release(Tree):
+    """A tree of a test's own, and its Hub."""
+
+    def __init__(self, dpath: pathlib.Path, hub: LoopbackHub):
+        super().__init__(dpath)
+        self.hub = hub
+        self.env = {
+            "HOME": dpath.parent / "home",
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": WRITER,
+        }
+
+    def run(self, goal: str, *argv: str, code: int = 0, **env: object):
+        argv = (f"REPO={SLUG}", *(argv or ("N=2",)))
+        return self.make(goal, *argv, code=code, **self.env | env)
+
+    def staged(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
+        rows = self.read(f"{slug}/rendered.jsonl")
+        files = {row["path"]: row for row in rows} | rows[0]["documents"]
+        return {path: (of["bytes"], of["sha256"]) for path, of in files.items()}
+
+    def held(self, repo_id: str = REPO_ID) -> dict[str, tuple[int, str]]:
+        files = self.hub.files(repo_id)
+        return {path: of for path, of in files.items() if path != ".gitattributes"}
+
+
+@pytest.fixture
+def tree(built, tmp_path, hub):
+    dpath = tmp_path / "tree"
+    subprocess.run(["cp", "-a", built.dpath, dpath], check=True)
+    return Release(dpath, hub)
+
+
+def announced(done) -> list[tuple[str, ...]]:
+    """Of each repo's line: URL, commit, files, bytes, seconds."""
+    pattern = r"(\S+)/tree/(\w{40})  (\d+) files, (\S+ \wB), ([\d.]+) s, verified"
+    return [re.fullmatch(pattern, line).groups() for line in done.stdout.splitlines()]
+
+
+def test_first_second_and_changed_release_by_xet(tree):
+    hub = tree.hub
+    first = tree.run("release")
+    assert "xet_token" in {kind for _, kind in hub.requests}
+    commit = hub.commits(REPO_ID)[0]["id"]
+    ((url, announced_commit, n_files, n_bytes, _),) = announced(first)
+    assert (url, announced_commit) == (f"{hub.endpoint}/{REPO_ID}", commit)
+    size = sum(n for n, _ in tree.staged().values())
+    assert (n_files, n_bytes) == ("7", f"{round(size / 1000, 1):g} kB")
+    assert tree.held() == tree.staged()
+    assert len(hub.commits(REPO_ID)) == 2
+    links = re.findall(r"^(http\S+/collections/\S+): (\w+)", first.stderr, re.M)
+    assert [how for _, how in links] == ["created", "gained"]
+    record = json.loads((tree.dpath / f"build/{SLUG}/release.json").read_text())
+    assert record["commit"] == commit
+
+    # Without a token: what a release would do, and whether it is still as released.
+    plan = tree.run("plan", HF_TOKEN="")
+    assert f"{REPO_ID}: nothing to do" in plan.stderr
+    later = tree.run("verify", HF_TOKEN="")
+    assert f"{REPO_ID} at" in later.stderr and "verified 7 files" in later.stderr
+
+    n_received = hub.bytes_received
+    second = tree.run("release")
+    assert announced(second)[0][1] == commit
+    assert (hub.bytes_received, len(hub.commits(REPO_ID))) == (n_received, 2)
+
+    # A record of before is not announced where a release fails.
+    hub.faults.append(Fault("info", status=403, times=10**6))
+    assert tree.run("release", code=2).stdout == ""
+    hub.faults.clear()
+
+    before = tree.held()
+    changed = tree.run("release", "N=3", "PRUNE=1")
+    assert tree.held() == tree.staged()
+    assert len(hub.commits(REPO_ID)) == 3
+    assert announced(changed)[0][1] == hub.commits(REPO_ID)[0]["id"]
+    new = {p: of for p, of in tree.held().items() if before.get(p) != of}
+    n_new = sum(n for n, _ in new.values())
+    assert hub.bytes_received - n_received < n_new + 20_000
+    for collection in hub.collections():
+        assert [item["id"] for item in collection["items"]] == [REPO_ID]
+
+
+def test_killed_during_the_upload_and_run_again_by_lfs(tree):
+    tree.env["HF_HUB_DISABLE_XET"] = "1"
+    hold = Hold("commit")
+    tree.hub.faults.append(hold)
+    make = subprocess.Popen(
+        ["make", "release", f"REPO={SLUG}", "N=2"],
+        cwd=tree.dpath,
+        env=bare_env(**{"VENV": ROOT / ".venv"} | tree.env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert hold.reached.wait(60)
+    os.killpg(make.pid, signal.SIGKILL)
+    make.wait()
+    hold.release.set()
+    tree.hub.faults.clear()
+    tree.run("release")
+    assert "lfs_put" in {kind for _, kind in tree.hub.requests}
+    assert tree.held() == tree.staged()
+    titles = ["Release 4 SAE checkpoints of layers 10, 11", "initial commit"]
+    assert [c["title"] for c in tree.hub.commits(REPO_ID)] == titles
+    n_received = tree.hub.bytes_received
+    tree.run("release")
+    assert (tree.hub.bytes_received, len(tree.hub.commits(REPO_ID))) == (n_received, 2)
+
+
+def test_without_a_token_nothing_is_sent(tree):
+    done = tree.run("release", code=2, HF_TOKEN="")
+    assert "push: HF_TOKEN is not set; make a token that may write" in done.stderr
+    assert done.stdout == ""
+    assert tree.hub.store.repos == {}
+
+
+def test_what_stands_is_announced_where_a_collection_fails(tree):
+    done = tree.run("release", code=2, HF_TOKEN=SCOPED)
+    assert len(announced(done)) == 1
+    assert "collect: 2 problems; the repos are released and verified" in done.stderr
+
+
+def test_the_clients_own_settings_may_be_in_dotenv(tree):
+    lines = (tree.dpath / f"build/{SLUG}/rendered.jsonl").read_bytes()
+    (tree.dpath / ".env").write_text(f"HF_ENDPOINT={tree.hub.endpoint}\n")
+    done = subprocess.run(
+        [tree.dpath / "bin/plan"],
+        input=lines,
+        capture_output=True,
+        cwd=tree.dpath,
+        env=bare_env(VENV=ROOT / ".venv"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{REPO_ID}: would be created" in done.stderr.decode()
+    assert ("GET", "info") in tree.hub.requests
+
+
+# The one command, and the token.
+
+
+class CommandLines(threading.Thread):
+    """Looks for the canary in every process's command line, all the time."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_looks, self.found, self.is_over = 0, [], False
+
+    def run(self) -> None:
+        own = str(os.getpid())
+        while not self.is_over:
+            for dpath in pathlib.Path("/proc").glob("[0-9]*"):
+                try:
+                    text = (dpath / "cmdline").read_bytes()
+                except OSError:  # it has ended
+                    continue
+                if CANARY.encode() in text and dpath.name != own:
+                    self.found.append(text)
+            self.n_looks += 1
+            time.sleep(0.01)
+
+
+def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
+    env = {"HF_TOKEN": CANARY, "REPO": "x"}
+    refused = push_dinov3(tree, **env)
+    assert refused.returncode == 1
+    assert (
+        "push: vitl-topk: no saev has loaded 4 checkpoints of it; set SAEV_DIR to a saev"
+        " that can, or LOADER=builtin to publish as is (nothing was sent; to go on: "
+    ) in refused.stderr
+    assert tree.hub.store.repos == {}
+
+    watch = CommandLines()
+    watch.start()
+    done = push_dinov3(tree, LOADER="builtin", **env)
+    watch.is_over = True
+    watch.join()
+    assert done.returncode == 0, done.stderr
+    catalog = json.loads((tree.dpath / "build/demo/catalog.json").read_text())
+    repo_ids = {repo["slug"]: repo["repo_id"] for repo in catalog["repos"]}
+    assert len(announced(done)) == 4
+    for slug in SLUGS:
+        assert tree.held(repo_ids[slug]) == tree.staged(slug)
+    for collection in tree.hub.collections():
+        assert {i["id"] for i in collection["items"]} == set(repo_ids.values())
+    card = tree.hub.read(repo_ids["vitl-topk"], "README.md").decode()
+    assert "saev 0.1.0" not in card
+
+    # The stages' words, their command lines, and all that they and the Hub left behind.
+    assert CANARY not in refused.stdout + refused.stderr + done.stdout + done.stderr
+    assert watch.n_looks > 10 and watch.found == []
+    left = subprocess.run(["grep", "-rlF", CANARY, tmp_path], capture_output=True)
+    assert (left.returncode, left.stdout) == (1, b"")
+    assert (tmp_path / "home/.cache/huggingface/xet").exists()  # the client's own
+
+
+def test_the_token_is_in_no_error_text(tree):
+    tree.hub.tokens.pop(CANARY)
+    done = tree.run("release", code=2, HF_TOKEN=f" {CANARY} ")
+    assert "HF_TOKEN is wrong or expired (401)" in done.stderr
+    assert CANARY not in done.stdout + done.stderr
+
+
+def push_dinov3(tree, *argv: str, **env: object):
+    return subprocess.run(
+        [tree.dpath / "bin/push-dinov3", *argv],
+        env=bare_env(**{"VENV": ROOT / ".venv", "N": 2} | tree.env | env),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_push_dinov3_fails_with_1_and_the_command_that_goes_on(tree):
+    # One repo is enough to be refused.
+    catalog = json.loads((tree.dpath / "build/demo/catalog.json").read_text())
+    catalog["repos"] = [r for r in catalog["repos"] if r["slug"] == SLUG]
+    (tree.dpath / "build/demo/catalog.json").write_text(json.dumps(catalog))
+    done = push_dinov3(tree, HF_TOKEN="")
+    assert done.returncode == 1
+    assert re.search(r"HF_TOKEN is not set.*to go on: .*bin/push-dinov3", done.stderr)
+    assert tree.hub.requests[-1][0] == "GET"
+    done = push_dinov3(tree, "--dry-run", HF_TOKEN="")
+    assert done.returncode == 0 and REPO_ID in done.stdout
+    assert tree.hub.store.repos == {}
+
+
+def test_push_dinov3_wrong_usage_is_exit_2_and_help_is_help(tree):
+    for argv in (["--wet-run"], ["--dry-run", "x"]):
+        done = push_dinov3(tree, *argv)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "usage: bin/push-dinov3 [--dry-run]\n"
+    done = push_dinov3(tree, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: bin/push-dinov3 [--dry-run]\n" in done.stdout

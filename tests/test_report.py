@@ -1,0 +1,492 @@
+"""report writes one page that shows every candidate truly, and takes all text for text."""
+
+import base64
+import collections
+import hashlib
+import html.parser
+import json
+import math
+import random
+import re
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import report_kit
+from conftest import ROOT, run_program
+from report_kit import ACCOUNT, leave, published, report, run
+from saepub import advice, frontier, report_panel
+
+HOSTILE = (
+    "</script><script>pwned=1</script>",
+    "<!--<script>",
+    "<img src=x onerror=pwned=1>",
+    "\"' onmouseover=pwned=1 x='",
+    "{{ 7*7 }}{% raw %}&lt;`$(touch pwned)`",
+    "a\nb\x00c\u202ed",
+)
+
+
+class Page(html.parser.HTMLParser):
+    """The page as a browser would take it: its tags, its texts and its rows."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.rows: dict[str, dict] = {}
+        self.texts: list[str] = []
+        self.of_tag = collections.defaultdict(list)
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+        self.of_tag[tag].append("")
+        if tag == "tr":
+            self.cells, self.tr = [], dict(attrs)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.open:
+            self.of_tag[self.open[-1]][-1] += data
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+        if tag == "tr":
+            self.rows[self.cells[0]] = {"cells": self.cells[1:], **self.tr}
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+@pytest.fixture
+def page(tmp_path):
+    done = report(leave(tmp_path))
+    assert done.returncode == 0, done.err
+    assert done.out == ""
+    return Page(done.html)
+
+
+def command_of(tmp_path, run_id: str, account=ACCOUNT, **settings) -> str | None:
+    done = report(leave(tmp_path, account), **settings)
+    assert done.returncode == 0, done.err
+    return Page(done.html).rows[run_id].get("data-command")
+
+
+def test_every_candidate_is_told_with_its_numbers_and_its_fate(page):
+    want = {
+        "sparse": ["2.0", "0.800", "2025-12-01", "chosen"],
+        "between": ["9.0", "0.500", "2025-12-01", "not needed"],
+        "worse": ["31.0", "0.600", "2025-12-01", "off the frontier"],
+        "byhand": ["60.0", "0.400", "2025-11-27", "pinned"],
+        "dense": ["400.0", "0.123", "2025-12-01", "chosen"],
+        "plain": ["20.0", "0.450", "2025-12-01", "dropped: not Matryoshka"],
+        "nan": ["12.0", "NaN", "2025-12-01", 'dropped: not finite: NMSE "NaN"'],
+        "dead": ["0.0", "1.00", "2025-12-01", "dropped: L0 is 0: a dead SAE"],
+        "lost": ["none", "none", "", "dropped: not in W&B"],
+    }
+    for run_id, cells in want.items():
+        assert page.rows[run_id]["cells"] == cells
+    assert {line["run_id"] for line in ACCOUNT} == set(page.rows) - {"Run"}
+
+
+def test_rows_stand_by_l0_and_those_without_a_place_last(page):
+    order = ["sparse", "between", "plain", "out", "middle", "worse", "byhand", "dense"]
+    order += ["dead", "lost", "nan"]
+    assert [run_id for run_id in page.rows if run_id in order] == order
+
+
+def test_only_runs_with_a_place_in_the_plane_are_drawn(page):
+    points = [a for tag, a in page.tags if tag == "use" and "data-row" in a]
+    assert len(points) == len(ACCOUNT) - len({"nan", "dead", "lost"})
+    for point in points:
+        for key in ("x", "y"):
+            assert 0 <= float(point[key].removesuffix("%")) <= 100
+
+
+def test_chosen_lie_on_top(page):
+    kinds = [a["class"] for tag, a in page.tags if tag == "use" and "data-row" in a]
+    assert kinds[:8] == ["d", "d", "o", "n", "p", "c", "c", "c"]
+
+
+def test_numbers_on_top_count_all_repos(tmp_path):
+    more = [line | {"repo": "vitb-relu"} for line in ACCOUNT]
+    done = report(
+        leave(tmp_path, ACCOUNT + more), "vits-relu", "vitb-relu", "vits-relu"
+    )
+    page = Page(done.html)
+    numbers = dict(zip(page.of_tag["dt"], page.of_tag["dd"], strict=True))
+    numbers = {k: v for k, v in numbers.items() if v}
+    assert numbers == {
+        "Repos": "2",
+        "Candidates": "24",
+        "Chosen": "10",
+        "Checkpoints": "10 MB",
+        "Warnings": "2",
+    }
+    assert "10 of 24 candidates chosen for 2 repos" in page.of_tag["title"]
+
+
+def test_warnings_stand_at_the_top_and_are_the_summarys(tmp_path):
+    rows = [published(x) for x in ACCOUNT if x["fate"] in ("chosen", "pinned")]
+    rows[0]["warnings"] = ["NMSE 1.2 is above 1"]
+    done = report(leave(tmp_path, rows=rows))
+    told = advice.warnings(rows, ACCOUNT)
+    assert told == [
+        "layer 8: a frontier of 1 run only",
+        "layer 6 sparse: NMSE 1.2 is above 1",
+    ]
+    page = Page(done.html)
+    assert [text for text in page.of_tag["li"] if text in told] == told
+    assert done.html.index(told[0]) < done.html.index("<table")
+    assert page.rows["sparse"]["cells"][-1] == "chosen Warning: NMSE 1.2 is above 1"
+
+
+def test_what_loaded_the_checkpoints_is_told(tmp_path):
+    rows = [published(x) for x in ACCOUNT if x["fate"] in ("chosen", "pinned")]
+    rows[0]["loader"] = "builtin"
+    page = Page(report(leave(tmp_path, rows=rows)).html)
+    assert "loaded by saev 0.1.0 and the built-in reader" in page.text
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    first = report(leave(tmp_path)).html
+    assert report(leave(tmp_path, ACCOUNT[::-1])).html == first
+
+
+# ---- the commands ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run_id", "want"),
+    [
+        ("sparse", 'PIN="byhand" EXCLUDE="out sparse"'),
+        ("between", 'PIN="byhand between" EXCLUDE="out"'),
+        ("worse", 'PIN="byhand worse" EXCLUDE="out"'),
+        ("byhand", 'EXCLUDE="out"'),
+        ("out", 'PIN="byhand"'),
+        ("plain", None),
+        ("dead", None),
+        ("lost", None),
+    ],
+)
+def test_a_command_changes_the_fate_and_keeps_what_a_hand_chose(page, run_id, want):
+    whole = None if want is None else f"make dry-run REPO=vits-relu {want}"
+    assert page.rows[run_id].get("data-command") == whole
+
+
+@pytest.mark.parametrize(
+    ("run_id", "want"),
+    [
+        ("sparse", 'PIN="middle byhand" EXCLUDE="out sparse"'),
+        ("worse", 'PIN="middle byhand worse" EXCLUDE="out"'),
+        ("middle", 'PIN="byhand" EXCLUDE="out middle"'),
+        ("byhand", 'PIN="middle" EXCLUDE="out"'),
+        ("out", 'PIN="middle byhand" EXCLUDE=""'),
+    ],
+)
+def test_a_command_keeps_what_is_in_force(tmp_path, run_id, want):
+    found = command_of(tmp_path, run_id, PIN="middle, byhand", EXCLUDE=" out  out")
+    assert found == f"make dry-run REPO=vits-relu {want}"
+
+
+def test_ids_of_other_repos_are_left_out_of_a_command_and_taken_back(tmp_path):
+    account = [line for line in ACCOUNT if line["run_id"] not in ("byhand", "out")]
+    elsewhere = {"PIN": "elsewhere", "EXCLUDE": "elsewhere $(id)"}
+    found = command_of(tmp_path, "worse", account, **elsewhere)
+    assert found == 'make dry-run REPO=vits-relu PIN="worse" EXCLUDE=""'
+
+
+def test_a_command_keeps_n(tmp_path):
+    assert " N=4 " in command_of(tmp_path, "worse", N=4)
+    assert " N=" not in command_of(tmp_path, "worse", N=6)
+
+
+def test_commands_do_what_they_say(tmp_path):
+    """Each goes through the real classify and select, which must then tell another fate."""
+    rng = random.Random(0)
+    expected = {
+        "objective": "matryoshka",
+        "activation": "relu",
+        "d_model": 8,
+        "d_sae": 32,
+    }
+    runs = []
+    for i in range(30):
+        l0 = 10 ** rng.uniform(0.3, 2.8)
+        more = {"expected": expected, **expected, "activation": {"key": "relu"}}
+        more |= {"train_layer": 6, "state": "finished", "nmse_source": "wandb"}
+        nmse = None if i == 7 else 0.9 * l0**-0.35 * rng.uniform(1, 1.2)
+        runs.append(run(f"run{i}", l0, nmse, "") | more)
+    # A pin that the rule would not have chosen, and a hand's exclusion.
+    before = chain(tmp_path, runs, pin="run9", exclude="run3")
+    fates = {x["run_id"]: x["fate"] for x in before}
+    assert set(fates.values()) == set(report_panel.BACK_TO_FRONT)
+    done = report(leave(tmp_path, before), PIN="run9", EXCLUDE="run3")
+    rows = Page(done.html).rows
+    for fate in report_panel.BACK_TO_FRONT:
+        run_id = next(i for i, f in fates.items() if f == fate and i in rows)
+        command = rows[run_id].get("data-command")
+        if command is None:
+            assert run_id == "run7"
+            continue
+        given = dict(word.split("=") for word in shlex.split(command)[2:])
+        after = chain(tmp_path, runs, given.get("PIN", ""), given.get("EXCLUDE", ""))
+        changed = {x["run_id"]: x["fate"] for x in after}[run_id]
+        assert (changed in ("chosen", "pinned")) != (fate in ("chosen", "pinned"))
+
+
+def chain(tmp_path, runs: list[dict], pin: str, exclude: str) -> list[dict]:
+    stdin = "".join(json.dumps(x) + "\n" for x in runs)
+    classified = run_program(ROOT / "bin/classify", stdin=stdin, EXCLUDE=exclude)
+    fpath = tmp_path / "account.jsonl"
+    argv = (ROOT / "bin/select", "--account", fpath, "--pin", pin)
+    done = run_program(*argv, stdin=classified.out)
+    assert done.returncode == 0, done.err
+    return [json.loads(text) for text in fpath.read_text().splitlines()]
+
+
+# ---- hostile text ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_from_outside_stays_text(tmp_path, text):
+    def page_with(text: str) -> Page:
+        changes = {"plain": {"drop": text}, "nan": {"wandb_url": text}}
+        changes |= {"worse": {"created_at": text}}
+        account = [line | changes.get(line["run_id"], {}) for line in ACCOUNT]
+        rows = [published(x) for x in account if x["fate"] in ("chosen", "pinned")]
+        rows[0] |= {"warnings": [text], "loader": text}
+        done = report(leave(tmp_path, account, rows))
+        assert done.returncode == 0, done.err
+        return Page(done.html)
+
+    page, harmless = page_with(text), page_with("harmless")
+    assert tags_of(page) == tags_of(harmless)
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    assert page.rows["plain"]["cells"][-1] == f"dropped: {shown}"
+    assert page.rows["worse"]["cells"][2] == shown
+    assert page.rows["sparse"]["cells"][-1] == f"chosen Warning: {shown}"
+    assert f"layer 6 sparse: {shown}" in page.of_tag["li"]
+    assert f"loaded by {min(shown, 'saev 0.1.0')}" in page.text
+
+
+def tags_of(page: Page) -> list[tuple]:
+    return [(tag, sorted(attrs)) for tag, attrs in page.tags]
+
+
+@pytest.mark.parametrize("text", [t for t in HOSTILE if t.isprintable()])
+def test_the_catalogs_text_stays_text(tmp_path, text):
+    catalog = json.loads(json.dumps(report_kit.CATALOG))
+    catalog["repos"][0]["title"] = text
+    found = Page(report(leave(tmp_path, catalog=catalog)).html)
+    harmless = Page(report(leave(tmp_path)).html)
+    assert text in found.of_tag["h2"]
+    assert tags_of(found) == tags_of(harmless)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_link"),
+    [
+        ("https://wandb.ai/lab/saev/runs/a?x=1&y=2", True),
+        ("http://127.0.0.1:8080/runs/a", True),
+        ("javascript:alert(1)", False),
+        ("JaVaScRiPt://wandb.ai/%0aalert(1)", False),
+        ("data:text/html,<script>1</script>", False),
+        ("file:///etc/passwd", False),
+        ("//wandb.ai/a", False),
+        ("https:wandb.ai", False),
+        ("https://[wandb.ai", False),
+        ("https://wandb.ai/\u202egpj", False),
+        ("\x01https://wandb.ai", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_web_addresses_become_links(tmp_path, url, is_link):
+    account = [line | {"wandb_url": url} for line in ACCOUNT]
+    page = Page(report(leave(tmp_path, account)).html)
+    links = {a.get("href") for tag, a in page.tags if tag == "a"}
+    links = {href for href in links if href and not href.startswith("#")}
+    assert links == ({url} if is_link else set())
+
+
+def test_the_page_asks_for_nothing_and_runs_only_its_own_script(page, tmp_path):
+    policy = next(a["content"] for tag, a in page.tags if "http-equiv" in a)
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    for tag in ("script", "style"):
+        (text,) = page.of_tag[tag]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert "unsafe" not in policy
+    for tag, attrs in page.tags:
+        assert tag not in ("iframe", "object", "embed", "form", "img", "base")
+        assert not [
+            key for key in attrs if key.startswith("on") or key in ("style", "src")
+        ]
+        if tag == "link":
+            assert attrs == {"rel": "icon", "href": "data:,"}
+        if "href" in attrs and tag != "a":
+            assert attrs["href"].startswith(("#", "data:,"))
+    assert not re.search(r"url\(|@import", page.of_tag["style"][0])
+
+
+# ---- what a user can get wrong ---------------------------------------------------------------
+
+
+def test_no_slug_and_an_unknown_slug_are_wrong_usage(tmp_path):
+    leave(tmp_path)
+    assert report(tmp_path, "--out", tmp_path / "x").returncode == 2
+    done = report(tmp_path, "vitz-relu")
+    assert done.returncode == 2
+    assert "did you mean vits-relu?" in done.err
+
+
+def test_a_repo_without_a_dry_run_says_what_to_run(tmp_path):
+    done = report(leave(tmp_path), "vitb-relu")
+    assert done.returncode == 1
+    assert done.err == (
+        f"report: {tmp_path}/vitb-relu/rendered.jsonl: not there;"
+        f" run: make dry-run REPO=vitb-relu\n"
+    )
+    assert done.html is None
+
+
+def test_files_of_two_choices_are_refused(tmp_path):
+    leave(tmp_path, rows=[published(ACCOUNT[0])])
+    done = report(tmp_path)
+    assert done.returncode == 1
+    assert "tell of two choices; run: make dry-run REPO=vits-relu" in done.err
+
+
+def test_a_line_that_is_no_account_is_refused_and_an_older_page_stands(tmp_path):
+    first = report(leave(tmp_path)).html
+    leave(tmp_path, [*ACCOUNT[:-1], run("lonely", 1.0, 1.0, "lucky", layer=8)])
+    done = report(tmp_path)
+    assert done.returncode == 1
+    assert 'account.jsonl:12: "fate" is "lucky", not one of chosen, ' in done.err
+    assert done.html == first
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_out_names_the_file(tmp_path):
+    fpath = tmp_path / "elsewhere" / "page.html"
+    done = report(leave(tmp_path), "vits-relu", "--out", fpath)
+    assert done.html is None
+    assert fpath.read_text().startswith("<!doctype html>")
+    assert str(fpath) in done.err
+
+
+# ---- one panel -------------------------------------------------------------------------------
+
+
+def test_the_frontier_line_goes_through_the_chosen_and_the_not_needed():
+    front = frontier.of_account(sorted(ACCOUNT[:6], key=lambda r: r["l0"]))
+    assert [r["run_id"] for r in front] == ["sparse", "between", "middle", "dense"]
+
+
+def test_a_pinned_run_on_the_frontier_stays_on_the_line():
+    runs = [run("a", 1.0, 0.9, "chosen"), run("b", 2.0, 0.5, "pinned")]
+    assert frontier.of_account(runs) == runs
+
+
+def test_dropped_runs_are_never_on_the_line():
+    runs = [
+        run("a", 1.0, 0.1, "dropped", drop="not Matryoshka"),
+        run("b", 2.0, 0.5, "chosen"),
+    ]
+    assert frontier.of_account(runs) == runs[1:]
+
+
+def test_l0_is_drawn_in_log_and_nmse_upwards():
+    runs = [run("a", 1.0, 0.9, "chosen"), run("b", 10.0, 0.5, "chosen")]
+    runs.append(run("c", 100.0, 0.1, "chosen"))
+    points = report_panel.panel(6, runs).points
+    x, y = ([float(getattr(p, k)[:-1]) for p in points] for k in "xy")
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.02)
+    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.02)
+    assert x[0] < x[1]
+    assert y[0] < y[1], "less error is lower on the page"
+
+
+def test_a_diverged_run_does_not_press_the_frontier_flat():
+    runs = [run("a", 1.0, 0.9, "chosen"), run("b", 10.0, 0.1, "chosen")]
+    runs.append(run("c", 5.0, 1e6, "off the frontier"))
+    panel = report_panel.panel(6, runs)
+    tops = {panel.runs[p.row]["run_id"]: float(p.y[:-1]) for p in panel.points}
+    assert tops["c"] == 0
+    assert tops["b"] - tops["a"] > 50
+    assert panel.notes == ["1 run beyond the NMSE axis is drawn at its edge."]
+
+
+def test_thousands_are_thinned_evenly_and_the_page_says_so():
+    n = report_panel.AT_MOST * 5
+    runs = [run(f"r{i}", 1 + i, 0.9, "off the frontier") for i in range(n)]
+    runs += [run(f"c{i}", 2.5 + i, 0.5, "chosen") for i in range(7)]
+    panel = report_panel.panel(6, runs)
+    shown = collections.Counter(r["fate"] for r in panel.runs)
+    assert shown == {"off the frontier": report_panel.AT_MOST, "chosen": 7}
+    assert len(panel.points) == len(panel.runs)
+    assert panel.notes == ["Shown: 2,000 of the 10,000 off the frontier."]
+    l0s = [r["l0"] for r in panel.runs if r["fate"] != "chosen"]
+    assert l0s[0] == 1
+    assert l0s[-1] > 0.99 * n
+
+
+def test_a_layer_of_which_nothing_can_be_drawn_has_a_table_all_the_same():
+    panel = report_panel.panel(6, [run("a", None, None, "dropped", drop="no L0")])
+    assert (panel.points, len(panel.runs)) == ([], 1)
+    assert panel.notes == ["No candidate has L0 and NMSE."]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(min_value=0, allow_infinity=False),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.sampled_from(report_panel.BACK_TO_FRONT),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_any_measures_have_places_and_any_axis_has_numbers(measures):
+    runs = [run(f"r{i}", *m, drop=None) for i, m in enumerate(measures)]
+    panel = report_panel.panel(6, runs)
+    assert len(panel.runs) == len(runs)
+    assert sorted(p.row for p in panel.points) == list(range(len(panel.points)))
+    places = [v for p in panel.points for v in (p.x, p.y)]
+    places += [at for at, _ in panel.x_ticks + panel.y_ticks]
+    assert all(0 <= float(v.removesuffix("%")) <= 100 for v in places)
+    if panel.points:
+        assert 1 <= len(panel.x_ticks) <= report_panel.N_TICKS
+        assert 1 <= len(panel.y_ticks) <= report_panel.N_TICKS
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "want"),
+    [
+        (1, 1000, "1 3 10 30 100 300 1000"),
+        (5, 300, "5 10 20 50 100 200"),
+        (31, 33, "31 32 33"),
+        (1e-3, 1e6, "0.001 0.1 10 1000 100000"),
+    ],
+)
+def test_the_l0_axis_names_round_numbers(lo, hi, want):
+    labels = [label for _, label in report_panel.l0_axis([lo, hi]).ticks]
+    assert " ".join(labels) == want
+
+
+def test_axis_ticks_stand_where_their_numbers_are():
+    for at, label in report_panel.l0_axis([3.0, 700.0]).ticks:
+        assert at == pytest.approx(math.log10(float(label)))
