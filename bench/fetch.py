@@ -37,7 +37,7 @@ def fetch() -> None:
             line["expected"] |= {"d_model": 8, "d_sae": 32}
             fd.write(json.dumps(line).encode() + b"\n")
         for what, argv in (
-            ("one api.run() a run", [ROOT / ".venv/bin/python", "-c", ONE_BY_ONE]),
+            ("one api.run() a run", [sys.executable, "-c", ONE_BY_ONE]),
             ("bin/fetch-metrics", [ROOT / "bin/fetch-metrics"]),
         ):
             with fake_wandb.FakeWandb(runs, latency=LATENCY_S) as server:

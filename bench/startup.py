@@ -1,6 +1,7 @@
 """How long each stage takes to start and find nothing to do; and make, with nothing to redo."""
 
 import subprocess
+import sys
 
 from .measure import ROOT, best, table
 
@@ -17,7 +18,7 @@ LIGHT = (
 
 
 def startup() -> None:
-    python = best([ROOT / ".venv/bin/python", "-c", "import json"])
+    python = best([sys.executable, "-c", "import json"])
     jq = best(["jq", "-n", "1"])
     rows = [("python3 -c 'import json'", _ms(python), "1.0"), ("jq -n 1", _ms(jq), "")]
     for name in LIGHT:

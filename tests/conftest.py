@@ -14,8 +14,10 @@ sys.path.insert(0, str(ROOT / "py"))
 
 def bare_env(**settings: object) -> dict[str, str]:
     """An environment without anyone's settings or secrets, plus `settings`."""
-    keep = ("PATH", "HOME", "LANG", "TMPDIR", "VENV", "PIP_FIND_LINKS")
+    keep = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_FIND_LINKS")
     env = {name: os.environ[name] for name in keep if name in os.environ}
+    # make hands its VENV on relative to the checkout, and tests run elsewhere.
+    env |= {"VENV": sys.prefix}
     # The threads of several tests on few cores only get in each other's way.
     env |= {"OMP_NUM_THREADS": "1"}
     return env | {name: str(value) for name, value in settings.items()}

@@ -169,7 +169,7 @@ class Lab:
             "METRICS_SNAPSHOT": self.dpath / "snapshot.jsonl",
             "RUNS_ROOT": self.runs_root,
             "SAEV_DIR": self.saev_dir,
-            "VENV": ROOT / ".venv",
+            "VENV": sys.prefix,
         }
 
     def command(

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import re
+import sys
 import threading
 
 import pytest
@@ -47,7 +48,7 @@ def osv(answer):
 def audit(tmp_path):
     def run(url):
         options = ("--osv-url", url, "--cache-dir", tmp_path, "--timeout", 5)
-        return run_program(ROOT / "bin/audit-deps", ROOT / ".venv", *options)
+        return run_program(ROOT / "bin/audit-deps", sys.prefix, *options)
 
     return run
 

@@ -10,6 +10,7 @@ import re
 import runpy
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -326,7 +327,7 @@ def test_nothing_in_it_names_the_place_where_it_was_made(built):
 
 def test_whether_it_is_there_is_told_without_loading_torch(built):
     done = run_program(
-        ROOT / ".venv/bin/python",
+        sys.executable,
         *("-X", "importtime", "-c", "import saepub.demo"),
         PYTHONPATH=ROOT / "py",
     )

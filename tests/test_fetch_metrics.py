@@ -146,7 +146,7 @@ def client(request) -> dict[str, object]:
 @pytest.fixture
 def fetch_impatiently(tmp_path, client):
     """Run the program, all of it but for how long it waits."""
-    python = pathlib.Path(client.get("VENV", ROOT / ".venv")) / "bin/python"
+    python = pathlib.Path(client.get("VENV", sys.prefix)) / "bin/python"
     code = (
         "from saepub import cli, wandb_runs;"
         " wandb_runs.LOGIN_PATIENCE, wandb_runs.PAUSES = 4, (60,);"

@@ -35,7 +35,7 @@ class Tree:
         done = subprocess.run(
             ["make", *argv],
             cwd=self.dpath,
-            env=bare_env(**{"VENV": ROOT / ".venv"} | env),
+            env=bare_env(**env),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

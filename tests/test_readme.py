@@ -25,7 +25,7 @@ def sh(tree, text: str, **env):
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", text],
         cwd=tree.dpath,
-        env=bare_env(VENV=ROOT / ".venv", **env),
+        env=bare_env(**env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

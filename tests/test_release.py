@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, bare_env
+from conftest import bare_env
 from hub_kit import Fault
 from release_kit import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
 from saepub.loopback_hub import LoopbackHub
@@ -128,7 +128,7 @@ def test_killed_during_the_upload_and_run_again_by_lfs(tree):
     make = subprocess.Popen(
         ["make", "release", f"REPO={SLUG}", "N=2"],
         cwd=tree.dpath,
-        env=bare_env(**{"VENV": ROOT / ".venv"} | tree.env),
+        env=bare_env(**tree.env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -169,7 +169,7 @@ def test_the_clients_own_settings_may_be_in_dotenv(tree):
         input=lines,
         capture_output=True,
         cwd=tree.dpath,
-        env=bare_env(VENV=ROOT / ".venv"),
+        env=bare_env(),
     )
     assert done.returncode == 0, done.stderr
     assert f"{REPO_ID}: would be created" in done.stderr.decode()
@@ -244,7 +244,7 @@ def test_the_token_is_in_no_error_text(tree):
 def push_dinov3(tree, *argv: str, **env: object):
     return subprocess.run(
         [tree.dpath / "bin/push-dinov3", *argv],
-        env=bare_env(**{"VENV": ROOT / ".venv", "N": 2} | tree.env | env),
+        env=bare_env(**{"N": 2} | tree.env | env),
         capture_output=True,
         text=True,
     )
