@@ -73,10 +73,10 @@ remember = $(if $(and $(wildcard $(BUILD)/.settings/$1),$(call same,$(strip $($1
 $(foreach s,$(if $(SLUGS),$(SETTINGS) $(SLUGS:%=entry.%)),$(call remember,$s))
 
 settings = $(foreach s,$1,$(BUILD)/.settings/$s)
-code = $(foreach s,$1,py/saepub/$s.py)
+code = $(foreach s,$1,$(wildcard py/saepub/$s.py py/saepub/*/$s.py))
 aside = > $@.$$$$.tmp && mv $@.$$$$.tmp $@
 
-$(BUILD)/env.mk: .env py/saepub/dotenv.py
+$(BUILD)/env.mk: .env py/saepub/stages/dotenv.py
 	@mkdir -p $(@D) && bin/dotenv $(aside)
 
 $(BUILD)/catalog.mk: $(CATALOG) bin/catalog-mk | $(VENV)/.ready
@@ -99,11 +99,11 @@ $(BUILD)/%/candidates.jsonl: $$(call settings,SAEV_DIR CATALOG entry.$$*) $(call
 
 # W&B is asked once, and what it said is kept; `make refresh` asks again.
 $(BUILD)/%/runs.jsonl: $(BUILD)/%/candidates.jsonl $(call settings,WANDB_ENTITY WANDB_PROJECT \
-        WANDB_BASE_URL METRICS_SNAPSHOT) $(wildcard $(METRICS_SNAPSHOT)) $(call code,wandb_runs wandb_snapshot)
+        WANDB_BASE_URL METRICS_SNAPSHOT) $(wildcard $(METRICS_SNAPSHOT)) $(call code,runs snapshot)
 	@bin/fetch-metrics --save-snapshot $@ < $< > /dev/null
 
 $(BUILD)/%/metrics.jsonl: $(BUILD)/%/candidates.jsonl $(BUILD)/%/runs.jsonl bin/classify \
-        $(call settings,NMSE_SHARD RUNS_ROOT EXCLUDE) $(call code,fetch_metrics wandb_snapshot run_facts nmse)
+        $(call settings,NMSE_SHARD RUNS_ROOT EXCLUDE) $(call code,fetch_metrics snapshot run_facts numbers)
 	@bin/fetch-metrics --snapshot $(BUILD)/$*/runs.jsonl < $< $(aside)
 
 $(BUILD)/%/classified.jsonl: $(BUILD)/%/metrics.jsonl bin/classify $(call settings,EXCLUDE)
@@ -115,8 +115,8 @@ $(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/classified.jsonl 
 	    > $(BUILD)/$*/selected.jsonl.$$$$.tmp && mv $(BUILD)/$*/selected.jsonl{.$$$$.tmp,}
 
 $(BUILD)/%/checked.jsonl: $(BUILD)/%/selected.jsonl $(call settings,RUNS_ROOT SAEV_DIR) \
-        $(wildcard py/saepub/checkpoint*.py) \
-        $(call code,preflight preflight_check saev_loader sae)
+        $(wildcard py/saepub/checkpoint/*.py) \
+        $(call code,preflight machine)
 	@bin/preflight < $< $(aside)
 
 $(BUILD)/%/staged.jsonl: $(BUILD)/%/checked.jsonl $(call code,stage) \
@@ -124,7 +124,7 @@ $(BUILD)/%/staged.jsonl: $(BUILD)/%/checked.jsonl $(call code,stage) \
 	@bin/stage < $< $(aside)
 
 $(BUILD)/%/rendered.jsonl: $(BUILD)/%/staged.jsonl $(BUILD)/%/account.jsonl templates/card.md \
-        $(call code,render plot frontier) $$(call settings,entry.$$*)
+        $(call code,render templating plot frontier) $$(call settings,entry.$$*)
 	@bin/render --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl $(call code,summary advice frontier)
@@ -132,7 +132,7 @@ $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl $(cal
 
 # Every repo that has got this far, also those made by earlier runs.
 $(BUILD)/report.html: $$(call joint,summary.txt) $(call settings,N PIN EXCLUDE) \
-        $(wildcard py/saepub/report*.py templates/report.*) $(call code,advice frontier)
+        $(wildcard templates/report.*) $(call code,report panel advice frontier)
 	@bin/report --out $@ $$(cd $(BUILD) && ls -d */summary.txt | cut -d/ -f1)
 
 joint = $(CHOSEN:%=$(BUILD)/%/$1)
@@ -215,7 +215,7 @@ bench: $(VENV)/.ready-dev ## measure speed, memory and bytes; ROWS="fetch scale 
 	@$(VENV)/bin/python -m bench $(ROWS)
 
 faults: $(VENV)/.ready-dev ## bring about every fault that must be caught; show what is seen
-	@$(VENV)/bin/python tests/faults.py
+	@$(VENV)/bin/python tests/faults
 
 fuzz: $(VENV)/.ready-dev ## spoil the input of every stage; SECONDS_EACH=600, TARGETS="select …"
 	@$(VENV)/bin/python tests/fuzz/run.py --seconds $(or $(SECONDS_EACH),60) $(TARGETS)

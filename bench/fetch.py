@@ -19,7 +19,7 @@ for line in sys.stdin:
 
 def fetch() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
-    import fake_wandb
+    from kits import fake_wandb
 
     names = [f"run{i:05d}" for i in range(N_RUNS)]
     runs = [_run(name) for name in names]

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from conftest import ROOT, run_program
+from kits.programs import ROOT, run_program
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import zlib
 import pytest
 import torch
 
-import checkpoints_util as util
+from kits import checkpoints as util
 from saepub import checkpoint
 from saepub.cli import UserError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import ROOT, run_program
+from kits.programs import ROOT, run_program
 
 GOOD = {
     "repo": "vits-relu",

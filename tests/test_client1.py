@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from conftest import ROOT
-from hub_kit import Fault
-from release_kit import OTHER, SLUG, TRANSPORTS, Stages, World, client_settings
+from kits.hub import Fault
+from kits.programs import ROOT
+from kits.release import OTHER, SLUG, TRANSPORTS, Stages, World, client_settings
 
-pytest_plugins = ["release_fixtures"]
+pytest_plugins = ["kits.release_fixtures"]
 
 VERSION = "1.33.0"
 

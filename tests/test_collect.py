@@ -2,10 +2,10 @@
 
 import pytest
 
-from hub_kit import Fault
-from release_kit import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, text, user
+from kits.hub import Fault
+from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, text, user
 
-pytest_plugins = ["release_fixtures"]
+pytest_plugins = ["kits.release_fixtures"]
 
 TITLE = "Towards Open-Ended Visual Scientific Discovery with Sparse Autoencoders"
 SHORT = "Towards Open-Ended Visual Scientific Discovery with Sparse"

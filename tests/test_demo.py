@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, bare_env, run_program
-from saepub import catalog, checkpoint, demo, demo_table
+from kits.programs import ROOT, bare_env, run_program
+from saepub import catalog, checkpoint
+from saepub.demo import table as demo_table
+from saepub.stages import demo
 
 # The tests share one demo; with pytest-xdist they belong on one worker.
 pytestmark = pytest.mark.xdist_group("demo")
@@ -328,7 +330,7 @@ def test_nothing_in_it_names_the_place_where_it_was_made(built):
 def test_whether_it_is_there_is_told_without_loading_torch(built):
     done = run_program(
         sys.executable,
-        *("-X", "importtime", "-c", "import saepub.demo"),
+        *("-X", "importtime", "-c", "import saepub.stages.demo"),
         PYTHONPATH=ROOT / "py",
     )
     assert done.returncode == 0

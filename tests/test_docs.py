@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-import checkpoints_util as util
-from conftest import ROOT, bare_env, run_program
-from hub_kit import Client
-from saepub import docs, release
-from saepub.loopback_hub import LoopbackHub
+from kits import checkpoints as util
+from kits.hub import Client
+from kits.programs import ROOT, bare_env, run_program
+from loopback_hub import LoopbackHub
+from saepub.release import record as release
+from saepub.stages import docs
 
 PAGE = """\
 # Inference

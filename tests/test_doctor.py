@@ -11,11 +11,11 @@ import sys
 
 import pytest
 
-import checkpoints_util as util
-from conftest import ROOT, bare_env, run_program
-from fake_wandb import HANG, KEY, FakeWandb
-from hub_kit import Fault
-from saepub.loopback_hub import LoopbackHub
+from kits import checkpoints as util
+from kits.fake_wandb import HANG, KEY, FakeWandb
+from kits.hub import Fault
+from kits.programs import ROOT, bare_env, run_program
+from loopback_hub import LoopbackHub
 
 TOKEN = "hf_canaryCANARYcanary"
 WHATS = (
@@ -97,7 +97,8 @@ class Lab:
 
 LOOK_AT = """
 import sys
-from saepub import doctor, doctor_checks
+from saepub.doctor import checks as doctor_checks
+from saepub.stages import doctor
 doctor_checks.CHECKS = [c for c in doctor_checks.CHECKS if c.what == sys.argv[1]]
 sys.exit(doctor.main([]))
 """
@@ -382,7 +383,7 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
             HF_ENDPOINT=hub.endpoint,
             PYTHONPATH=ROOT / "py",
         )
-        code = "import sys; from saepub import doctor as d; d.NETWORK_SECONDS = 2; "
+        code = "import sys; from saepub.stages import doctor as d; from saepub.doctor import run; run.NETWORK_SECONDS = 2; "
         done = subprocess.run(
             [sys.executable, "-c", code + "sys.exit(d.main([]))"],
             env=bare_env(**settings),
@@ -404,8 +405,9 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
 
 STRANGE = """
 import os, sys, time
-from saepub import doctor
-from saepub.doctor import Check, main
+from saepub.doctor import run as doctor
+from saepub.doctor.run import Check
+from saepub.stages.doctor import show
 
 def raises():
     yield "ok", "before"
@@ -427,7 +429,7 @@ def prints():
 doctor.SECONDS = 2
 checks = [Check(f.__name__, f) for f in (raises, dies, hangs, prints)]
 for finding in doctor.examine(checks):
-    doctor.show(finding)
+    show(finding)
 """
 
 

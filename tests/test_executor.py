@@ -15,11 +15,15 @@ import time
 import numpy as np
 import pytest
 
-import checkpoints_util as util
-import executor_kit
-from conftest import ROOT, bare_env, run_program
-from saepub import executor, executor_tasks, machine, preflight, saev_loader
+from kits import checkpoints as util
+from kits import executor as executor_kit
+from kits.programs import ROOT, bare_env, run_program
+from saepub import machine
+from saepub.checkpoint import saev as saev_loader
 from saepub.cli import UsageError, UserError
+from saepub.slurm import executor
+from saepub.slurm import tasks as executor_tasks
+from saepub.stages import preflight
 
 ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}

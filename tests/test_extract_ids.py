@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from conftest import ROOT, run_program
+from kits.programs import ROOT, run_program
 
 REPO = {
     "slug": "vits-relu",

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 
-import faults
-from fault_lab import NotHere, World
-from saepub import push
+from faults import __main__ as faults
+from kits.fault_lab import NotHere, World
+from saepub.stages import push
 
 
 @pytest.fixture(scope="module")

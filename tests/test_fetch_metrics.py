@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, bare_env, run_program
-from fake_wandb import DROP, HANG, KEY, FakeWandb, Status
-from saepub import lines, run_facts
+from kits.fake_wandb import DROP, HANG, KEY, FakeWandb, Status
+from kits.programs import ROOT, bare_env, run_program
+from saepub import jsonl
+from saepub.tracking import run_facts
 
 PROGRAM = ROOT / "bin/fetch-metrics"
 EXPECTED = {
@@ -72,7 +73,7 @@ def candidate(run_id: str, **changes) -> dict:
     return base | changes
 
 
-def jsonl(rows) -> str:
+def as_jsonl(rows) -> str:
     return "".join(
         row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows
     )
@@ -88,7 +89,7 @@ def fetch(tmp_path):
     def go(candidates, *argv, **env):
         rows = [candidate(c) if isinstance(c, str) else c for c in candidates]
         env = {"HOME": tmp_path, "TMPDIR": tmp, "RUNS_ROOT": tmp_path} | env
-        done = run_program(PROGRAM, *argv, stdin=jsonl(rows), cwd=cwd, **env)
+        done = run_program(PROGRAM, *argv, stdin=as_jsonl(rows), cwd=cwd, **env)
         done.rows = [json.loads(text) for text in done.out.splitlines()]
         assert [*cwd.iterdir(), *tmp.iterdir()] == []
         return done
@@ -102,7 +103,7 @@ def fetch_from(fetch, tmp_path):
 
     def go(runs, candidates=None, *argv, **env):
         fpath = tmp_path / "export.jsonl"
-        fpath.write_text(jsonl(runs))
+        fpath.write_text(as_jsonl(runs))
         if candidates is None:
             candidates = [r["name"] for r in runs]
         return fetch(candidates, *argv, METRICS_SNAPSHOT=fpath, **env)
@@ -155,7 +156,7 @@ def fetch_impatiently(tmp_path, client):
 
     def go(run_id, **env):
         env = {"HOME": tmp_path, "RUNS_ROOT": tmp_path, "PYTHONPATH": ROOT / "py"} | env
-        stdin = jsonl([candidate(run_id)])
+        stdin = as_jsonl([candidate(run_id)])
         return run_program(python, "-c", code, stdin=stdin, cwd=tmp_path, **env)
 
     return go
@@ -304,7 +305,7 @@ def test_progress_shows_on_a_terminal(tmp_path):
     screen, terminal = pty.openpty()
     with FakeWandb([run("aaaa1111")]) as server:
         settings = login(server) | {"RUNS_ROOT": tmp_path, "HOME": tmp_path}
-        stdin = jsonl([candidate("aaaa1111"), candidate("gone0000")]).encode()
+        stdin = as_jsonl([candidate("aaaa1111"), candidate("gone0000")]).encode()
         env = {k: str(v) for k, v in bare_env(**settings).items()}
         subprocess.run(
             [PROGRAM], input=stdin, stdout=subprocess.DEVNULL, stderr=terminal, env=env
@@ -363,7 +364,7 @@ def test_an_export_needs_no_client(fetch_from, tmp_path):
 
 def test_the_option_goes_before_the_setting(fetch_from, tmp_path):
     other = tmp_path / "other.jsonl"
-    other.write_text(jsonl([run("aaaa1111", state="crashed")]))
+    other.write_text(as_jsonl([run("aaaa1111", state="crashed")]))
     done = fetch_from([run("aaaa1111")], ["aaaa1111"], "--snapshot", other)
     assert done.rows[0]["state"] == "crashed"
 
@@ -536,8 +537,8 @@ def test_any_record_gives_a_line_that_the_next_stage_reads(
     record = run(
         "a1", state=state, createdAt=created_at, config=config, summary=summary
     )
-    line = lines.loads(lines.dumps(run_facts.facts(record)).encode())
-    lines.check(line, run_facts.NULLS, "here")
+    line = jsonl.loads(jsonl.dumps(run_facts.facts(record)).encode())
+    jsonl.check(line, run_facts.NULLS, "here")
 
 
 # ---- where NMSE comes from -------------------------------------------------------------------

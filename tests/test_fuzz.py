@@ -14,10 +14,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-import in_process
-from conftest import ROOT, run_program
-from fault_lab import World
-from saepub import select
+from kits import in_process
+from kits.fault_lab import World
+from kits.programs import ROOT, run_program
+from saepub.stages import select
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

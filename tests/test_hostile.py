@@ -9,13 +9,21 @@ import shlex
 
 import pytest
 
-import checkpoints_util as util
-import hostile_text
-from fault_lab import World
-from hostile_text import CATALOG_PLACES, HEADER_PLACES, RECORD_PLACES, SETTINGS, put
-from in_process import run
-from saepub import lines, plot, push
+from kits import checkpoints as util
+from kits import hostile_text
+from kits.fault_lab import World
+from kits.hostile_text import (
+    CATALOG_PLACES,
+    HEADER_PLACES,
+    RECORD_PLACES,
+    SETTINGS,
+    put,
+)
+from kits.in_process import run
+from saepub import jsonl
 from saepub.cli import UserError
+from saepub.release import plot
+from saepub.stages import push
 
 NAMES = tuple(hostile_text.texts(pathlib.Path("/")))
 DOCUMENTS = ["README.md", "manifest.jsonl", "pareto.png"]
@@ -331,5 +339,5 @@ def test_a_hostile_line_does_not_get_past_push(world, texts, monkeypatch, name):
     ):
         row = put(rows[0], path, texts[name])
         with contextlib.suppress(UserError):
-            lines.check(row, push.KEYS, "stdin:1")
+            jsonl.check(row, push.KEYS, "stdin:1")
             assert push.check_stage("tiny", [row, *rows[1:]]), path

@@ -17,10 +17,9 @@ import time
 
 import pytest
 
-import hub_kit
-from hub_kit import TRANSPORTS, Client, ClientError, Fault
-from saepub.cli import UserError
-from saepub.loopback_hub import LoopbackHub, collection_api, uploads, xet
+from kits import hub as hub_kit
+from kits.hub import TRANSPORTS, Client, ClientError, Fault
+from loopback_hub import InUse, LoopbackHub, collection_api, uploads, xet
 
 REPO = "osunlp/model"
 WRITER, READER, STRANGER, SCOPED = "hf_writer", "hf_reader", "hf_stranger", "hf_scoped"
@@ -772,7 +771,7 @@ def test_no_request_is_answered_after_the_end(tmp_path, clients):
 
 def test_one_hub_at_a_time_on_a_directory(tmp_path):
     first = LoopbackHub(tmp_path, tokens={})
-    with first, pytest.raises(UserError, match="another loopback Hub"):
+    with first, pytest.raises(InUse, match="another loopback Hub"):
         LoopbackHub(tmp_path, tokens={})
     with LoopbackHub(tmp_path, tokens={}) as second:
         assert second.endpoint != ""

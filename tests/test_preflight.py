@@ -13,18 +13,15 @@ import time
 import pytest
 import torch
 
-import checkpoints_util as util
-from conftest import run_program
-from saepub import (
-    checkpoint,
-    executor,
-    machine,
-    preflight,
-    preflight_check,
-    saev_loader,
-)
+from kits import checkpoints as util
+from kits.programs import run_program
+from saepub import checkpoint, machine
+from saepub.checkpoint import check as preflight_check
+from saepub.checkpoint import saev as saev_loader
+from saepub.checkpoint.sae import Sae
 from saepub.cli import UserError
-from saepub.sae import Sae
+from saepub.slurm import executor
+from saepub.stages import preflight
 
 DAY = 86400
 

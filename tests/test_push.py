@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from hub_kit import Fault
-from release_kit import (
+from kits.hub import Fault
+from kits.release import (
     LAB,
     NARROW,
     OTHER,
@@ -28,11 +28,11 @@ from release_kit import (
     text,
     user,
 )
-from saepub import hub
-from saepub.lines import human
-from saepub.loopback_hub import HubError
+from loopback_hub import HubError
+from saepub.hub import client as hub
+from saepub.text import human
 
-pytest_plugins = ["release_fixtures"]
+pytest_plugins = ["kits.release_fixtures"]
 
 READS = {"whoami", "info", "tree"}
 INITIAL = "initial commit"

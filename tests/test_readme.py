@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT, bare_env
-from test_make import fresh
+from kits.programs import ROOT, bare_env
+from kits.tree import fresh
 
 README = (ROOT / "README.md").read_text()
 PROGRAMS = sorted(f.name for f in (ROOT / "bin").iterdir())

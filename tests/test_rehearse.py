@@ -10,11 +10,12 @@ import urllib.request
 
 import pytest
 
-from conftest import ROOT, run_program
-from release_kit import SLUG
-from saepub import catalog, rehearse
+from kits.programs import ROOT, run_program
+from kits.release import SLUG
+from kits.tree import fresh
+from saepub import catalog
 from saepub.cli import UserError
-from test_make import fresh
+from saepub.stages import rehearse
 
 CANARY = "hf_canary0123456789abcdef"
 

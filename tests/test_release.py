@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from conftest import bare_env
-from hub_kit import Fault
-from release_kit import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
-from saepub.loopback_hub import LoopbackHub
-from test_make import SLUGS, Tree, fresh
+from kits.hub import Fault
+from kits.programs import bare_env
+from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
+from kits.tree import SLUGS, Tree, fresh
+from loopback_hub import LoopbackHub
 
 REPO_ID = f"{LAB}/SAE_DINOv3_ViT-B-16_IN1K"
 CANARY = "hf_canary0123456789abcdef"

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints_util as util
-from conftest import ROOT, bare_env, run_program
-from saepub import checkpoint, remeasure
+from kits import checkpoints as util
+from kits.programs import ROOT, bare_env, run_program
+from saepub import checkpoint
 from saepub.cli import UserError
+from saepub.stages import remeasure
 
 D_MODEL, N_TOKENS = 8, 300
 

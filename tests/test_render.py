@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from conftest import ROOT, run_program
+from kits.programs import ROOT, run_program
 
 CATALOG = {
     "collections": [],

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import report_kit
-from conftest import ROOT, run_program
-from report_kit import ACCOUNT, leave, published, report, run
-from saepub import advice, frontier, report_panel
+from kits import page as report_kit
+from kits.page import ACCOUNT, leave, published, report, run
+from kits.programs import ROOT, run_program
+from saepub.choice import advice, frontier
+from saepub.page import panel as report_panel
 
 HOSTILE = (
     "</script><script>pwned=1</script>",

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from report_kit import ACCOUNT, leave, published, report, run, start_browser
+from kits.page import ACCOUNT, leave, published, report, run, start_browser
 
 CLIPBOARD = "navigator.clipboard.readText().then(arguments[0])"
 

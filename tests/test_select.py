@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, run_program
-from saepub import select
+from kits.programs import ROOT, run_program
+from saepub.stages import select
 
 DAY = datetime.date(2026, 1, 1)
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from conftest import ROOT, run_program
+from kits.programs import ROOT, run_program
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ import json
 
 import pytest
 
-import checkpoints_util as util
-from hub_kit import Fault, corrupt
-from release_kit import OTHER, SLUG, Headers, World, text
-from saepub import release, verify
-from saepub.staged import File
+from kits import checkpoints as util
+from kits.hub import Fault, corrupt
+from kits.release import OTHER, SLUG, Headers, World, text
+from saepub.release import record as release
+from saepub.release.staged import File
+from saepub.stages import verify
 
-pytest_plugins = ["release_fixtures"]
+pytest_plugins = ["kits.release_fixtures"]
 
 DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png")
 

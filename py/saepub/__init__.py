@@ -1,12 +1,12 @@
 """saepub: publish sparse autoencoders, one small stage at a time.
 
-The stages, one a program in bin/; none imports another:
+stages/, one a program in bin/; none imports another:
     extract_ids fetch_metrics (classify is jq) select preflight stage render summary
     plan push verify collect, and besides the pipe
     demo remeasure report docs doctor rehearse dotenv
 What they share:
     cli (arguments, errors), lines (JSON Lines), settings, catalog, staged (what a stage
-    holds), release (its record), frontier (the rule), advice (warnings), plot, executor*
+    holds), templating, release (its record), frontier (the rule), advice (warnings), plot, executor*
     (Slurm), machine
 What is known of the world outside, each in its own modules:
     hub* (the Hub), loopback_hub (one of our own), wandb_*, run_facts, nmse (W&B),

@@ -9,7 +9,7 @@ import typing as tp
 
 from . import settings
 from .cli import UsageError, UserError
-from .lines import is_id
+from .jsonl import is_id
 
 OBJECTIVES = ("matryoshka", "vanilla")
 ACTIVATION_KEYS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}

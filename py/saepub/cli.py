@@ -8,6 +8,8 @@ import sys
 import threading
 import typing as tp
 
+from .text import printable
+
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 
 
@@ -47,7 +49,7 @@ def main(name: str) -> tp.NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        module = importlib.import_module("saepub." + name.replace("-", "_"))
+        module = importlib.import_module("saepub.stages." + name.replace("-", "_"))
         code = module.main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except BrokenPipeError:
@@ -107,11 +109,6 @@ def report(problems: list[str], end: str) -> None:
         print(f"{sys.argv[0]}: {scrub(printable(text))}", file=sys.stderr)
     if problems:
         raise UserError(f"{len(problems)} problems; {end}")
-
-
-def printable(text: str) -> str:
-    """`text` as one line, without what a terminal would obey or show back to front."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def scrub(text: str) -> str:

@@ -9,6 +9,7 @@ first finding, and keeps it under build/fuzz/<target>/.
 
 import importlib
 import pathlib
+import pkgutil
 import random
 import sys
 import tempfile
@@ -24,10 +25,10 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["saepub"]):
-        for fpath in PACKAGE.glob("*.py"):
-            importlib.import_module(f"saepub.{fpath.stem}")
-    from fault_lab import World
+        for found in pkgutil.walk_packages([str(PACKAGE)], "saepub."):
+            importlib.import_module(found.name)
     from fuzz.targets import targets
+    from kits.fault_lab import World
 
     name, seconds = sys.argv[1:]
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="saepub-fuzz-"))

@@ -6,7 +6,7 @@ import pathlib
 import random
 import typing as tp
 
-from hostile_text import texts
+from kits.hostile_text import texts
 
 RAW = (b"NaN", b"Infinity", b"-0", b"1e999", b"-1e-999", b"9" * 5000, b'"\\ud800"')
 RAW += (b'"\\udc80\\u0000"', b'{"a":1,"a":2}', b"[" * 3000 + b"]" * 3000, b"'x'", b"")

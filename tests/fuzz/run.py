@@ -32,10 +32,10 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=pathlib.Path, default=TESTS.parent / "build/fuzz")
     args = p.parse_args()
-    from fault_lab import World
     from fuzz.targets import targets
-    from in_process import Watch
-    from saepub.loopback_hub import LoopbackHub
+    from kits.fault_lab import World
+    from kits.in_process import Watch
+    from loopback_hub import LoopbackHub
 
     n_found = 0
     with tempfile.TemporaryDirectory(prefix="saepub-fuzz-") as scratch:

@@ -9,12 +9,13 @@ import typing as tp
 
 import numpy as np
 
-from conftest import ROOT
-from fault_lab import World
 from fuzz import mutate
-from in_process import Finding, judge, run
-from saepub import plot, settings
+from kits.fault_lab import World
+from kits.in_process import Finding, judge, run
+from kits.programs import ROOT
+from saepub import settings
 from saepub.cli import UserError
+from saepub.release import plot
 
 Mutate = tp.Callable[[bytes, random.Random], bytes]
 

@@ -1,0 +1,265 @@
+"""One run's check, from line to line. It can run anywhere: here, in a pool, on another node."""
+
+import math
+import pathlib
+import typing as tp
+
+from .. import checkpoint, jsonl
+from ..cli import UserError
+from ..text import one_line, timestamp
+from . import saev as saev_loader
+from .header import Header
+from .sae import Sae
+
+KEYS = (
+    *("repo", "layer", "run_id", "expected"),
+    *("activation", "d_model", "d_sae", "train_layer", "created_at", "l0", "nmse"),
+)
+
+N_INPUTS, SEED = 8, 0
+TOLERANCE = 1e-5
+"""How far two computations of one SAE may lie apart, relative to the largest value."""
+
+UNIT_NORM_TOLERANCE = 1e-3
+L0_ABOVE_K = 1.01
+MAX_DAYS_APART = 7
+TROUBLED_STATES = ("crashed", "failed", "killed")
+
+BUILTIN = "builtin"
+
+
+def check(line: jsonl.Line, runs_root: str | pathlib.Path) -> jsonl.Line:
+    """Check a run's checkpoint, RUNS_ROOT/<run_id>/checkpoint/sae.pt, and note what it is.
+
+    The file is read from disk once. Besides its arguments this depends on SAEV_DIR alone.
+
+    Args:
+        line: Has `KEYS`; its `state` and `n_dead` are looked at where it has them.
+        runs_root: Where the runs are.
+
+    Returns:
+        The line with checkpoint, bytes, mtime_ns, sha256, schema, activation_config,
+        loader and warnings.
+
+    Raises:
+        UserError: Why this run can't be released.
+        saev_loader.NotUsable: saev can't be imported, so no run can be checked.
+    """
+    with checkpoint.File(fpath_of(line, runs_root)) as file:
+        _check_witnesses(line, file.header)
+        file.read()
+        loader, warnings = _check_weights(file)
+    return line | {
+        "checkpoint": file.fpath,
+        "bytes": file.n_bytes,
+        "mtime_ns": file.mtime_ns,
+        "sha256": file.sha256,
+        "schema": file.header.schema,
+        "activation_config": file.header.activation_config,
+        "loader": loader,
+        "warnings": line_warnings(line, file.mtime_ns / 1e9) + warnings,
+    }
+
+
+def fpath_of(line: jsonl.Line, runs_root: str | pathlib.Path) -> pathlib.Path:
+    """Where a run's checkpoint lies."""
+    return pathlib.Path(runs_root) / line["run_id"] / "checkpoint" / "sae.pt"
+
+
+def check_file(fpath: str | pathlib.Path, loader: str) -> None:
+    """Check a checkpoint by itself, as one that was downloaded.
+
+    Args:
+        fpath: The file.
+        loader: A line's, from when it was first checked. What saev loaded then must load
+            with the saev at hand; what only the built-in reader read, may.
+
+    Raises:
+        UserError: It is not whole, or does not load as its bytes say.
+    """
+    with checkpoint.File(fpath) as file:
+        file.read()
+        found, _ = _check_weights(file)
+    if found == BUILTIN != loader:
+        label = saev_loader.at_hand().label
+        raise UserError(
+            f"{fpath}: {loader} loaded it, and {label} does not; set SAEV_DIR as it was then"
+        )
+
+
+def _check_weights(file: checkpoint.File) -> tuple[str, list[str]]:
+    """Which loader a file that was read loads with, and warnings.
+
+    Raises:
+        UserError: It does not load, or not as what it holds.
+    """
+    saev = saev_loader.at_hand()
+    sae = file.sae()
+    warnings = weight_warnings(sae)
+    why_not = saev.why_not(file.header)
+    if not why_not:
+        del sae  # before saev makes its own copies of the weights
+        _check_loaded(file, saev)
+        return saev.label, warnings
+    _run(file, sae)
+    if saev.is_checkout:
+        warnings.append(f"saev.nn.load() does not read it: {why_not}")
+    return BUILTIN, warnings
+
+
+def _check_witnesses(line: jsonl.Line, header: Header) -> None:
+    """Raises UserError where header, W&B config and catalog differ, naming all that do."""
+    config = line["activation"] or {}
+    expected = line["expected"]
+    testimony: dict[str, dict[str, object]] = {
+        "d_model": {"header": header.d_model, "W&B": line["d_model"]},
+        "d_sae": {"header": header.d_sae, "W&B": line["d_sae"]},
+        "activation": {"header": header.activation, "W&B": config.get("key")},
+    }
+    for key, said in testimony.items():
+        said["catalog"] = expected.get(key)
+    testimony["layer"] = {"sweep": line["layer"], "W&B": line["train_layer"]}
+    if header.top_k is not None:
+        testimony["top_k"] = {"header": header.top_k, "W&B": config.get("top_k")}
+    odds = [
+        f"{key}: " + ", ".join(f"{who} {_show(value)}" for who, value in said.items())
+        for key, said in testimony.items()
+        if len({(type(value), str(value)) for value in said.values()}) > 1
+    ]
+    if odds:
+        raise UserError("at odds: " + "; ".join(odds))
+
+
+def _show(value: object) -> str:
+    return "nothing" if value is None else one_line(value)[:40]
+
+
+def _check_loaded(file: checkpoint.File, saev: saev_loader.Saev) -> None:
+    """Raises UserError unless what saev loads is what the file holds and computes the same."""
+    import torch
+
+    try:
+        model = saev.load(file.loader_fpath())
+    except UserError as err:
+        raise UserError(f"{file.fpath}: {err}") from None
+    state = model.state_dict()
+    for name in sorted(state.keys() ^ file.stored.keys()):
+        whose = f"{saev.label} makes up" if name in state else f"{saev.label} loses"
+        raise UserError(f"{file.fpath}: {whose} the tensor {one_line(name)}")
+    odds = [file.difference(name, state[name]) for name in file.stored]
+    if any(odds):
+        odds = "; ".join(filter(None, odds))
+        raise UserError(f"{file.fpath}: {saev.label} loads other values: {odds}")
+    # Bit for bit the file's own by now, so one copy serves both.
+    sae = Sae(file.header, state)
+    _run(file, sae)
+    x = _inputs(sae)
+    try:
+        f_x, x_hat, subtract_b_dec = saev.run(model, x)
+    except Exception as err:  # noqa: BLE001, it is not our code
+        why = one_line(f"{type(err).__name__}: {err}")
+        raise UserError(f"{file.fpath}: {saev.label} can't run it: {why}") from None
+    with torch.no_grad():
+        h_x = sae.pre_activation(x, subtract_b_dec=subtract_b_dec)
+        off_f, off_x = _off_features(sae, h_x, f_x), _off(x_hat, sae.decode(f_x))
+    for what, off in (("other features", off_f), ("another reconstruction", off_x)):
+        if not off <= TOLERANCE:  # NaN is not
+            raise UserError(
+                f"{file.fpath}: {saev.label} computes {what} than the built-in"
+                f" reader, off by {off:.2g} of the largest"
+            )
+
+
+def _run(file: checkpoint.File, sae: Sae) -> None:
+    """Raises UserError where an SAE of finite weights computes what is not finite."""
+    import torch
+
+    x_hat = sae.decode(sae.encode(_inputs(sae)))
+    if not torch.isfinite(x_hat).all():
+        raise UserError(f"{file.fpath}: what it computes is not finite")
+
+
+def _inputs(sae: Sae) -> tp.Any:
+    """The same random activations every time, (N_INPUTS, d_model), float32."""
+    import torch
+
+    rng = torch.Generator().manual_seed(SEED)
+    return torch.randn(N_INPUTS, sae.header.d_model, generator=rng)
+
+
+def _off(found: tp.Any, own: tp.Any) -> float:
+    """The largest difference, relative to the largest value."""
+    if found.shape != own.shape:
+        return math.inf
+    return ((found - own).abs().max() / own.abs().max().clamp(min=1e-30)).item()
+
+
+def _off_features(sae: Sae, h_x: tp.Any, f_x: tp.Any) -> float:
+    """`_off` of features, where one that is within rounding of firing may or may not."""
+    import torch
+
+    if f_x.shape != h_x.shape:
+        return math.inf
+    scale = h_x.abs().max().clamp(min=1e-30)
+    off = (f_x - sae.activate(h_x)).abs()
+    either = torch.minimum(f_x.abs(), (f_x - h_x).abs())
+    is_near = (h_x - sae.cut(h_x)).abs() <= TOLERANCE * scale
+    return (torch.where(is_near, either, off).max() / scale).item()
+
+
+def weight_warnings(sae: Sae) -> list[str]:
+    """What is odd about the weights, though nothing forbids it."""
+    import torch
+
+    found = []
+    if sae.header.normalize_w_dec:
+        norms = torch.linalg.vector_norm(sae.tensors["W_dec"], dim=1)
+        off = (norms - 1).abs()
+        n_off = int((off > UNIT_NORM_TOLERANCE).sum())
+        if n_off:
+            found.append(
+                f"{n_off} of {sae.header.d_sae} decoder rows are not of unit norm"
+                f" (one is {norms[off.argmax()].item():.4g})"
+            )
+    if torch.equal(sae.tensors["W_enc"].T, sae.tensors["W_dec"]):
+        found.append(
+            "W_enc is W_dec transposed, as a faulty saev loader leaves them on saving again"
+        )
+    return found
+
+
+def line_warnings(line: jsonl.Line, mtime: float) -> list[str]:
+    """What is odd about a run's metrics, state and date.
+
+    Args:
+        line: As in `check`.
+        mtime: When the checkpoint was last written, in seconds since the epoch.
+    """
+    found = []
+    l0, nmse, n_dead = (_number(line.get(key)) for key in ("l0", "nmse", "n_dead"))
+    if nmse is not None and nmse > 1:
+        found.append(f"NMSE {nmse:.3g} is above 1: worse than predicting the mean")
+    if nmse is not None and nmse <= 0:
+        found.append(f"NMSE {nmse:.3g} is not above 0")
+    config = line["activation"] or {}
+    k = _number(config.get("top_k"))
+    if l0 is not None and k is not None and config.get("key") == "top-k":
+        if l0 > k * L0_ABOVE_K:
+            found.append(f"L0 {l0:.5g} is above the run's top_k {k:g}")
+        if l0 < k / 2:
+            found.append(f"L0 {l0:.5g} is below half of the run's top_k {k:g}")
+    if n_dead is not None and n_dead > line["d_sae"] / 2:
+        found.append(f"{n_dead:g} of {line['d_sae']} features are dead")
+    created = timestamp(line["created_at"])
+    if created is not None:
+        days = (mtime - created) / 86400
+        if abs(days) > MAX_DAYS_APART:
+            age = "newer" if days > 0 else "older"
+            found.append(f"checkpoint is {abs(days):.0f} days {age} than its W&B run")
+    if line.get("state") in TROUBLED_STATES:
+        found.append(f"its W&B run {line['state']}")
+    return found
+
+
+def _number(value: object) -> float | None:
+    return value if type(value) in (int, float) else None

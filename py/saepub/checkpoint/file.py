@@ -1,0 +1,249 @@
+"""The built-in reader of checkpoints: any that saev has written, without importing saev.
+
+A file is read from disk once, into memory that has a name of its own, so that a loader
+which takes a path sees the very bytes that were hashed and checked.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import stat
+import tempfile
+import typing as tp
+
+from ..cli import UserError
+from ..text import human, one_line
+from . import archive as checkpoint_zip
+from . import header as checkpoint_header
+from . import pickle as checkpoint_pickle
+from .header import Header, Refused
+from .sae import Sae
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_ARCHIVE_OVERHEAD_BYTES = 1 << 20
+"""What a zip may add to its values; torch's adds a few kB."""
+CHUNK_BYTES = 1 << 22
+
+
+def load(fpath: str | os.PathLike) -> Sae:
+    """Read and check a checkpoint.
+
+    Raises:
+        UserError: It can't be read, is damaged, or is none that saev wrote.
+    """
+    with File(fpath) as file:
+        file.read()
+        return file.sae()
+
+
+class File:
+    """A checkpoint, open: its header at once, the rest after `read`.
+
+    Raises:
+        UserError: From here and every method: one line that names the file and what is
+            wrong with it.
+    """
+
+    def __init__(self, fpath: str | os.PathLike):
+        self.fpath = os.fspath(fpath)
+        self.n_bytes = self.mtime_ns = 0
+        self.sha256 = ""
+        self.stored: dict[str, checkpoint_pickle.Stored] = {}
+        self._members: dict[str, memoryview] = {}
+        self._map: mmap.mmap | None = None
+        self._memory: tp.BinaryIO | None = None
+        self._fd: tp.BinaryIO | None = None
+        with self._naming():
+            self._fd = _open(self.fpath)
+            self._note_stat()
+            self._head = self._read_head()
+            self.n_header_bytes = self._head.find(b"\n") + 1
+            if self.n_header_bytes == 0:
+                raise Refused(
+                    "no header line: saev writes one line of JSON first"
+                    if self.n_bytes
+                    else "an empty file"
+                )
+            head = self._head[: self.n_header_bytes]
+            self.header: Header = checkpoint_header.parse(head)
+
+    def __enter__(self) -> tp.Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        # The map goes when the last view on it does; tensors never are views.
+        self._members, self._map = {}, None
+        for fd in (self._fd, self._memory):
+            if fd is not None:
+                fd.close()
+
+    def read(self) -> None:
+        """Read the rest: sets `sha256`, checks the archive, its CRCs and what it holds."""
+        with self._naming():
+            self._read_into_memory()
+            archive = memoryview(self._map)[self.n_header_bytes :]
+            self._members = checkpoint_zip.members(archive)
+            self.stored = checkpoint_pickle.tensors(self._members)
+            self._check_stored()
+
+    def sae(self) -> Sae:
+        """The SAE of a file that was read, its tensors copied out.
+
+        Raises:
+            UserError: A value is NaN or infinite.
+        """
+        import torch
+
+        tensors = {}
+        for name, stored in self.stored.items():
+            # Values start anywhere in the file, floats must not: hence by way of bytes.
+            flat = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
+            tensor = flat.clone().view(torch.float32)
+            extremes = torch.stack(torch.aminmax(tensor))  # NaN if any value is
+            if not torch.isfinite(extremes).all():
+                raise UserError(f"{self.fpath}: {name} has NaN or infinite values")
+            tensors[name] = tensor.as_strided(stored.shape, stored.strides)
+        return Sae(self.header, tensors)
+
+    def difference(self, name: str, tensor: tp.Any) -> str:
+        """How a tensor differs from the file's, bit for bit; "" where it does not.
+
+        Args:
+            name: One of `stored`.
+            tensor: A torch tensor on the CPU, of any strides.
+        """
+        import torch
+
+        stored = self.stored[name]
+        if tensor.dtype != torch.float32:
+            return f"{name} became {tensor.dtype}"
+        if tuple(tensor.shape) != stored.shape:
+            return f"{name} became {tuple(tensor.shape)}, not {stored.shape}"
+        dims = range(len(stored.shape))
+        outer_first = sorted(dims, key=lambda dim: -stored.strides[dim])
+        values = tensor.detach().permute(outer_first).contiguous()
+        found = values.reshape(-1).view(torch.uint8)
+        own = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
+        if torch.equal(found, own):
+            return ""
+        n_off = int((found != own).view(-1, 4).any(dim=1).sum())
+        return f"{name} differs in {n_off} of {values.numel()} values"
+
+    def loader_fpath(self) -> str:
+        """A path under which this process can open the bytes that were read."""
+        assert self._memory is not None, "read() comes first"
+        self._memory.seek(0)  # where /dev/fd shares the position
+        # A loader holds several copies of the weights. Ours can leave this process
+        # until the next look at it brings it back, since the file in memory stays.
+        assert self._map is not None
+        self._map.madvise(mmap.MADV_DONTNEED)
+        return f"/dev/fd/{self._memory.fileno()}"
+
+    def _note_stat(self) -> None:
+        info = os.fstat(self._fd.fileno())
+        self.n_bytes, self.mtime_ns = info.st_size, info.st_mtime_ns
+
+    def _read_head(self) -> bytes:
+        """The file up to its first line's end, and somewhat more."""
+        head = b""
+        while b"\n" not in head[-(1 << 16) :]:
+            if len(head) > MAX_HEADER_BYTES:
+                raise Refused(f"no header line in its first {MAX_HEADER_BYTES} bytes")
+            text = self._fd.read(1 << 16)
+            if not text:
+                break
+            head += text
+        return head
+
+    def _read_into_memory(self) -> None:
+        n_values = sum(_n_values(shape) for shape in self.header.shapes.values())
+        n_most = self.n_header_bytes + 4 * n_values + MAX_ARCHIVE_OVERHEAD_BYTES
+        if self.n_bytes > n_most:
+            raise Refused(
+                f"{human(self.n_bytes)}, where an SAE of its widths"
+                f" ({self.header.d_model} by {self.header.d_sae}) has"
+                f" {human(4 * n_values)}"
+            )
+        self._memory = open_memory()
+        os.truncate(self._memory.fileno(), self.n_bytes)
+        self._map = mmap.mmap(self._memory.fileno(), self.n_bytes)
+        n_read, digest = len(self._head), hashlib.sha256(self._head)
+        before = self.n_bytes, self.mtime_ns
+        with memoryview(self._map) as view:
+            view[:n_read] = self._head
+            while n_read < self.n_bytes:
+                with view[n_read : n_read + CHUNK_BYTES] as chunk:
+                    n_more = self._fd.readinto(chunk)
+                    digest.update(chunk[:n_more])
+                if not n_more:
+                    break
+                n_read += n_more
+        self._note_stat()
+        if n_read != self.n_bytes or before != (self.n_bytes, self.mtime_ns):
+            raise Refused("it changed while it was read; is the run still writing?")
+        self.sha256 = digest.hexdigest()
+
+    def _check_stored(self) -> None:
+        shapes = self.header.shapes
+        if "activation.threshold" in shapes.keys() - self.stored.keys():
+            raise Refused(
+                "no activation.threshold: a BatchTopK from before saev kept one, which"
+                " says nothing of which features fire; saev refuses it too"
+            )
+        for name in shapes.keys() ^ self.stored.keys():
+            what = "no" if name in shapes else "an unknown tensor"
+            raise Refused(f"{what} {one_line(name)[:60]} in its weights")
+        for name, stored in self.stored.items():
+            if stored.shape != shapes[name]:
+                raise Refused(
+                    f"{name} has shape {stored.shape}, its header says {shapes[name]}"
+                )
+            checkpoint_pickle.check_fills(name, stored, self._members)
+        used = {stored.member for stored in self.stored.values()}
+        for name in self._members:
+            if name.startswith("data/") and name not in used:
+                raise Refused(f"its archive has {name}, which is no tensor's")
+
+    @contextlib.contextmanager
+    def _naming(self) -> tp.Iterator[None]:
+        """Whatever is wrong in here, tell of which file."""
+        try:
+            yield
+        except (Refused, OSError) as err:
+            self.close()
+            why = getattr(err, "strerror", None) or err
+            raise UserError(f"{self.fpath}: {why}") from None
+
+
+def open_memory() -> tp.BinaryIO:
+    """A file in memory, without a place in any directory; /dev/fd names it.
+
+    Where the system has no such thing, it is a temporary file that has lost its name.
+    """
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("sae.pt", os.MFD_CLOEXEC)
+        return open(fd, "w+b", buffering=0)
+    return tp.cast(tp.BinaryIO, tempfile.TemporaryFile(buffering=0))
+
+
+def _open(fpath: str) -> tp.BinaryIO:
+    """Open a regular file, and nothing that could block or never end."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(fpath, flags)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
+        raise Refused(f"a {kind}, not a file")
+    return open(fd, "rb", buffering=0)
+
+
+def _n_values(shape: tuple[int, ...]) -> int:
+    n_values = 1
+    for size in shape:
+        n_values *= size
+    return n_values

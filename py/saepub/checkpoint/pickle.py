@@ -1,0 +1,143 @@
+"""The pickle in a checkpoint: names, shapes and strides of its tensors, and nothing run.
+
+It may hold only what a state dict of float32 tensors needs. Every opcode is looked at
+before the first is obeyed, and what the pickle names is never imported.
+"""
+
+import collections
+import io
+import math
+import pickle
+import pickletools
+import re
+import typing as tp
+
+from .archive import MAX_PICKLE_BYTES
+from .header import Refused
+
+OPCODES = frozenset(
+    (
+        *("PROTO", "GLOBAL", "MARK", "STOP", "REDUCE", "BUILD", "BINPERSID"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
+    )
+)
+
+
+class Stored(tp.NamedTuple):
+    """Where a tensor's values are: a whole member, in the order that the strides say."""
+
+    member: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In values. The longest first, except for a matrix that was saved transposed."""
+
+
+class _Storage(tp.NamedTuple):
+    member: str
+    n_values: int
+
+
+def tensors(found: dict[str, memoryview]) -> dict[str, Stored]:
+    """The state dict's tensors, by name.
+
+    Args:
+        found: The archive's members by name, from `checkpoint_zip.members`.
+
+    Raises:
+        Refused: The pickle would run code or is not a state dict of float32 tensors, or a
+            tensor does not fill a member exactly.
+    """
+    if "data.pkl" not in found:
+        raise Refused("its archive has no data.pkl")
+    if bytes(found.get("byteorder", b"little")) != b"little":
+        raise Refused("its values are not little-endian")
+    text = bytes(found["data.pkl"])
+    _check_opcodes(text)
+    try:
+        state = _Unpickler(io.BytesIO(text)).load()
+    except Refused:
+        raise
+    except Exception as err:  # noqa: BLE001, bytes of any kind raise errors of any kind
+        raise Refused(f"its pickle is damaged: {type(err).__name__}") from None
+    if not isinstance(state, dict):
+        raise Refused("it holds no state dict")
+    for name, stored in state.items():
+        if type(name) is not str or not isinstance(stored, Stored):
+            raise Refused("its state dict holds something else than named tensors")
+    return dict(state)
+
+
+def check_fills(name: str, stored: Stored, found: dict[str, memoryview]) -> None:
+    """Raises Refused unless the tensor's values are a whole member, each used once."""
+    n_values = 1
+    for stride, size in sorted(zip(stored.strides, stored.shape, strict=True)):
+        if size > 1 and stride != n_values:
+            raise Refused(f"{name} has strides {stored.strides} for {stored.shape}")
+        n_values *= size
+    n_bytes = len(found.get(stored.member, b""))
+    if n_bytes != 4 * n_values:
+        raise Refused(f"{name} needs {4 * n_values} bytes, its member has {n_bytes}")
+
+
+def _check_opcodes(text: bytes) -> None:
+    """Raises Refused where the pickle does what no state dict needs, before any of it runs."""
+    try:
+        for opcode, arg, _ in pickletools.genops(text):
+            if opcode.name == "GLOBAL" and arg not in GLOBALS:
+                raise Refused(_why_not(str(arg)))
+            if opcode.name not in OPCODES:
+                raise Refused(
+                    f"its pickle has {opcode.name}, which no state dict needs"
+                )
+            if opcode.name == "LONG_BINPUT" and arg > MAX_PICKLE_BYTES:
+                raise Refused("its pickle is damaged: a memo out of all bounds")
+    except ValueError as err:
+        raise Refused(f"its pickle is damaged: {str(err)[:60]!r}") from None
+
+
+def _why_not(name: str) -> str:
+    if re.fullmatch(r"torch \w+Storage", name):
+        return f"it holds {name.removeprefix('torch ')[:-7]} values, not float32"
+    return f"its pickle would run {name[:60]!r}; nothing of it was run"
+
+
+def _rebuild(
+    storage, offset, shape, strides, needs_grad, hooks, metadata=None
+) -> Stored:
+    numbers = (*shape, *strides, storage.n_values)
+    if any(type(n) is not int or n < 0 for n in numbers) or type(offset) is not int:
+        raise Refused("a tensor whose shape is not made of whole numbers")
+    if len(shape) != len(strides) or offset != 0 or hooks or metadata:
+        raise Refused("a tensor that is a part of another")
+    if math.prod(shape) != storage.n_values:
+        raise Refused(
+            f"a tensor of shape {_clip(shape)} over {storage.n_values} values"
+        )
+    return Stored(storage.member, tuple(shape), tuple(strides))
+
+
+def _clip(shape: tuple[int, ...]) -> str:
+    text = str(shape)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+GLOBALS = {
+    "collections OrderedDict": collections.OrderedDict,
+    "torch._utils _rebuild_tensor_v2": _rebuild,
+    "torch FloatStorage": "float32",
+}
+"""All that a pickle may name, and what stands in for it here."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> tp.Any:
+        return GLOBALS[f"{module} {name}"]
+
+    def persistent_load(self, pid: tp.Any) -> _Storage:
+        kind, dtype, key, _location, n_values = pid
+        if kind != "storage" or dtype != "float32" or type(key) is not str:
+            raise Refused("its pickle refers to something else than float32 values")
+        return _Storage(f"data/{key}", n_values)

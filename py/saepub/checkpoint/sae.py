@@ -1,0 +1,66 @@
+"""What an SAE computes from its weights, as saev defines it in eval mode."""
+
+import dataclasses
+import typing as tp
+
+from .header import Header
+
+
+@dataclasses.dataclass(frozen=True)
+class Sae:
+    """An SAE's header and tensors, float32.
+
+    With d_model inputs and d_sae features: W_enc (d_model, d_sae), b_enc (d_sae,),
+    W_dec (d_sae, d_model), b_dec (d_model,), and for batch-top-k activation.threshold ().
+    """
+
+    header: Header
+    tensors: dict[str, tp.Any]
+
+    def pre_activation(self, x: tp.Any, *, subtract_b_dec: bool = False) -> tp.Any:
+        """h_x = x @ W_enc + b_enc.
+
+        Args:
+            x: Activations of the model, (n, d_model), float32.
+            subtract_b_dec: Take b_dec from x first, as saev 0.1.0 does. Today's saev does
+                not, for the same files; what is published is today's.
+
+        Returns:
+            (n, d_sae), float32.
+        """
+        if subtract_b_dec:
+            x = x - self.tensors["b_dec"]
+        return x @ self.tensors["W_enc"] + self.tensors["b_enc"]
+
+    def cut(self, h_x: tp.Any) -> tp.Any:
+        """At what pre-activation a feature starts to fire, (n, 1), or () for all rows."""
+        import torch
+
+        if self.header.activation == "top-k":
+            k = min(self.header.top_k, self.header.d_sae)
+            return torch.topk(h_x, k, dim=-1).values[:, -1:]
+        if self.header.activation == "batch-top-k":
+            return self.tensors["activation.threshold"].clamp(min=0)
+        return torch.zeros(())
+
+    def activate(self, h_x: tp.Any) -> tp.Any:
+        """f_x, (n, d_sae), from h_x.
+
+        top-k keeps the k largest of a row, negative ones too. batch-top-k is in eval mode
+        a JumpReLU at the threshold that training left, ReLU if that is not above 0.
+        """
+        import torch
+
+        if self.header.activation == "top-k":
+            k = min(self.header.top_k, self.header.d_sae)
+            values, i = torch.topk(h_x, k, dim=-1)
+            return torch.zeros_like(h_x).scatter(-1, i, values)
+        return torch.where(h_x > self.cut(h_x), h_x, torch.zeros_like(h_x))
+
+    def encode(self, x: tp.Any) -> tp.Any:
+        """Features f_x, (n, d_sae), of activations x, (n, d_model)."""
+        return self.activate(self.pre_activation(x))
+
+    def decode(self, f_x: tp.Any) -> tp.Any:
+        """x_hat = f_x @ W_dec + b_dec, (n, d_model): the reconstruction from all features."""
+        return f_x @ self.tensors["W_dec"] + self.tensors["b_dec"]

@@ -1,0 +1,170 @@
+"""The saev at hand: SAEV_DIR's checkout, else the installed release. Loads checkpoints with it.
+
+Its `saev.nn.load` is what people will call on the published files, so preflight calls it
+too, unchanged, on the CPU, and looks at what comes back.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import typing as tp
+
+from .. import checkpoint, settings
+from ..cli import UserError
+from ..text import one_line
+from . import header as checkpoint_header
+from .header import Header
+
+
+class NotUsable(UserError):
+    """The saev at hand can't be imported: no checkpoint can be checked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saev:
+    nn: tp.Any
+    """Its module `saev.nn`."""
+    label: str
+    """"saev" and its commit or version."""
+    is_checkout: bool
+
+    def load(self, fpath: str) -> tp.Any:
+        """The model (torch.nn.Module, in eval mode) that it reads from a checkpoint.
+
+        Raises:
+            UserError: It refuses the file; says why, not which file.
+        """
+        try:
+            with _quiet_stdout():
+                return self.nn.load(fpath).eval()
+        except Exception as err:  # noqa: BLE001, whatever it raises is a refusal
+            why = one_line(f"{type(err).__name__}: {err}")
+            raise UserError(
+                f"{self.label} refuses it: {' '.join(why.split())}"
+            ) from None
+
+    def why_not(self, header: Header) -> str:
+        """Why it can't read headers like this one; "" where it can."""
+        return _why_not(self, json.dumps(checkpoint_header.shrunk(header).raw))
+
+    def run(self, model: tp.Any, x: tp.Any) -> tuple[tp.Any, tp.Any, bool]:
+        """What a loaded model computes.
+
+        Args:
+            model: From `load`.
+            x: Activations, (n, d_model), float32.
+
+        Returns:
+            f_x (n, d_sae), x_hat (n, d_model), and whether this saev takes b_dec from x
+            before it encodes. Only those did that whose forward also returned the loss.
+        """
+        import torch
+
+        with torch.no_grad(), _quiet_stdout():
+            out = model(x)
+        if hasattr(out, "f_x"):
+            return out.f_x, out.x_hats[:, -1], False
+        x_hat, f_x = out[0], out[1]
+        x_hat = x_hat[:, -1] if x_hat.ndim == 3 else x_hat
+        return f_x, x_hat, len(out) == 3
+
+
+@functools.cache
+def _why_not(saev: Saev, header: str) -> str:
+    """Found by trial on a tiny checkpoint with this header, not by saev's version.
+
+    A real file may be refused for what is wrong with it; this one has nothing wrong.
+    """
+    import torch
+
+    shapes = checkpoint_header.parse(header.encode()).shapes
+    buffer = io.BytesIO()
+    torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, buffer)
+    with checkpoint.open_memory() as fd:
+        fd.write(header.encode() + b"\n" + buffer.getvalue())
+        fd.seek(0)
+        try:
+            saev.load(f"/dev/fd/{fd.fileno()}")
+        except UserError as err:
+            return str(err)
+    return ""
+
+
+@functools.cache
+def at_hand() -> Saev:
+    """Import the saev that the SAEV_DIR setting names, else the installed one.
+
+    Raises:
+        NotUsable: It can't be imported.
+    """
+    src_dpath = checkout_src()
+    where = str(src_dpath or "the installed saev")
+    if src_dpath:
+        sys.path.insert(0, str(src_dpath))
+    try:
+        with _quiet_stdout():
+            nn = importlib.import_module("saev.nn")
+    except ModuleNotFoundError as err:
+        name = one_line(err.name)
+        if not src_dpath and name == "saev":
+            raise NotUsable("saev is not installed; run: make setup") from None
+        raise NotUsable(f"{where} needs the package {name}; install it") from None
+    except Exception as err:  # noqa: BLE001, it is not our code
+        why = one_line(f"{type(err).__name__}: {err}")
+        raise NotUsable(f"{where} can't be imported: {why}") from None
+    name = (commit(src_dpath) if src_dpath else "") or _version()
+    return Saev(nn, f"saev {name}", src_dpath is not None)
+
+
+def checkout_src() -> pathlib.Path | None:
+    """src/ of the checkout that SAEV_DIR names; None where it is not set or holds no saev."""
+    saev_dir = settings.get("SAEV_DIR")
+    src_dpath = pathlib.Path(saev_dir).resolve() / "src"
+    return src_dpath if saev_dir and (src_dpath / "saev").is_dir() else None
+
+
+def commit(src_dpath: pathlib.Path) -> str:
+    """The checkout's commit, "-dirty" where src/ differs from it; "" where git can't say."""
+
+    def git(*args: str) -> str:
+        # A checkout shared on a cluster belongs to someone else, which git objects to.
+        command = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"]
+        command += ["-C", str(src_dpath), *args]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+        return subprocess.run(
+            command,
+            check=True,
+            env=env,  # not that of a git hook, which speaks of another checkout
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")) != src_dpath.parent:
+            return ""  # a copy that lies within some other project's checkout
+        name = git("rev-parse", "--short=12", "HEAD")
+        is_dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name + ("-dirty" if is_dirty else "")
+
+
+def _version() -> str:
+    version = getattr(sys.modules["saev"], "__version__", None)
+    if version is None and checkout_src() is None:
+        version = importlib.metadata.version("saev")
+    return one_line(version or "of an unknown version")
+
+
+def _quiet_stdout() -> contextlib.AbstractContextManager:
+    """Whatever saev prints goes to people: stdout is for data only."""
+    return contextlib.redirect_stdout(sys.stderr)

@@ -1,0 +1,71 @@
+"""The rule by which runs are chosen: the frontier of L0 against NMSE, and what to pick of it."""
+
+import math
+import typing as tp
+
+from ..jsonl import DROPPED, Line
+
+
+class Run(tp.NamedTuple):
+    """A run that may be chosen. Compares in the rule's order."""
+
+    l0: float
+    nmse: float
+    age: float
+    """Minus its date: the later comes first."""
+    run_id: str
+    text: bytes = b""
+
+
+def split(runs: tp.Iterable[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs whose NMSE is strictly below that of every run before them, and the others.
+
+    Before means sparser, or at the same L0 better, later, or first by id. Both are sparsest
+    first.
+    """
+    front: list[Run] = []
+    off: list[Run] = []
+    for run in sorted(runs):
+        (off if front and run.nmse >= front[-1].nmse else front).append(run)
+    return front, off
+
+
+def of_account(account: list[Line]) -> list[Line]:
+    """The frontier among one panel's candidates that have a place, dropped ones aside."""
+    front: list[Line] = []
+    for run in sorted(account, key=lambda r: (r["l0"], r["nmse"])):
+        if run["fate"] == DROPPED:
+            continue
+        if not front or run["nmse"] < front[-1]["nmse"]:
+            front.append(run)
+    return front
+
+
+def has_place(run: Line) -> bool:
+    """Whether a candidate has finite measures and an L0 that has a logarithm."""
+    measures = (run["l0"], run["nmse"])
+    if not all(type(m) in (int, float) and math.isfinite(m) for m in measures):
+        return False
+    return run["l0"] > 0
+
+
+def pick(front: list[Run], n: int) -> list[Run]:
+    """Up to `n` runs of a frontier, evenly spaced in log L0.
+
+    Args:
+        front: The frontier, sparsest first.
+        n: How many at most; 2 or more.
+    """
+    if len(front) <= n:
+        return front
+    lo, hi = math.log(front[0].l0), math.log(front[-1].l0)
+    taken, free = [front[0], front[-1]], front[1:-1]
+    for i in range(1, n - 1):
+        target = lo + (hi - lo) * i / (n - 1)
+        best = min(
+            free,
+            key=lambda r: (abs(math.log(r.l0) - target), r.nmse, r.age, r.run_id),
+        )
+        free.remove(best)
+        taken.append(best)
+    return taken

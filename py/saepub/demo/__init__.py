@@ -1,0 +1,1 @@
+"""What the demo holds and how it is trained."""

@@ -1,0 +1,269 @@
+"""How the demo's SAEs are trained, written and measured.
+
+The activations are scikit-learn's digits (1797 images of 8 × 8 pixels) through a fixed
+random projection and a mild nonlinearity, another one for each (repo, layer). Training is
+saev's in small: datapoint init, Matryoshka objective, Adam, decoder rows of unit norm.
+"""
+
+import functools
+import io
+import itertools
+import json
+import math
+import pathlib
+import typing as tp
+import zlib
+
+import numpy as np
+import saev.nn
+import torch
+from torch import Tensor
+
+from .table import N_PREFIXES, Run
+
+N_TRAIN = 1297
+"""The other 500 rows are held out."""
+N_STEPS = 80
+BATCH = 128
+REINIT_BLEND = 0.8
+"""How much of a first weight is a sample, the rest being noise; saev's default."""
+ENC_SCALE, ENC_BIAS = 0.3, -0.3
+"""Encoders start small and below zero: so few steps leave no time to calm a loud start."""
+
+# One thread: a sum over several depends on their number, and the demo must not.
+torch.set_num_threads(1)
+
+
+class TopK(saev.nn.SparseAutoencoder):
+    """An SAE that keeps each token's k largest features, as today's saev has it.
+
+    saev 0.1.0 knows ReLU only. Unlike 0.1.0's, this forward doesn't subtract b_dec from x.
+    """
+
+    top_k: int
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        """As saev's: x_hat and f_x, float32 of shapes (n, d_model) and (n, d_sae)."""
+        f_x = encode(self, x)
+        return self.decode(f_x), f_x, None
+
+
+def encode(sae: saev.nn.SparseAutoencoder, x: Tensor) -> Tensor:
+    """f_x, float32 of shape (n, d_sae), of activations x of shape (n, d_model).
+
+    What saev's forward computes (b_dec being zero where 0.1.0 subtracts it), without the
+    reconstruction, which training has no use for.
+    """
+    h_x = x @ sae.W_enc + sae.b_enc
+    if not isinstance(sae, TopK):
+        return torch.relu(h_x)
+    values, idxs = h_x.topk(sae.top_k, dim=-1)
+    return torch.zeros_like(h_x).scatter(-1, idxs, values)
+
+
+def activations(shard_fpath: pathlib.Path, d_model: int) -> tuple[Tensor, Tensor]:
+    """Activations of one (repo, layer), and the held-out ones written as its shard.
+
+    They are centred and scaled by the training rows, so that an SAE needs no b_dec.
+
+    Returns:
+        Training and held-out rows, float32 of shapes (1297, d_model) and (500, d_model).
+    """
+    rng = np.random.default_rng(seed_of("/".join(shard_fpath.parts[-2:])))
+    pixels = _digits()
+    projection = rng.normal(size=(pixels.shape[1], d_model)) / 8
+    acts = rng.permutation(np.tanh(1.5 * pixels @ projection))
+    acts = (acts - acts[:N_TRAIN].mean(axis=0)) / acts[:N_TRAIN].std()
+    acts = acts.astype(np.float32)
+    shard_fpath.parent.mkdir(parents=True, exist_ok=True)
+    np.save(shard_fpath, acts[N_TRAIN:])
+    return torch.from_numpy(acts[:N_TRAIN]), torch.from_numpy(acts[N_TRAIN:])
+
+
+@functools.cache
+def _digits() -> np.ndarray:
+    """scikit-learn's digits, float64 of shape (1797, 64), pixels from 0 to 1, centred."""
+    from sklearn.datasets import load_digits
+
+    pixels = load_digits().data / 16
+    return pixels - pixels.mean(axis=0)
+
+
+def seed_of(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def train_and_dump(run: Run, x: Tensor, fpath: pathlib.Path) -> None:
+    """Train the run's SAE on the rows of `x`, float32 of shape (n, d_model); write it."""
+    sae = train(run, x)
+    with torch.no_grad():
+        if run.misfit == "dead":
+            sae.b_enc.fill_(-1000)
+        if run.misfit == "diverged":
+            for param in sae.parameters():
+                param.fill_(math.nan)
+    fpath.parent.mkdir(parents=True)
+    if isinstance(sae, TopK):
+        dump_schema5(fpath, sae)
+    else:
+        saev.nn.dump(str(fpath), sae)
+
+
+def train(run: Run, x: Tensor) -> saev.nn.SparseAutoencoder:
+    """saev's training in small: mean squared error averaged over prefixes, plus L1."""
+    rng = torch.Generator().manual_seed(seed_of(run.run_id))
+    sae = new_sae(run, x, rng)
+    params = [param for param in sae.parameters() if param.requires_grad]
+    optimizer = torch.optim.Adam(params, lr=run.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, N_STEPS)
+    for _ in range(N_STEPS):
+        batch = x[torch.randint(len(x), (BATCH,), generator=rng)]
+        f_x = encode(sae, batch)
+        prefixes = sample_prefixes(sae.cfg.d_sae, run.n_prefixes, rng)
+        mse = prefix_mse(sae, f_x, batch, prefixes)
+        loss = mse + sae.cfg.sparsity_coeff * f_x.abs().sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        sae.remove_parallel_grads()
+        optimizer.step()
+        schedule.step()
+        sae.normalize_w_dec()
+    return sae
+
+
+def new_sae(run: Run, x: Tensor, rng: torch.Generator) -> saev.nn.SparseAutoencoder:
+    """An SAE whose features start from samples of `x`."""
+    is_topk = run.repo.activation == "topk"
+    cfg = saev.nn.config.SparseAutoencoder(
+        d_vit=run.repo.d_model,
+        exp_factor=run.repo.d_sae // run.repo.d_model,
+        sparsity_coeff=0.0 if is_topk else run.sparsity,
+        n_reinit_samples=0,
+    )
+    sae = TopK(cfg) if is_topk else saev.nn.SparseAutoencoder(cfg)
+    if isinstance(sae, TopK):
+        sae.top_k = int(run.sparsity)
+    else:
+        # saev 0.1.0 subtracts b_dec before it encodes, later ones don't. With a b_dec of
+        # zero, which centred activations allow, both compute the same L0 and NMSE.
+        sae.b_dec.requires_grad_(False)
+    samples = x[torch.randperm(len(x), generator=rng)[: cfg.d_sae]]
+    noise = torch.randn(samples.shape, generator=rng)
+    with torch.no_grad():
+        sae.W_dec.copy_(REINIT_BLEND * samples + (1 - REINIT_BLEND) * noise)
+        sae.normalize_w_dec()
+        sae.W_enc.copy_(ENC_SCALE * sae.W_dec.T)
+        sae.b_enc.fill_(ENC_BIAS)
+    return sae
+
+
+def sample_prefixes(d_sae: int, n_prefixes: int, rng: torch.Generator) -> list[int]:
+    """Ascending prefix lengths, short ones likelier; the last is d_sae.
+
+    A length l has the weight l^-1/2 - (l + 1)^-1/2: a Pareto distribution's, as in
+    "Learning Multi-Level Features with Matryoshka Sparse Autoencoders" (arXiv 2503.17547).
+    """
+    if n_prefixes == 1:
+        return [d_sae]
+    lengths = torch.arange(1, d_sae)
+    weights = lengths**-0.5 - (lengths + 1) ** -0.5
+    picked = torch.multinomial(weights, n_prefixes - 1, generator=rng)
+    return sorted(lengths[picked].tolist()) + [d_sae]
+
+
+def prefix_mse(
+    sae: saev.nn.SparseAutoencoder, f_x: Tensor, x: Tensor, prefixes: list[int]
+) -> Tensor:
+    """Mean squared error of the reconstructions by each prefix, averaged over prefixes.
+
+    Args:
+        f_x: Features, float32 of shape (n, d_sae).
+        x: What they are of, float32 of shape (n, d_model).
+        prefixes: Ascending lengths; a prefix is the first so many features.
+    """
+    sizes = np.diff(prefixes, prepend=0).tolist()
+    blocks = [
+        f_block @ W_block
+        for f_block, W_block in zip(
+            f_x.split(sizes, dim=1), sae.W_dec.split(sizes), strict=True
+        )
+    ]
+    x_hats = torch.stack(list(itertools.accumulate(blocks))) + sae.b_dec
+    return torch.nn.functional.mse_loss(x_hats, x.expand_as(x_hats))
+
+
+def dump_schema5(fpath: pathlib.Path, sae: TopK) -> None:
+    """Write a TopK SAE as today's saev writes it: its header in schema 5, its tensors."""
+    activation = {
+        "key": "top-k",
+        "top_k": sae.top_k,
+        "sparsity": {"cls": "NoSparsity", "params": {"key": "no-sparsity"}},
+        # Revives features after millions of tokens without firing: never, in the demo.
+        "aux": {
+            "cls": "AuxK",
+            "params": {"key": "auxk", "k_aux": 512, "alpha": 1 / 32},
+        },
+    }
+    cfg = {
+        "d_model": sae.cfg.d_vit,
+        "d_sae": sae.cfg.d_sae,
+        "activation": {"cls": "TopK", "params": activation},
+        "reinit_blend": REINIT_BLEND,
+        "reinit_enc_dec_tranpose": True,  # saev's spelling
+        "remove_parallel_grads": True,
+        "normalize_w_dec": True,
+    }
+    header = {"schema": 5, "cfg": cfg, "commit": "unknown", "lib": "0.1.0"}
+    tensors = sae.state_dict()
+    with open(fpath, "wb") as fd:
+        fd.write(json.dumps(header, separators=(",", ":")).encode() + b"\n")
+        names = ("W_dec", "b_dec", "W_enc", "b_enc")
+        torch.save({name: tensors[name] for name in names}, fd)
+
+
+def load(fpath: pathlib.Path) -> saev.nn.SparseAutoencoder:
+    """Read back a checkpoint of the demo."""
+    with open(fpath, "rb") as fd:
+        header = json.loads(fd.readline())
+        body = io.BytesIO(fd.read())
+    if "schema" not in header:
+        return saev.nn.load(str(fpath))
+    cfg = header["cfg"]
+    exp_factor = cfg["d_sae"] // cfg["d_model"]
+    sae = TopK(
+        saev.nn.config.SparseAutoencoder(d_vit=cfg["d_model"], exp_factor=exp_factor)
+    )
+    sae.top_k = cfg["activation"]["params"]["top_k"]
+    sae.load_state_dict(torch.load(body, weights_only=True))
+    return sae
+
+
+@torch.no_grad()
+def measure(
+    fpath: pathlib.Path, x: Tensor, n_prefixes: int = N_PREFIXES
+) -> dict[str, tp.Any]:
+    """What W&B's summary would say of the checkpoint in `fpath`, measured on it as written.
+
+    L0 is the mean count of non-zero features a token. NMSE is the full-prefix
+    reconstruction's sum of squared errors over the sum of squares about the mean, in
+    float64. `eval/mse`, which is not NMSE, averages over prefixes.
+
+    Args:
+        x: Held-out activations, float32 of shape (n, d_model).
+        n_prefixes: How many prefixes the run's objective has.
+    """
+    sae = load(fpath)
+    x_hat, f_x, _ = sae(x)
+    x64 = x.double()
+    sse = ((x_hat.double() - x64) ** 2).sum()
+    sse_baseline = ((x64 - x64.mean(dim=0)) ** 2).sum()
+    rng = torch.Generator().manual_seed(0)
+    prefixes = sample_prefixes(sae.cfg.d_sae, n_prefixes, rng)
+    summary = {
+        "eval/l0": (f_x != 0).sum(dim=1).double().mean().item(),
+        "eval/normalized_mse": (sse / sse_baseline).item(),
+        "eval/mse": prefix_mse(sae, f_x, x, prefixes).item(),
+        "eval/n_dead": int(((f_x != 0).sum(dim=0) == 0).sum()),
+    }
+    # W&B sends what JSON has no number for as a string.
+    return {key: "NaN" if math.isnan(v) else v for key, v in summary.items()}

@@ -1,0 +1,224 @@
+"""The lines that travel between stages: JSON Lines, one training run a line.
+
+`KEYS` is the whole vocabulary. A stage names the keys that it needs; `read` holds every
+line to them, so that no stage meets a line it can't work with.
+"""
+
+import functools
+import json
+import os
+import re
+import sys
+import typing as tp
+
+from .cli import UserError
+from .text import say
+
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a run id or a slug may be. Both become parts of paths."""
+
+CHOSEN, PINNED = "chosen", "pinned"
+NOT_NEEDED, OFF_FRONTIER, DROPPED = "not needed", "off the frontier", "dropped"
+FATES = (CHOSEN, PINNED, NOT_NEEDED, OFF_FRONTIER, DROPPED)
+"""A candidate's fate. Pinned is what a person chose besides the rule."""
+
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""How W&B, and so a line, writes what JSON has no number for."""
+
+
+def is_id(value: object) -> bool:
+    return isinstance(value, str) and ID.fullmatch(value) is not None
+
+
+def _is_measure(value: object) -> bool:
+    return type(value) is not str or value in NOT_FINITE
+
+
+def _is_sha256(value: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _is_commit(value: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", value) is not None
+
+
+def _is_path_in_repo(value: str) -> bool:
+    return (
+        re.fullmatch(rf"layer_\d{{1,3}}/{ID.pattern}/sae\.pt", value, re.ASCII)
+        is not None
+    )
+
+
+def _is_layer(value: int) -> bool:
+    return 0 <= value < 1000
+
+
+def _is_documents(value: dict) -> bool:
+    """By name, what render wrote: {"bytes", "sha256"}."""
+    return all(
+        isinstance(of, dict)
+        and type(of.get("bytes")) is int
+        and isinstance(of.get("sha256"), str)
+        and _is_sha256(of["sha256"])
+        for of in value.values()
+    )
+
+
+class Kind(tp.NamedTuple):
+    """What a key holds. Types are compared exactly: JSON's true is not a number."""
+
+    what: str
+    types: frozenset[type]
+    check: tp.Callable[[tp.Any], bool] | None = None
+
+
+def _kind(what: str, *types: type, check=None, null: bool = False) -> Kind:
+    if null:
+        return Kind(f"{what} or null", frozenset((*types, type(None))), check)
+    return Kind(what, frozenset(types), check)
+
+
+KEYS: dict[str, Kind] = {
+    # extract-ids
+    "repo": _kind("a slug", str, check=is_id),
+    "layer": _kind("a layer", int, check=_is_layer),
+    "run_id": _kind("a run id", str, check=is_id),
+    "commented": _kind("true or false", bool),
+    "source": _kind("text", str),
+    "expected": _kind("an object", dict),
+    # fetch-metrics
+    "l0": _kind("a number", int, float, str, check=_is_measure, null=True),
+    "nmse": _kind("a number", int, float, str, check=_is_measure, null=True),
+    "nmse_source": _kind("text", str, null=True),
+    "objective": _kind("text", str, null=True),
+    "n_prefixes": _kind("a whole number", int, null=True),
+    "n_dead": _kind("a number", int, float, null=True),
+    "activation": _kind("an object", dict, null=True),
+    "d_model": _kind("a whole number", int, null=True),
+    "d_sae": _kind("a whole number", int, null=True),
+    "train_layer": _kind("a whole number", int, null=True),
+    "state": _kind("text", str, null=True),
+    "created_at": _kind("text", str, null=True),
+    "wandb_url": _kind("text", str, null=True),
+    # classify
+    "drop": _kind("text", str, null=True),
+    # select, in its account
+    "fate": _kind(f"one of {', '.join(FATES)}", str, check=FATES.__contains__),
+    # preflight
+    "checkpoint": _kind("a path", str, check=str.isprintable),
+    "bytes": _kind("a whole number", int),
+    "mtime_ns": _kind("a whole number", int),
+    "sha256": _kind("64 hex digits", str, check=_is_sha256),
+    "schema": _kind("a whole number", int, null=True),
+    "activation_config": _kind("an object", dict),
+    "loader": _kind("text", str),
+    "warnings": _kind("a list", list),
+    # stage
+    "path": _kind("layer_<N>/<run_id>/sae.pt", str, check=_is_path_in_repo),
+    # render
+    "documents": _kind("sizes and hashes by name", dict, check=_is_documents),
+    # push
+    "commit": _kind("a commit", str, check=_is_commit),
+    "seconds": _kind("a number", int, float),
+}
+
+Line = dict[str, tp.Any]
+
+_MISSING = object()
+
+
+def loads(text: bytes) -> Line:
+    """One line's object.
+
+    Raises:
+        ValueError: It is not JSON, or not an object. NaN and Infinity are not JSON.
+    """
+    try:
+        obj = _decoder()(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if type(obj) is not dict:
+        raise ValueError("not a JSON object")
+    return obj
+
+
+@functools.cache
+def _decoder() -> tp.Callable[[bytes], object]:
+    """orjson, four times as fast, which a million lines show; not before there is a line,
+    since it takes longer to import than all the rest of a light stage."""
+    try:
+        import orjson
+    except ImportError:  # before `make setup`
+        decoder = json.JSONDecoder(parse_constant=_no_constant)
+        return lambda text: decoder.decode(text.decode())
+    return orjson.loads
+
+
+def _no_constant(name: str) -> tp.NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def check(line: Line, keys: tp.Iterable[str], where: str) -> None:
+    """Raises UserError where `line` lacks one of `keys` or holds it with a wrong type."""
+    for key in keys:
+        if key not in line:
+            raise UserError(f'{where}: no "{key}"')
+        value, kind = line[key], KEYS[key]
+        if type(value) in kind.types and (kind.check is None or kind.check(value)):
+            continue
+        found = json.dumps(value)
+        found = found if len(found) <= 60 else found[:57] + "..."
+        raise UserError(f'{where}: "{key}" is {found}, not {kind.what}')
+
+
+def read_with_text(
+    keys: tp.Iterable[str], fd: tp.BinaryIO | None = None, name: str = "stdin"
+) -> tp.Iterator[tuple[Line, bytes]]:
+    """Each line's object and its own bytes, for a stage that passes lines on untouched.
+
+    Raises:
+        UserError: A line is not a JSON object, lacks a key or has it with a wrong type.
+    """
+    fd = fd or sys.stdin.buffer
+    if fd.isatty():
+        say("reading lines from the terminal; Ctrl-D ends")
+    wanted = [(key, KEYS[key].types, KEYS[key].check) for key in keys]
+    for i, text in enumerate(fd, start=1):
+        if text.isspace():
+            continue
+        try:
+            line = loads(text)
+        except ValueError as err:
+            raise UserError(f"{name}:{i}: not JSON: {err}") from None
+        for key, types, is_right in wanted:
+            value = line.get(key, _MISSING)
+            if type(value) not in types or (is_right and not is_right(value)):
+                check(line, keys, f"{name}:{i}")
+        yield line, text
+
+
+def read(
+    *keys: str, fd: tp.BinaryIO | None = None, name: str = "stdin"
+) -> tp.Iterator[Line]:
+    """Each line's object, held to `keys`. Raises as `read_with_text` does."""
+    for line, _ in read_with_text(keys, fd, name):
+        yield line
+
+
+def read_file(fpath: str | os.PathLike, *keys: str) -> list[Line]:
+    """All lines of a file, held to `keys`. Raises as `read_with_text` does."""
+    with open(fpath, "rb") as fd:
+        return list(read(*keys, fd=fd, name=str(fpath)))
+
+
+def dumps(line: Line) -> str:
+    text = json.dumps(line, allow_nan=False)
+    if "\\ud" in text:  # half a character, as text from outside may have, is no JSON
+        text = json.dumps(line, allow_nan=False, ensure_ascii=False)
+        text = text.encode("utf-8", "replace").decode()
+    return text
+
+
+def write(line: Line) -> None:
+    """Write one line to stdout."""
+    sys.stdout.write(dumps(line) + "\n")

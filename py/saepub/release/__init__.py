@@ -1,0 +1,1 @@
+"""The staged tree, the plot, the record of a release."""

@@ -1,0 +1,180 @@
+"""What a stage holds, by its lines: for those that build it, hold it to them, or send it."""
+
+import collections
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import time
+import typing as tp
+
+from .. import jsonl, settings
+from ..cli import UserError
+from ..hub.repo import File
+from ..jsonl import Line
+
+MANIFEST_KEYS = (
+    "run_id",
+    "layer",
+    "l0",
+    "nmse",
+    "nmse_source",
+    "activation",
+    "objective",
+    "d_model",
+    "d_sae",
+    "path",
+    "bytes",
+    "sha256",
+    "schema",
+    "created_at",
+)
+
+DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png")
+"""What a repo holds besides checkpoints."""
+
+KEYS = (
+    "repo",
+    "layer",
+    "run_id",
+    "checkpoint",
+    "bytes",
+    "mtime_ns",
+    "sha256",
+    "path",
+    "documents",
+)
+"""What a line must have for its stage to be held against it."""
+
+
+def dpath_of(slug: str) -> pathlib.Path:
+    return settings.build_dpath() / slug / "stage"
+
+
+def path_of(line: Line) -> str:
+    """A checkpoint's path in its model repo."""
+    return f"layer_{line['layer']}/{line['run_id']}/sae.pt"
+
+
+def manifest(rows: list[Line]) -> str:
+    """manifest.jsonl: a line a checkpoint, in full precision."""
+    out = []
+    for row in rows:
+        row = row | {"activation": row["activation_config"]}
+        out.append(jsonl.dumps({key: row[key] for key in MANIFEST_KEYS}) + "\n")
+    return "".join(out)
+
+
+def by_repo(rows: tp.Iterable[Line]) -> dict[str, list[Line]]:
+    """Lines by slug, both in the order in which they came."""
+    repos = collections.defaultdict(list)
+    for row in rows:
+        repos[row["repo"]].append(row)
+    return dict(repos)
+
+
+def files(rows: list[Line]) -> dict[str, File]:
+    """Every file that one repo's lines speak of, by its path in the repo."""
+    found = [File(row["path"], row["bytes"], row["sha256"]) for row in rows]
+    for name, is_ in rows[0]["documents"].items():
+        found.append(File(name, is_["bytes"], is_["sha256"]))
+    return {file.path: file for file in sorted(found)}
+
+
+def document(fpath: pathlib.Path) -> dict[str, tp.Any]:
+    content = fpath.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def check_unchanged(fpath: pathlib.Path, row: Line) -> None:
+    """Raises UserError where a checkpoint has not the size and mtime that preflight noted."""
+    try:
+        found = os.stat(fpath)
+    except OSError as err:
+        raise UserError(
+            f"{fpath}: {err.strerror}; it was there at preflight: make recheck REPO={row['repo']}"
+        ) from None
+    if (found.st_size, found.st_mtime_ns) != (row["bytes"], row["mtime_ns"]):
+        raise UserError(
+            f"{fpath}: changed since preflight read it: make recheck REPO={row['repo']}"
+        )
+
+
+def problems(slug: str, rows: list[Line]) -> list[str]:
+    """All that differs between a repo's stage on disk and its lines.
+
+    Checkpoints are held to size and mtime, which spares a second read of gigabytes; the
+    documents to their sha256, and the manifest to the lines themselves.
+    """
+    dpath = dpath_of(slug)
+    again = f"make recheck REPO={slug}"
+    if not dpath.is_dir():
+        return [f"{dpath}: no stage; {again}"]
+    expected = files(rows)
+    found = {
+        p.relative_to(dpath).as_posix() for p in dpath.rglob("*") if not p.is_dir()
+    }
+    out = [
+        f"{dpath / path}: not there; {again}"
+        for path in sorted(expected.keys() - found)
+    ]
+    out += [
+        f"{dpath / path}: not ours, and everything here would be published; remove it"
+        for path in sorted(found - expected.keys())
+    ]
+    for row in rows:
+        if row["path"] != path_of(row):
+            out.append(f"{row['path']}: not where {row['run_id']} belongs; {again}")
+        elif row["path"] in found:
+            try:
+                check_unchanged(dpath / row["path"], row)
+            except UserError as err:
+                out.append(str(err))
+    for name, is_ in rows[0]["documents"].items():
+        if name in found and document(dpath / name) != is_:
+            out.append(f"{dpath / name}: changed since it was rendered; {again}")
+    if "manifest.jsonl" in found and (dpath / "manifest.jsonl").read_text() != manifest(
+        rows
+    ):
+        out.append(
+            f"{dpath / 'manifest.jsonl'}: does not say what the lines say; {again}"
+        )
+    return out
+
+
+PATIENCE_S = 5.0
+"""How long to wait for a lock. Staging holds it for less; an upload for as long as it takes."""
+
+
+@contextlib.contextmanager
+def lock(slug: str) -> tp.Iterator[None]:
+    """Hold a repo's stage against any other that would change or send it.
+
+    Raises:
+        UserError: Another process goes on holding it; the message says which.
+    """
+    fpath = settings.build_dpath() / slug / ".lock"
+    fpath.parent.mkdir(parents=True, exist_ok=True)
+    with open(fpath, "a+") as fd:
+        deadline = time.monotonic() + PATIENCE_S
+        while not _is_locked(fd):
+            if time.monotonic() > deadline:
+                fd.seek(0)
+                holder = fd.read().strip() or "another process"
+                raise UserError(
+                    f"{slug}: {holder} is at work on it; wait for that to end"
+                )
+            time.sleep(0.1)
+        fd.truncate(0)
+        fd.write(f"process {os.getpid()} on {os.uname().nodename}")
+        fd.flush()
+        yield
+
+
+def _is_locked(fd: tp.IO) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

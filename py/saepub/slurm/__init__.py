@@ -1,0 +1,1 @@
+"""Lines as tasks of an array, through submitit."""

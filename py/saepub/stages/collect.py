@@ -1,0 +1,65 @@
+"""collect: put each released repo into the catalog's collections, once."""
+
+from .. import catalog, jsonl, settings
+from ..cli import UserError, again, parser, report
+from ..hub import collections as hub_collections
+from ..release import staged
+from ..text import n_of, say
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Put each released repo into the collections of the catalog.",
+        "bin/plan < build/vitl-topk/rendered.jsonl | bin/push | bin/verify | bin/collect",
+    )
+    p.parse_args(argv)
+    settings.load()
+    cat = catalog.load()
+    rows = list(jsonl.read("repo", "layer", "run_id", "commit"))
+    repos = staged.by_repo(rows)
+    if not repos:
+        return
+    notes = {cat.get(slug).repo_id: note(cat.get(slug), r) for slug, r in repos.items()}
+    problems = []
+    for wanted in cat.collections:
+        try:
+            fill(wanted, notes)
+        except UserError as err:
+            problems.append(str(err))
+    # The repos are released whatever became of the collections.
+    for row in rows:
+        jsonl.write(row)
+    report(problems, f"the repos are released and verified; to go on: {again()}")
+
+
+def fill(wanted: catalog.Collection, notes: dict[str, str]) -> None:
+    """Put the repos that `notes` names into one collection, and say so in one line.
+
+    Raises:
+        UserError: The collection can't be had or added to.
+    """
+    found = hub_collections.find(wanted)
+    if found is None and wanted.slug:
+        raise UserError(
+            f"collection {wanted.slug}: is not there, and the catalog says it is"
+        )
+    is_new = found is None
+    found = found or hub_collections.create(wanted)
+    gained = []
+    try:
+        for repo_id in sorted(notes.keys() - found.repo_ids):
+            hub_collections.add(found, repo_id, notes[repo_id])
+            gained.append(repo_id)
+    finally:
+        what = f"gained {', '.join(gained)}" if gained else "has all"
+        if gained or not notes.keys() - found.repo_ids:
+            say(f"{found.url}: {'created, ' if is_new else ''}{what}")
+
+
+def note(repo: catalog.Repo, rows: list[jsonl.Line]) -> str:
+    layers = sorted({row["layer"] for row in rows})
+    noun = "layer" if len(layers) == 1 else "layers"
+    return (
+        f"{n_of(len(rows), 'SAE checkpoint')} for {repo.base_model},"
+        f" {noun} {', '.join(map(str, layers))}"
+    )

@@ -1,0 +1,160 @@
+"""demo: make sweeps, checkpoints and metrics to try everything on, without a cluster.
+
+What is in it stands in demo_table.py; how an SAE of it is trained and measured, in
+demo_train.py; what its sweep files look like, in demo_sweeps.py.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import time
+import typing as tp
+
+from .. import jsonl, settings
+from ..cli import parser
+from ..demo.table import REPOS, Repo, Run, all_runs, catalog, runs_of
+from ..text import n_of, say
+
+N_HOURS = 7
+"""How long a run pretends to have trained: its checkpoint is so much later than it."""
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Make the demo under build/demo: sweep files, small real SAEs, their metrics.",
+        "bin/demo\nbin/extract-ids vits-relu | head -n 3",
+    )
+    p.add_argument("--force", action="store_true", help="make it again")
+    args = p.parse_args(argv)
+    settings.load()
+    root = settings.build_dpath() / "demo"
+    with _lock(root):
+        if not args.force and is_complete(root):
+            say(f"demo: {root} is there; --force makes it again")
+            return
+        start = time.monotonic()
+        say(f"demo: making {root}: training small SAEs on digits, once")
+        aside = root.with_name(".demo.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            build(aside)
+            # Only what is whole gets the name. A directory can't be renamed over another.
+            shutil.rmtree(root, ignore_errors=True)
+            os.rename(aside, root)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    n_saes = sum(run.has_checkpoint for run in all_runs())
+    seconds = time.monotonic() - start
+    say(f"demo: made {root}: {n_of(n_saes, 'SAE')} in {seconds:.0f} s")
+
+
+@contextlib.contextmanager
+def _lock(root: pathlib.Path) -> tp.Iterator[None]:
+    """One build at a time; a second one waits, and finds the first one's demo."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with open(root.with_name(".demo.lock"), "w") as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+
+
+def is_complete(root: pathlib.Path) -> bool:
+    """Whether each file of the demo is there, and its catalog is today's."""
+    catalog_fpath = root / "catalog.json"
+    if not catalog_fpath.is_file() or catalog_fpath.read_text() != _catalog_text():
+        return False
+    fpaths = [root / "snapshot.jsonl"]
+    fpaths += [sweep_fpath(root, repo) for repo in REPOS]
+    fpaths += [
+        shard_fpath(root, repo.slug, panel.layer)
+        for repo in REPOS
+        for panel in repo.panels
+    ]
+    fpaths += [
+        checkpoint_fpath(root, run.run_id) for run in all_runs() if run.has_checkpoint
+    ]
+    return all(fpath.is_file() for fpath in fpaths)
+
+
+def _catalog_text() -> str:
+    return json.dumps(catalog(), indent=2) + "\n"
+
+
+def sweep_fpath(root: pathlib.Path, repo: Repo) -> pathlib.Path:
+    return root / "saev" / repo.sweep
+
+
+def shard_fpath(root: pathlib.Path, slug: str, layer: int) -> pathlib.Path:
+    return root / "shards" / slug / f"layer_{layer}.npy"
+
+
+def checkpoint_fpath(root: pathlib.Path, run_id: str) -> pathlib.Path:
+    return root / "runs" / run_id / "checkpoint" / "sae.pt"
+
+
+def build(root: pathlib.Path) -> None:
+    """Make the whole demo in the directory `root`, which must not be there yet."""
+    from ..demo import sweeps as demo_sweeps
+
+    root.mkdir(parents=True)
+    (root / "catalog.json").write_text(_catalog_text())
+    for repo in REPOS:
+        fpath = sweep_fpath(root, repo)
+        fpath.parent.mkdir(parents=True, exist_ok=True)
+        fpath.write_text(demo_sweeps.text(repo, runs_of(repo)))
+    snapshot = []
+    for repo in REPOS:
+        for panel in repo.panels:
+            n_runs = n_of(len(runs_of(repo, panel.layer)), "run")
+            say(f"demo: {repo.slug} layer {panel.layer}: {n_runs}")
+            snapshot += build_panel(root, repo, panel.layer)
+    with open(root / "snapshot.jsonl", "w") as fd:
+        fd.writelines(jsonl.dumps(line) + "\n" for line in snapshot)
+
+
+def build_panel(root: pathlib.Path, repo: Repo, layer: int) -> list[jsonl.Line]:
+    """Train, write and measure the runs of one (repo, layer).
+
+    Returns:
+        A line of the snapshot for each run that W&B knows.
+    """
+    from ..demo import train as demo_train  # torch: not before it is needed
+
+    shard = shard_fpath(root, repo.slug, layer)
+    train, held_out = demo_train.activations(shard, repo.d_model)
+    snapshot = []
+    for run in runs_of(repo, layer):
+        if run.misfit == "absent":
+            continue
+        summary = {}
+        if run.has_checkpoint:
+            fpath = checkpoint_fpath(root, run.run_id)
+            demo_train.train_and_dump(run, train, fpath)
+            summary = demo_train.measure(fpath, held_out, run.n_prefixes)
+            _finish(run, fpath)
+        snapshot.append(_snapshot(run, summary))
+    return snapshot
+
+
+def _finish(run: Run, fpath: pathlib.Path) -> None:
+    """Add the run's config, and give its checkpoint the time at which the run ended."""
+    config = json.dumps(run.config, indent=2) + "\n"
+    fpath.with_name("config.json").write_text(config)
+    ended_at = run.created_at + datetime.timedelta(hours=N_HOURS)
+    os.utime(fpath, (ended_at.timestamp(), ended_at.timestamp()))
+
+
+def _snapshot(run: Run, summary: dict[str, tp.Any]) -> jsonl.Line:
+    """A run as W&B tells of it."""
+    if run.misfit == "old":
+        del summary["eval/normalized_mse"]
+    return {
+        "name": run.run_id,
+        "state": "running" if run.misfit == "running" else "finished",
+        "createdAt": run.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "config": run.config,
+        "summary": summary,
+    }

@@ -1,0 +1,229 @@
+"""docs: write the section on repos with many checkpoints into saev's documentation.
+
+The section stands between two comments, so that a later run finds it and writes it anew.
+No other byte of the page is touched.
+"""
+
+import difflib
+import os
+import pathlib
+import re
+import sys
+import typing as tp
+
+from .. import catalog, settings, templating
+from ..cli import UserError, parser
+from ..files import write_aside
+from ..release import record as release
+from ..text import n_of, say
+
+PAGE = "docs/src/users/inference.md"
+"""The page, in a checkout of saev."""
+
+HEADING = "## Download a Checkpoint"
+START = "<!-- repos with many checkpoints: start (written by saepub's `make docs`) -->"
+END = "<!-- repos with many checkpoints: end -->"
+
+CHECKPOINT = re.compile(r"layer_(\d+)/[A-Za-z0-9_-]+/sae\.pt")
+
+
+class Repo(tp.NamedTuple):
+    """A released repo, as the section tells of it."""
+
+    repo_id: str
+    paths: dict[int, list[str]]
+    """Its checkpoints' paths by layer, both in order; within a layer, by L0 if on record."""
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.paths)
+
+    @property
+    def n_checkpoints(self) -> int:
+        return sum(len(paths) for paths in self.paths.values())
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Write the section on released repos into the docs of the saev in SAEV_DIR.",
+        "# what would be written after a rehearsal, on a page made up for it\n"
+        "make rehearse REPO=vits-relu\n"
+        "mkdir -p build/saev/docs/src/users\n"
+        "echo '## Download a Checkpoint' > build/saev/docs/src/users/inference.md\n"
+        "RECORDS=build/hub/records CATALOG=build/demo/catalog.json SAEV_DIR=build/saev"
+        " bin/docs --dry-run",
+    )
+    p.add_argument("slugs", nargs="*", metavar="SLUG", help="only these repos")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the diff and write nothing (also: DRY_RUN=1)",
+    )
+    args = p.parse_args(argv)
+    settings.load()
+    cat = catalog.load()
+    repos = released(args.slugs or [repo.slug for repo in cat.repos], cat)
+    saev_dir = settings.need("SAEV_DIR", "the saev checkout whose docs are written")
+    fpath = pathlib.Path(saev_dir) / PAGE
+    old = read_page(fpath)
+    try:
+        new = with_section(old, section(repos))
+    except ValueError as err:
+        raise UserError(f"{fpath}: {err}") from None
+    if new == old:
+        say(f"docs: {fpath}: up to date")
+    elif args.dry_run or os.environ.get("DRY_RUN", "0") not in ("", "0"):
+        sys.stdout.write(diff(old, new))
+    else:
+        # Through a symlink, so that it stays one.
+        with write_aside(fpath.resolve(), "wb") as fd:
+            fd.write(new.encode("utf-8"))
+        say(f"docs: {fpath}: wrote the section on {n_of(len(repos), 'repo')}")
+
+
+def released(slugs: list[str], cat: catalog.Catalog) -> list[Repo]:
+    """Those of `slugs` that have been released, as their records say.
+
+    Raises:
+        UserError: None has, or a record is damaged.
+    """
+    repos = []
+    for slug in slugs:
+        cat.get(slug)
+        if release.fpath_of(slug).exists():
+            repos.append(_repo(release.read(slug)))
+    if not repos:
+        raise UserError(
+            f"{release.fpath_of(slugs[0])}: no record of a release, and none of another"
+            " repo; run make release first"
+        )
+    return repos
+
+
+def _repo(record: release.Release) -> Repo:
+    fpath = release.fpath_of(record.slug)
+    if not isinstance(record.repo_id, str) or not catalog.REPO_ID.fullmatch(
+        record.repo_id
+    ):
+        raise UserError(f"{fpath}: its repo_id is none of the Hub's")
+    paths: dict[int, list[str]] = {}
+    for path in sorted(record.files, key=lambda path: (record.l0s.get(path, 0), path)):
+        found = CHECKPOINT.fullmatch(path)
+        if found is not None:
+            paths.setdefault(int(found[1]), []).append(path)
+    if not paths:
+        raise UserError(f"{fpath}: a release without a checkpoint")
+    return Repo(record.repo_id, dict(sorted(paths.items())))
+
+
+def section(repos: list[Repo]) -> str:
+    """The section between its two comments, with "\\n" at the end of each line but the last.
+
+    Its examples are of the first repo's last layer, and its middle checkpoint.
+    """
+    layer, paths = list(repos[0].paths.items())[-1]
+    example = {
+        "repo_id": repos[0].repo_id,
+        "layer": layer,
+        "path": paths[len(paths) // 2],
+    }
+    template = templating.environment().get_template("docs_section.md")
+    text = template.render(repos=repos, example=example)
+    return f"{START}\n\n{text.strip()}\n\n{END}"
+
+
+def read_page(fpath: pathlib.Path) -> str:
+    """The page with its line ends as they are.
+
+    Raises:
+        UserError: It can't be read.
+    """
+    try:
+        return fpath.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{fpath}: no such page; set SAEV_DIR to a checkout of saev"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{fpath}: not UTF-8") from None
+
+
+def with_section(page: str, text: str) -> str:
+    """`page` with `text` in place of an older section, else at the end of HEADING's part.
+
+    Raises:
+        ValueError: There is no such heading, or half an older section.
+    """
+    newline = "\r\n" if "\r\n" in page else "\n"
+    text = text.replace("\n", newline)
+    n_starts, n_ends = page.count(START), page.count(END)
+    start, end = page.find(START), page.find(END)
+    if n_starts == n_ends == 1 and start < end:
+        return page[:start] + text + page[end + len(END) :]
+    if n_starts or n_ends:
+        raise ValueError(
+            f'its section has {n_starts} "{START}" and {n_ends} "{END}"; delete what is'
+            " left of it, both comments too"
+        )
+    at = _end_of_part(page)
+    before, after = page[:at], page[at:]
+    if before.endswith("\n"):
+        return before + newline + text + newline + after
+    return before + 2 * newline + text + after
+
+
+def _end_of_part(page: str) -> int:
+    """Where HEADING's part has its last line that is not blank, that line included."""
+    start, end, is_inside, fence = 0, 0, False, ""
+    for line in re.findall(r".*\n|.+", page):
+        fence = _fence(line, fence)
+        if is_inside and not fence and 0 < _level(line) <= _level(HEADING):
+            break
+        start += len(line)
+        is_inside = is_inside or (not fence and _is_heading(line))
+        if is_inside and line.strip():
+            end = start
+    if not is_inside:
+        raise ValueError(f'no heading "{HEADING}"; add one where the section belongs')
+    return end
+
+
+def _level(line: str) -> int:
+    """A heading's number of #; 0 for any other line."""
+    found = re.match(r" {0,3}(#{1,6})(?=\s|$)", line)
+    return len(found[1]) if found else 0
+
+
+def _is_heading(line: str) -> bool:
+    """Whether it is HEADING, up to spaces and #s at its end."""
+    return (
+        _level(line) == _level(HEADING)
+        and re.sub(r"(\s#+)?\s*$", "", line).split() == HEADING.split()
+    )
+
+
+def _fence(line: str, fence: str) -> str:
+    """The code fence that is open after `line`, where `fence` was before; "" for none."""
+    found = re.match(r" {0,3}(`{3,}|~{3,})(.*)", line)
+    if found is None:
+        return fence
+    marks, rest = found[1], found[2].strip()
+    if not fence:
+        # Backticks behind backticks make it code within a line.
+        return "" if marks[0] == "`" and "`" in rest else marks
+    closes = not rest and marks[0] == fence[0] and len(marks) >= len(fence)
+    return "" if closes else fence
+
+
+def diff(old: str, new: str) -> str:
+    """A unified diff that `git apply` takes in the checkout."""
+    pieces = difflib.unified_diff(
+        re.findall(r".*\n|.+", old),
+        re.findall(r".*\n|.+", new),
+        f"a/{PAGE}",
+        f"b/{PAGE}",
+    )
+    return "".join(
+        piece if piece.endswith("\n") else f"{piece}\n\\ No newline at end of file\n"
+        for piece in pieces
+    )

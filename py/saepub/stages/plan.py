@@ -1,0 +1,82 @@
+"""plan: tell what a push would do to each repo and collection as they are on the Hub now."""
+
+from .. import catalog, jsonl, settings
+from ..cli import UsageError, UserError, again, parser
+from ..hub import collections as hub_collections
+from ..hub import repo as hub_repo
+from ..release import staged
+from ..text import human, one_line, say
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Tell what a push would change on the Hub; change nothing.",
+        "bin/plan < build/vitl-topk/rendered.jsonl > /dev/null",
+    )
+    p.parse_args(argv)
+    settings.load()
+    cat = catalog.load()
+    rows = list(jsonl.read(*staged.KEYS))
+    repos = staged.by_repo(rows)
+    if not repos:
+        return
+    told, parents = [], {}
+    try:
+        for slug, of_repo in repos.items():
+            repo_id = cat.get(slug).repo_id
+            there = hub_repo.remote(repo_id)
+            here = staged.files(of_repo)
+            changes = hub_repo.compare(there, here, staged.dpath_of(slug))
+            parents[slug] = there.commit
+            told += describe(repo_id, there, changes)
+        told += describe_collections(cat, [cat.get(slug).repo_id for slug in repos])
+    except UsageError:
+        raise
+    except UserError as err:
+        raise UserError(f"{err}; nothing was changed; to go on: {again()}") from err
+    say("\n".join(told))
+    for row in rows:
+        jsonl.write(row | {"parent_commit": parents[row["repo"]]})
+
+
+def describe(
+    repo_id: str, there: hub_repo.Remote, changes: hub_repo.Changes
+) -> list[str]:
+    prune = settings.get("PRUNE") == "1"
+    if there.commit is None:
+        out = [f"{repo_id}: would be created, public"]
+    elif changes.is_done(prune):
+        out = [f"{repo_id}: nothing to do, at {there.commit[:12]}"]
+    else:
+        out = [f"{repo_id}: at {there.commit[:12]}"]
+    why = "PRUNE=1" if prune else "not of this release; PRUNE=1 would delete"
+    parts = (
+        ("add", changes.add, ""),
+        ("change", changes.change, ""),
+        ("unchanged", changes.keep, ""),
+        ("delete" if prune else "leave", changes.extra, f" ({why})"),
+    )
+    for what, files, note in parts:
+        if files:
+            out.append(f"  {what:<9} {hub_repo.total(files)}{note}")
+        if what != "unchanged":
+            out += [f"    {one_line(f.path)}  {human(f.bytes)}" for f in files]
+    return out
+
+
+def describe_collections(cat: catalog.Catalog, repo_ids: list[str]) -> list[str]:
+    out = []
+    for wanted in cat.collections:
+        name = hub_collections.name_of(wanted)
+        found = hub_collections.find(wanted)
+        if found is None and wanted.slug:
+            out.append(f"collection {name}: is not there, and the catalog says it is")
+            continue
+        missing = [r for r in repo_ids if found is None or r not in found.repo_ids]
+        if found is None:
+            out.append(f"collection {name}: would be created with {', '.join(missing)}")
+        elif missing:
+            out.append(f"collection {found.slug}: would gain {', '.join(missing)}")
+        else:
+            out.append(f"collection {found.slug}: nothing to do")
+    return out

@@ -1,0 +1,211 @@
+"""preflight: check every chosen checkpoint before anything is made of it.
+
+What is checked of one run: preflight_check.py. Here: many at once, and what they say together.
+"""
+
+import collections
+import contextlib
+import functools
+import os
+import signal
+import typing as tp
+
+from .. import jsonl, machine, settings
+from ..checkpoint import check as preflight_check
+from ..checkpoint import saev as saev_loader
+from ..cli import UserError, parser
+from ..slurm import executor
+from ..text import n_of, progress, say
+
+COPIES = 4
+"""Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model."""
+
+
+class Result(tp.NamedTuple):
+    line: jsonl.Line
+    reason: str = ""
+    """Why the run can't be released; "" if it can."""
+    lost: str = ""
+    """How the task of an executor ended that should have checked it."""
+
+
+def main(argv: list[str]) -> int | None:
+    p = parser(
+        "Check the runs' checkpoints against header, W&B and catalog; add what they are.",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/classify | bin/select"
+        " | bin/preflight | jq -c '[.run_id, .sha256, .warnings]'",
+    )
+    p.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="files at once, or with EXECUTOR the tasks that share the lines"
+        " (default: JOBS, else as cores and memory allow; of a Slurm array one for"
+        f" every {executor.N_LINES} lines, {executor.N_TASKS} at most)",
+    )
+    args = p.parse_args(argv)
+    settings.load()
+    kind, at_once = executor.kind(), executor.n_jobs(args.jobs)
+    runs_root = os.path.abspath(settings.get("RUNS_ROOT"))
+    given = list(jsonl.read(*preflight_check.KEYS))
+    if not given:
+        return 0
+    if not os.path.isdir(runs_root):
+        raise UserError(
+            f"RUNS_ROOT {runs_root}: no such directory; export it or write it in .env"
+        )
+    if kind:
+        results = check_apart(given, runs_root, at_once)
+    else:
+        at_once = min(at_once or n_jobs(given, runs_root), len(given))
+        checked = check_all(given, runs_root, at_once)
+        results = list(progress(checked, len(given), "preflight"))
+    lost = [(r.line, r.lost) for r in results if r.lost]
+    results = same_files([r for r in results if not r.lost])
+    report(results)
+    executor.tell_lost(lost)
+    if any(r.reason for r in results):
+        return 1
+    for r in results:
+        jsonl.write(r.line)
+
+
+def check_all(
+    given: list[jsonl.Line], runs_root: str, n_jobs: int
+) -> tp.Iterator[Result]:
+    """Each line's result, in the lines' order.
+
+    Raises:
+        UserError: No line can be checked, or a process was killed.
+    """
+    one = functools.partial(check_one, runs_root=runs_root)
+    if n_jobs == 1:
+        yield from map(one, given)
+        return
+    import concurrent.futures
+    import multiprocessing
+
+    # Forked while this process is small and has one thread; each child imports torch.
+    context = multiprocessing.get_context("fork")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        n_jobs, context, initializer=_start_worker, initargs=(n_jobs,)
+    )
+    try:
+        yield from pool.map(one, given)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            "a process died while it checked a file (out of memory?); try --jobs 1"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker(n_jobs: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the parent tells
+    import torch
+
+    torch.set_num_threads(max(1, machine.n_cores() // n_jobs))
+
+
+def check_one(line: jsonl.Line, runs_root: str) -> Result:
+    """`preflight_check.check` with its refusal as a value."""
+    try:
+        return Result(preflight_check.check(line, runs_root))
+    except saev_loader.NotUsable:
+        raise
+    except UserError as err:
+        return Result(line, str(err))
+    except MemoryError:
+        return Result(line, "not enough memory to load it; try --jobs 1")
+
+
+def check_apart(
+    given: list[jsonl.Line], runs_root: str, n_tasks: int | None
+) -> list[Result]:
+    """As `check_all`, by the EXECUTOR, and without what it did before.
+
+    Raises:
+        UserError: No line can be checked.
+    """
+    parts = [
+        executor.Part([line], (runs_root,), [preflight_check.fpath_of(line, runs_root)])
+        for line in given
+    ]
+    n_bytes = memory_bytes(given, runs_root)
+    outcomes = executor.run(check_lines, parts, n_tasks, n_bytes)
+    return [
+        Result(*(outcome.rows or [line]), outcome.reason, outcome.lost)
+        for line, outcome in zip(given, outcomes, strict=True)
+    ]
+
+
+def check_lines(given: list[jsonl.Line], runs_root: str) -> list[jsonl.Line]:
+    """`preflight_check.check`, as a task calls it."""
+    return [preflight_check.check(line, runs_root) for line in given]
+
+
+def same_files(results: list[Result]) -> list[Result]:
+    """The results, with a reason for each run whose file is another run's too."""
+    ids: dict[str, list[str]] = collections.defaultdict(list)
+    for r in results:
+        if not r.reason:
+            ids[r.line["sha256"]].append(r.line["run_id"])
+    found = []
+    for r in results:
+        others = [] if r.reason else ids[r.line["sha256"]]
+        if len(set(others)) > 1:
+            names = " ".join(i for i in others if i != r.line["run_id"])
+            sha256 = r.line["sha256"][:12]
+            r = Result(r.line, f"the very file of {names} (sha256 {sha256}…)")
+        found.append(r)
+    return found
+
+
+def report(results: list[Result]) -> None:
+    """Tell warnings, what saev did not load, and every reason with the command around it."""
+    for r in results:
+        for warning in [] if r.reason else r.line["warnings"]:
+            say(f"preflight: warning: {executor.name_of(r.line)}: {warning}")
+    builtin = [
+        r.line
+        for r in results
+        if not r.reason and r.line["loader"] == preflight_check.BUILTIN
+    ]
+    if builtin:
+        mend = "set SAEV_DIR to load them with saev"
+        if saev_loader.checkout_src():
+            mend = "the saev in SAEV_DIR does not load them"
+        schemas = sorted({str(line["schema"] or "none") for line in builtin})
+        say(
+            f"preflight: {n_of(len(builtin), 'checkpoint')} (schema"
+            f" {', '.join(schemas)}) checked by the built-in reader; {mend}"
+        )
+    failed = [r for r in results if r.reason]
+    for r in failed:
+        say(f"preflight: {executor.name_of(r.line)}: {r.reason}")
+    if failed:
+        say(f"preflight: to go on without: {without(failed)}")
+
+
+def without(failed: list[Result]) -> str:
+    """The command that releases without the failed runs."""
+    excluded = os.environ.get("EXCLUDE", "").replace(",", " ").split()
+    ids = [*filter(jsonl.is_id, excluded), *(r.line["run_id"] for r in failed)]
+    slugs = {r.line["repo"] for r in failed}
+    repo = f" REPO={slugs.pop()}" if len(slugs) == 1 else ""
+    return f'make dry-run{repo} EXCLUDE="{" ".join(dict.fromkeys(ids))}"'
+
+
+def n_jobs(given: list[jsonl.Line], runs_root: str) -> int:
+    """As many files at once as there are cores, and memory for."""
+    return executor.n_fit(memory_bytes(given, runs_root))
+
+
+def memory_bytes(given: list[jsonl.Line], runs_root: str) -> int:
+    """The most memory that one file at a time takes."""
+    n_most = 0
+    for line in given:
+        with contextlib.suppress(OSError):
+            fpath = preflight_check.fpath_of(line, runs_root)
+            n_most = max(n_most, fpath.stat().st_size)
+    return COPIES * n_most + executor.BASE_BYTES

@@ -1,0 +1,102 @@
+"""rehearse: run a command against a Hub of this machine's own, in the real one's place."""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+
+from loopback_hub import InUse, LoopbackHub
+
+from .. import catalog, settings
+from ..cli import UsageError, UserError, parser
+from ..release import staged
+from ..text import human, say
+
+TOKEN = "hf_rehearsal"
+"""Opens the loopback Hub and nothing else, so it may be in the code."""
+
+
+def main(argv: list[str]) -> int:
+    p = parser(
+        "Run a command against a Hub on 127.0.0.1 in the real one's place.",
+        "bin/rehearse make release REPO=vitl-relu",
+    )
+    p.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND…")
+    args = p.parse_args(argv)
+    if not args.command:
+        raise UsageError("name a command to run")
+    settings.load()
+    cat = catalog.load()
+    dpath = settings.build_dpath() / "hub"
+    check_room(cat, dpath)
+    namespaces = sorted(
+        {repo.repo_id.split("/")[0] for repo in cat.repos}
+        | {collection.namespace for collection in cat.collections}
+    )
+    tokens = {TOKEN: {"name": "rehearsal", "orgs": namespaces, "role": "write"}}
+    try:
+        loopback = LoopbackHub(dpath, tokens=tokens)
+    except InUse as err:
+        raise UserError(str(err)) from None
+    with (
+        loopback as hub,
+        tempfile.TemporaryDirectory() as home,
+    ):
+        for wanted in cat.collections:
+            if wanted.slug:
+                add_collection(hub, wanted)
+        env = os.environ | {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": home,
+            "HF_HUB_OFFLINE": "0",
+            # A cluster's proxy knows another machine by this address.
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "RECORDS": str(dpath / "records"),
+        }
+        say(f"rehearsing against {hub.endpoint}, which keeps all under {dpath}")
+        code = subprocess.run(args.command, env=env).returncode
+    if hub.errors:
+        raise UserError(f"the loopback Hub itself failed: {hub.errors[0]}")
+    if code == 0:
+        say(f"rehearsed; what the Hub would hold is under {dpath}")
+    return code
+
+
+def add_collection(hub: LoopbackHub, wanted: catalog.Collection) -> None:
+    """Make a collection that the catalog says is there already, unless it is."""
+    name = wanted.slug.partition("/")[2]
+    match = re.fullmatch(r"(.+)-([0-9a-f]{24})", name)
+    name, collection_id = match.groups() if match else (name, None)
+    start = f"{wanted.namespace}/{name}-"
+    if not any(c["slug"].startswith(start) for c in hub.collections()):
+        hub.add_collection(wanted.namespace, name, collection_id=collection_id)
+
+
+def check_room(cat: catalog.Catalog, dpath: pathlib.Path) -> None:
+    """Raises UserError where the disk can't hold what a rehearsal adds.
+
+    The Hub keeps each file once as it is and, by Xet, once in chunks.
+    """
+    chosen = os.environ.get("REPO")
+    slugs = [repo.slug for repo in cat.repos if chosen in (None, "", repo.slug)]
+    n_staged = sum(n_bytes(staged.dpath_of(slug)) for slug in slugs)
+    dpath.mkdir(parents=True, exist_ok=True)
+    needed = max(2 * n_staged - n_bytes(dpath), 0)
+    free = shutil.disk_usage(dpath).free
+    if needed > free:
+        raise UserError(
+            f"{dpath}: a rehearsal keeps copies, up to {human(needed)} more, and"
+            f" {human(free)} are free; rehearse one repo (REPO=), or set BUILD to a"
+            " larger disk"
+        )
+
+
+def n_bytes(dpath: pathlib.Path) -> int:
+    """What the files under a directory take, each counted once however many links it has."""
+    stats = [f.stat() for f in dpath.rglob("*") if f.is_file()]
+    return sum({(s.st_dev, s.st_ino): s.st_size for s in stats}.values())

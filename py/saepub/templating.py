@@ -1,0 +1,34 @@
+"""The templates, and how data gets into them without being taken for markup."""
+
+import json
+import pathlib
+
+from . import settings
+from .text import l0_text, nmse_text
+
+
+def environment():
+    """The templates, with the filters that keep data from being taken for markup."""
+    import jinja2
+
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(settings.ROOT) / "templates"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    env.filters |= {
+        "yaml": json.dumps,  # a JSON string is a YAML one
+        "md": escape_markdown,
+        "l0": l0_text,
+        "nmse": nmse_text,
+    }
+    return env
+
+
+def escape_markdown(text: str) -> str:
+    """`text` as Markdown that shows just that text, in a table's cell too."""
+    text = " ".join(text.split())
+    for char in "\\`*_[]<>|$~":
+        text = text.replace(char, "\\" + char)
+    return text.replace("&", "&amp;")

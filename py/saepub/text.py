@@ -1,0 +1,76 @@
+"""Values as people read them, and what a terminal may show."""
+
+import sys
+import typing as tp
+
+
+def printable(text: str) -> str:
+    """`text` as one line, without what a terminal would obey or show back to front."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal. stdout is for data only."""
+    text = "\n".join(printable(line) for line in text.split("\n"))
+    print(text, file=sys.stderr, flush=True)
+
+
+def timestamp(text: object) -> float | None:
+    """Seconds since the epoch of an ISO 8601 date, UTC where it names no zone; None if it isn't one."""
+    import datetime  # slow to import, and few stages need it
+
+    try:
+        date = datetime.datetime.fromisoformat(tp.cast(str, text))
+    except (TypeError, ValueError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=datetime.UTC)
+    return date.timestamp()
+
+
+def n_of(n: int, noun: str) -> str:
+    """`n_of(2, "file")` is "2 files"."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def human(n_bytes: int) -> str:
+    """A count of bytes for people, in decimal units as the Hub shows them."""
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    size, units = float(n_bytes), ["kB", "MB", "GB", "TB"]
+    size /= 1000
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
+def one_line(text: object) -> str:
+    """Text that came from outside, as one printable line."""
+    return "".join(c if c.isprintable() else " " for c in str(text))[:200]
+
+
+def l0_text(l0: float) -> str:
+    """L0 as tables show it: one decimal."""
+    return f"{l0:.1f}"
+
+
+def nmse_text(nmse: float) -> str:
+    """NMSE as tables show it: three significant digits."""
+    return f"{nmse:#.3g}".rstrip(".")
+
+
+def progress(items: tp.Iterable, n_items: int, label: str) -> tp.Iterator:
+    """Pass `items` on, counting them on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    i = 0
+    try:
+        for i, item in enumerate(items, start=1):
+            yield item
+            print(f"\r{label} {i}/{n_items}", end="", file=sys.stderr, flush=True)
+    finally:
+        # Also after fewer items than expected or an error: what is said next has its own line.
+        if i:
+            print(file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What W&B says of a run."""

@@ -1,0 +1,256 @@
+"""Runs from W&B, asked for with its own client, many in one request.
+
+A run's record is what an export has too: name (the run's id), state, createdAt, config and
+summary, the last two as plain JSON objects.
+"""
+
+import contextlib
+import functools
+import inspect
+import io
+import itertools
+import os
+import signal
+import sys
+import time
+import typing as tp
+import warnings
+
+from .. import settings
+from ..cli import UserError
+from ..text import progress
+
+PAGE = 250
+"""Runs a request. Halved when a request fails, since a long page may be what failed."""
+
+BATCH = 1000
+"""Ids a query. Each of its pages repeats them, so a query has only so many."""
+
+CLIENT_SETTINGS = {
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    # Left alone, the newest client tries for many minutes; after its own tries come ours.
+    "WANDB_HTTP_TIMEOUT": "20",
+    "WANDB_X_GRAPHQL_RETRY_MAX": "2",
+    "WANDB_X_GRAPHQL_RETRY_WAIT_MIN_SECONDS": "1",
+    "WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS": "20",
+}
+
+PAUSES = (0.5, 1, 2, 4)
+"""Seconds between our tries, of which there is one more than pauses."""
+
+LOGIN_PATIENCE, PAGE_PATIENCE = 25, 120
+"""Seconds after which a step is given up, tries and pauses included."""
+
+REFUSED = (400, 401, 403, 404, 409)
+"""HTTP statuses that another try won't change."""
+
+OFFLINE = "or read an export instead (METRICS_SNAPSHOT=<file>)"
+
+
+class _TimeIsUp(BaseException):
+    """Not an Exception: the client would swallow it."""
+
+
+def url_of(run_id: str) -> str:
+    """A run's page for people."""
+    base = settings.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    app = base.rstrip("/").replace("://api.", "://", 1)
+    return f"{app}/{settings.get('WANDB_ENTITY')}/{settings.get('WANDB_PROJECT')}/runs/{run_id}"
+
+
+def fetch(run_ids: list[str]) -> dict[str, dict]:
+    """The record of each run that W&B has, by id.
+
+    Args:
+        run_ids: Different ids.
+
+    Raises:
+        UserError: No key or a wrong one, no such project, or no answer after several tries.
+    """
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # The client makes a directory for each run that it sees, and goes on where it can't.
+    os.environ["WANDB_DIR"] = os.devnull
+    if not settings.get("WANDB_BASE_URL"):
+        # The client takes an empty one, as an .env may have it, for an address.
+        os.environ.pop("WANDB_BASE_URL", None)
+    with _quiet():
+        import wandb  # may take long from a shared disk, and no patience is lost on that
+
+        try:
+            api = _patiently(functools.partial(_login, wandb), LOGIN_PATIENCE)
+            found = progress(_runs(api, run_ids), len(run_ids), "runs from W&B")
+            return {run.id: _record(run) for run in found}
+        except Exception as err:
+            raise _told(err, wandb) from err
+
+
+@contextlib.contextmanager
+def _quiet() -> tp.Iterator[None]:
+    """Keep the client from asking and warning: our one line stands alone."""
+    stdin, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdin = stdin
+
+
+def _login(wandb) -> tp.Any:
+    entity, project = settings.get("WANDB_ENTITY"), settings.get("WANDB_PROJECT")
+    return wandb.Api(overrides={"entity": entity, "project": project})
+
+
+def _runs(api, run_ids: list[str]) -> tp.Iterator[tp.Any]:
+    """The client's runs, each with its config and summary, in no particular order."""
+    path = f"{settings.get('WANDB_ENTITY')}/{settings.get('WANDB_PROJECT')}"
+    options: dict[str, tp.Any] = {"per_page": PAGE, "include_sweeps": False}
+    if "lazy" in inspect.signature(api.runs).parameters:
+        # A lazy run costs a request of its own as soon as its config is read.
+        options["lazy"] = False
+    for start in range(0, len(run_ids), BATCH):
+        filters = {"name": {"$in": run_ids[start : start + BATCH]}}
+        runs = _patiently(functools.partial(api.runs, path, filters, **options))
+        for i in itertools.count():
+            run = _patiently(functools.partial(_run_at, runs, i))
+            if run is None:
+                break
+            yield run
+
+
+def _run_at(runs, i: int) -> tp.Any:
+    """The run at that place of a query's answer; None after the last.
+
+    By place, since the client's own iterator skips a run when it goes on after an error.
+    """
+    try:
+        return runs[i]
+    except IndexError:
+        return None
+    except Exception:
+        runs.per_page = max(runs.per_page // 2, 25)
+        raise
+
+
+def _record(run) -> dict:
+    return {
+        "name": run.id,
+        "state": run.state,
+        "createdAt": run.created_at,
+        "config": run.config,
+        "summary": run.summary_metrics,
+    }
+
+
+def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) -> tp.Any:
+    """What `call` returns, which may take several tries.
+
+    Raises:
+        Exception: What the last try raised, or the first that no other try would mend.
+        TimeoutError: There was no answer, not even an error, for `seconds`.
+    """
+    last: Exception = TimeoutError("timed out")
+    try:
+        with _time_limit(seconds):
+            for pause in (*PAUSES, None):
+                try:
+                    return call()
+                except Exception as err:
+                    last = err
+                    if pause is None or not _may_pass(err):
+                        raise
+                    time.sleep(max(pause, _retry_after(err)))
+    except _TimeIsUp:
+        pass
+    raise last
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> tp.Iterator[None]:
+    """Raises _TimeIsUp in the body when `seconds` are over."""
+
+    def ring(*_) -> tp.NoReturn:
+        raise _TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# ---- errors ----------------------------------------------------------------------------------
+
+
+def _chain(err: BaseException | None) -> list[BaseException]:
+    """The error and what caused it, the root cause last."""
+    found: list[BaseException] = []
+    while err is not None:
+        found.append(err)
+        err = err.__cause__ or (None if err.__suppress_context__ else err.__context__)
+    return found
+
+
+def _is_transport(err: BaseException) -> bool:
+    """Whether the request failed, rather than the reading of its answer.
+
+    Only then may a page be asked for again: the client has moved on to the next otherwise.
+    """
+    return any(isinstance(e, OSError) or hasattr(e, "response") for e in _chain(err))
+
+
+def _status(err: BaseException) -> int | None:
+    """The HTTP status of the answer behind an error, as either client keeps it."""
+    for e in _chain(err):
+        response = getattr(e, "response", None)
+        for name in ("http_status", "status_code"):
+            if getattr(response, name, None):
+                return getattr(response, name)
+    return None
+
+
+def _may_pass(err: BaseException) -> bool:
+    return _is_transport(err) and _status(err) not in REFUSED
+
+
+def _retry_after(err: BaseException) -> int:
+    """The seconds that the server wants us to wait, where the client tells."""
+    for e in _chain(err):
+        headers = getattr(getattr(e, "response", None), "headers", {})
+        if headers.get("Retry-After", "").isdecimal():
+            return int(headers["Retry-After"])
+    return 0
+
+
+def _told(err: Exception, wandb) -> UserError:
+    """The one line for whatever the client raised."""
+    root = _chain(err)[-1]
+    status = _status(err)
+    base = settings.get("WANDB_BASE_URL")
+    where = f"W&B at {base}" if base else "W&B"
+    text = str(root) or type(root).__name__
+    # "POST …: Post …: dial tcp …: connection refused" says it all at its end.
+    reason = f"HTTP {status}" if status else text.rsplit(": ", 1)[-1].rstrip(".")
+    detail = f"HTTP {status}: {text}" if status else text
+    if isinstance(err, wandb.errors.UsageError) and "api" in str(err).lower():
+        return UserError(f"no API key for {where}; export WANDB_API_KEY {OFFLINE}")
+    if status in (401, 403) or isinstance(root, wandb.errors.AuthenticationError):
+        return UserError(
+            f"{where} refuses the API key ({reason}); export a right WANDB_API_KEY"
+        )
+    if isinstance(root, ValueError) and "find project" in str(root):
+        return UserError(
+            f'{where} has no project "{settings.get("WANDB_PROJECT")}" of'
+            f' "{settings.get("WANDB_ENTITY")}" that this key may see;'
+            f" set WANDB_ENTITY and WANDB_PROJECT"
+        )
+    if _may_pass(err):
+        return UserError(
+            f"no answer from {where} ({reason}); try again later, check the network and"
+            f" WANDB_BASE_URL, {OFFLINE}"
+        )
+    return UserError(f"{where}: wandb {wandb.__version__} gives up: {detail[:200]}")

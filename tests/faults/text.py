@@ -1,0 +1,173 @@
+"""Faults: text that means to do harm. test_hostile.py puts more of it into every place."""
+
+import json
+
+from kits import checkpoints as util
+from kits.fault_lab import Lab, Row, Seen, World
+from kits.hostile_text import texts
+
+SELECTION = ("extract-ids", "fetch-metrics", "classify", "select")
+
+
+def in_sweep(name: str):
+    """As a run's id."""
+
+    def bring(world: World) -> Seen:
+        lab = world.lab()
+        lab.run()
+        lab.sweep[6].append(texts(lab.mark)[name])
+        return ran_nothing(lab, lab.stages("extract-ids"))
+
+    return bring
+
+
+def in_record(*path: str, name: str):
+    """In what W&B has of a run; another run of its layer is good."""
+
+    def bring(world: World) -> Seen:
+        lab = world.lab()
+        lab.run()
+        inner = lab.run("bbbbbbbb", l0=9, nmse=0.1)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = texts(lab.mark)[name]
+        return ran_nothing(lab, lab.stages(*SELECTION))
+
+    return bring
+
+
+def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
+    """In a checkpoint's header."""
+
+    def bring(world: World) -> Seen:
+        lab = world.lab()
+        lab.run()
+        inner = head = util.header()
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = texts(lab.mark)[name]
+        util.write_raw(lab.fpath(), head, util.archive(util.weights()))
+        lab.touch("aaaaaaaa")
+        seen = ran_nothing(lab, lab.stages(*SELECTION, "preflight", *steps))
+        if steps:
+            card = (lab.stage / "README.md").read_text()
+            assert "49" not in card.split("## Use")[0], "the card obeyed it"
+        return seen
+
+    return bring
+
+
+def in_catalog(key: str, text: str):
+    """In the catalog, which make reads too."""
+
+    def bring(world: World) -> Seen:
+        lab = world.lab()
+        lab.run()
+        lab.entry[key] = text.format(mark=lab.mark)
+        return ran_nothing(lab, lab.make(lab.build / "tiny" / "candidates.jsonl"))
+
+    return bring
+
+
+def in_setting(setting: str, text: str, *goal: str):
+    def bring(world: World) -> Seen:
+        lab = world.copy()
+        value = text.format(mark=lab.mark)
+        if goal:
+            return ran_nothing(lab, lab.make(*goal, f"{setting}={value}"))
+        return ran_nothing(lab, lab.stages(*SELECTION[:2], **{setting: value}))
+
+    return bring
+
+
+def in_path(world: World) -> Seen:
+    """On a line that somebody wrote by hand, where a checkpoint goes in its repo."""
+    made = world.made
+    line = json.loads(
+        (made.build / "tiny" / "staged.jsonl").read_text().splitlines()[0]
+    )
+    line["path"] = "../../../escaped"
+    return made.command("bin/render", stdin=json.dumps(line) + "\n")
+
+
+def ran_nothing(lab: Lab, seen: Seen) -> Seen:
+    assert not lab.mark.exists(), "it was run"
+    assert not list(lab.dpath.parent.glob("escaped*")), "it left its directory"
+    return seen
+
+
+ROWS = [
+    Row("run id with ../ in a sweep", "is not a run id", in_sweep("parent")),
+    Row("run id with a shell command in a sweep", "is not a run id", in_sweep("shell")),
+    Row("run id of two lines in a sweep", "is not a run id", in_sweep("newline")),
+    Row(
+        "run id with escape codes in a sweep",
+        "is not a run id",
+        in_sweep("escape codes"),
+    ),
+    Row(
+        "escape codes in W&B's activation",
+        'wrong activation: "\\u001b]0;owned\\u0007\\u001b[2J',
+        in_record("config", "sae", "activation", "key", name="escape codes"),
+        0,
+    ),
+    Row(
+        "text back to front in W&B's activation",
+        'wrong activation: "?gnp.tset?": bbbbbbbb)',
+        in_record("config", "sae", "activation", "key", name="back to front"),
+        0,
+    ),
+    Row(
+        "HTML in W&B's L0",
+        "no L0: bbbbbbbb)",
+        in_record("summary", "eval/l0", name="html"),
+        0,
+    ),
+    Row(
+        "shell command in W&B's layer",
+        "layer null, not 6: bbbbbbbb)",
+        in_record("config", "train_data", "layer", name="shell"),
+        0,
+    ),
+    Row(
+        "template in a header, as an activation",
+        'activation "{{ 7 * 7 }}{% if 1 %}{{ cycler.__init__.',
+        in_header("cfg", "activation", "cls", name="jinja"),
+    ),
+    Row(
+        "template in a header, where saev allows text",
+        '"sparsity": "{{ 7 * 7 }}{% if 1 %}',
+        in_header(
+            *("cfg", "activation", "params", "sparsity"),
+            name="jinja",
+            steps=("stage", "render"),
+        ),
+        0,
+    ),
+    Row(
+        "command of make's in the catalog, as a slug",
+        "is not a slug",
+        in_catalog("slug", "$(shell touch {mark})"),
+        2,
+    ),
+    Row(
+        "rule of make's in the catalog, as a sweep",
+        'no "sweep" (and no "run_ids")',
+        in_catalog("sweep", "x\nSHELL := touch {mark}\n"),
+        2,
+    ),
+    Row(
+        "NMSE_SHARD with ../",
+        "not a shard's name",
+        in_setting("NMSE_SHARD", "../../escaped"),
+    ),
+    Row(
+        "shell command in EXCLUDE",
+        "not among the candidates",
+        in_setting("EXCLUDE", "`touch {mark}`", "known-ids"),
+        2,
+    ),
+    Row(
+        "path with ../ on a line by hand", '"path" is "../../../escaped", not', in_path
+    ),
+]

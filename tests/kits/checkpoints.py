@@ -1,0 +1,275 @@
+"""Checkpoints and saevs for tests.
+
+    write(fpath, schema=5, activation="top-k", top_k=4)   a small checkpoint, any schema
+    header(schema=3, ...)                                 its first line, as a dict
+    weights(d_model, d_sae, ...)                          its state dict, seeded
+    write_raw(fpath, header, archive)                     any two parts
+    archive(state) / rezip(archive, edit)                 torch's bytes / with members changed
+    write_saev(dpath, fault="")                           a SAEV_DIR whose saev reads all schemas
+    run_dir(root, run_id)                                 RUNS_ROOT/<run_id>/checkpoint/sae.pt
+    line(...)                                             a select line that agrees with write()
+
+`FILES` is the directory with one real checkpoint of each schema and `expected.json`, what
+today's saev computes from them.
+"""
+
+import io
+import json
+import pathlib
+import textwrap
+import zipfile
+
+import torch
+
+FILES = pathlib.Path(__file__).parents[1] / "checkpoints"
+EXPECTED = json.loads((FILES / "expected.json").read_text())
+CLASSES = {"relu": "Relu", "top-k": "TopK", "batch-top-k": "BatchTopK"}
+
+
+def header(
+    schema: int | None | str = 5,
+    d_model: int = 8,
+    d_sae: int = 32,
+    activation: str = "relu",
+    top_k: int = 4,
+) -> dict:
+    """A header as saev wrote it. `schema` "1b" is schema 1's second form."""
+    cfg = {"n_reinit_samples": 524288, "remove_parallel_grads": True}
+    cfg |= {"normalize_w_dec": True, "seed": 0}
+    old = {"d_vit": d_model, "exp_factor": d_sae // d_model} | cfg
+    params = {} if activation == "relu" else {"top_k": top_k}
+    cls = CLASSES[activation]
+    if schema is None:
+        return old | {"sparsity_coeff": 4e-4, "ghost_grads": False}
+    tail = {"commit": "unknown", "lib": "0.1.0"}
+    if schema == 1:
+        return {"schema": 1, "cfg": old | params, "cls": cls} | tail
+    config = {"cls": cls, "params": params}
+    if schema in ("1b", 2):
+        head = (
+            {"schema": 1, "cls": "SparseAutoencoderConfig"}
+            if schema == "1b"
+            else {"schema": 2}
+        )
+        return head | {"cfg": old | {"activation": config}} | tail
+    if schema == 3:
+        new = {"d_model": d_model, "exp_factor": d_sae // d_model} | cfg
+    elif schema == 4:
+        new = {"d_model": d_model, "d_sae": d_sae} | cfg
+    else:
+        new = {"d_model": d_model, "d_sae": d_sae, "reinit_blend": 0.8}
+        new |= {"reinit_enc_dec_tranpose": True, "remove_parallel_grads": True}
+        new |= {"normalize_w_dec": True}
+        config = {"cls": cls, "params": {"key": activation} | params}
+        sparsity = ("L1Sparsity", {"key": "l1-sparsity", "coeff": 4e-4})
+        if activation != "relu":
+            sparsity = ("NoSparsity", {"key": "no-sparsity"})
+        config["params"]["sparsity"] = {"cls": sparsity[0], "params": sparsity[1]}
+    return {"schema": schema, "cfg": new | {"activation": config}} | tail
+
+
+def weights(
+    d_model: int = 8,
+    d_sae: int = 32,
+    activation: str = "relu",
+    seed: int = 0,
+    unit_norm: bool = True,
+) -> dict[str, torch.Tensor]:
+    """A state dict of random weights, decoder rows of unit norm."""
+    rng = torch.Generator().manual_seed(seed)
+    W_dec = torch.randn(d_sae, d_model, generator=rng)
+    if unit_norm:
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
+    state = {
+        "W_dec": W_dec,
+        "b_dec": torch.randn(d_model, generator=rng) / 4,
+        # Today's saev saves it in this order, since it starts as W_dec.T.clone().
+        "W_enc": torch.randn(d_sae, d_model, generator=rng).T / d_model**0.5,
+        "b_enc": torch.randn(d_sae, generator=rng) / 4,
+    }
+    state["b_enc"][0] = 0.0  # where a sign can get lost
+    if activation == "batch-top-k":
+        state["activation.threshold"] = torch.tensor(0.5)
+    return state
+
+
+def archive(state: object) -> bytes:
+    """What torch.save writes for it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def write_raw(fpath: pathlib.Path, head: dict | bytes, body: bytes) -> pathlib.Path:
+    text = head if isinstance(head, bytes) else json.dumps(head).encode() + b"\n"
+    fpath.parent.mkdir(parents=True, exist_ok=True)
+    fpath.write_bytes(text + body)
+    return fpath
+
+
+def write(
+    fpath: pathlib.Path,
+    schema: int | None | str = 5,
+    d_model: int = 8,
+    d_sae: int = 32,
+    activation: str = "relu",
+    top_k: int = 4,
+    seed: int = 0,
+    unit_norm: bool = True,
+) -> pathlib.Path:
+    """A whole and valid checkpoint."""
+    state = weights(d_model, d_sae, activation, seed, unit_norm)
+    return write_raw(
+        fpath, header(schema, d_model, d_sae, activation, top_k), archive(state)
+    )
+
+
+def rezip(body: bytes, edit=None, deflate: bool = False) -> bytes:
+    """The archive again with Python's zipfile, its members passed through `edit`.
+
+    Args:
+        edit: Takes and returns {name: bytes}.
+        deflate: Compress the members.
+    """
+    with zipfile.ZipFile(io.BytesIO(body)) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    members = edit(members) if edit else members
+    buffer = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", method) as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    return buffer.getvalue()
+
+
+def run_dir(root: pathlib.Path, run_id: str) -> pathlib.Path:
+    """Where that run's checkpoint lies."""
+    return root / run_id / "checkpoint" / "sae.pt"
+
+
+def line(run_id: str = "aaaaaaaa", activation: str = "relu", **changes: object) -> dict:
+    """A line as select passes it on, at one with `write`'s defaults."""
+    config = {"key": activation} | ({} if activation == "relu" else {"top_k": 4})
+    expected = {"objective": "matryoshka", "activation": activation}
+    return {
+        "repo": "tiny",
+        "layer": 6,
+        "run_id": run_id,
+        "commented": False,
+        "source": "sweep.py:1",
+        "expected": expected | {"d_model": 8, "d_sae": 32},
+        "l0": 3.5,
+        "nmse": 0.25,
+        "nmse_source": "wandb",
+        "objective": "matryoshka",
+        "n_prefixes": 4,
+        "activation": config,
+        "d_model": 8,
+        "d_sae": 32,
+        "train_layer": 6,
+        "state": "finished",
+        "created_at": None,
+        "wandb_url": None,
+        "drop": None,
+    } | changes
+
+
+SAEV = '''
+"""A stand-in for saev: its interface, and its reading of every schema but pre-0.1."""
+import io
+import json
+import os
+import time
+import torch
+
+FAULT = {fault!r}
+
+
+class Output:
+    def __init__(self, f_x, x_hats):
+        self.f_x, self.x_hats = f_x, x_hats
+
+
+class SparseAutoencoder(torch.nn.Module):
+    def __init__(self, d_model, d_sae, activation, top_k):
+        super().__init__()
+        self.kind, self.top_k = activation, top_k
+        self.W_dec = torch.nn.Parameter(torch.randn(d_sae, d_model))
+        self.b_dec = torch.nn.Parameter(torch.zeros(d_model))
+        start = self.W_dec.data.T
+        self.W_enc = torch.nn.Parameter(start if FAULT == "tied" else start.clone())
+        self.b_enc = torch.nn.Parameter(torch.zeros(d_sae))
+        self.activation = torch.nn.Module()
+        if activation == "BatchTopK":
+            self.activation.register_buffer("threshold", torch.tensor(0.0))
+
+    def forward(self, x):
+        if FAULT == "forward":
+            x = x - self.b_dec
+        h = x @ self.W_enc + self.b_enc
+        if self.kind == "TopK":
+            values, i = torch.topk(h, self.top_k, dim=-1)
+            f = torch.zeros_like(h).scatter(-1, i, values)
+        else:
+            cut = self.activation.threshold if self.kind == "BatchTopK" else 0
+            f = torch.where(h > cut, h, torch.zeros_like(h))
+        x_hat = f @ self.W_dec + self.b_dec
+        if FAULT == "decode":
+            x_hat = x_hat * 1.001
+        if FAULT == "nan":
+            f[0, 0] = torch.nan
+        if FAULT == "crash":
+            1 / 0
+        return Output(f, x_hat[:, None, :])
+
+
+def load(fpath, *, device="cpu"):
+    with open(fpath, "rb") as fd:
+        header = json.loads(fd.readline())
+        buffer = io.BytesIO(fd.read())
+    print("saev prints what it likes")
+    if FAULT == "hang":
+        print("saev hangs", flush=True)
+        time.sleep(60)
+    if FAULT == "large" and len(buffer.getvalue()) > 4096:
+        raise RuntimeError("too large")
+    schema, cfg = header.get("schema"), header.get("cfg", header)
+    if FAULT == "kill":
+        os.kill(os.getpid(), 9)
+    if FAULT == "old" and schema is not None:
+        raise TypeError("unexpected keyword argument 'schema'")
+    info = cfg.get("activation") or {{"cls": header.get("cls", "Relu"), "params": cfg}}
+    d_model = cfg.get("d_model") or cfg["d_vit"]
+    d_sae = cfg.get("d_sae") or d_model * cfg["exp_factor"]
+    model = SparseAutoencoder(d_model, d_sae, info["cls"], info["params"].get("top_k"))
+    state = torch.load(buffer, weights_only=True, map_location=device)
+    if FAULT == "sign":
+        state["b_enc"][state["b_enc"] == 0] = -0.0
+    model.load_state_dict(state)
+    if FAULT == "half":
+        model = model.half()
+    if FAULT == "lost":
+        del model.b_dec
+    return model
+'''
+
+
+def write_saev(dpath: pathlib.Path, fault: str = "") -> pathlib.Path:
+    """A SAEV_DIR with a saev in src/ that has today's interface.
+
+    Args:
+        dpath: Made if need be.
+        fault: What is wrong with it. When it loads: "tied" (W_enc is a view of W_dec
+            transposed), "sign" (0 becomes -0), "half" (float16), "lost" (no b_dec), "old"
+            (only files without a schema), "large" (refuses what is not tiny), "hang",
+            "kill". When it runs: "forward" (takes b_dec from x first), "decode", "nan",
+            "crash". "import": it can't be imported.
+    """
+    package = dpath / "src" / "saev" / "nn"
+    package.mkdir(parents=True, exist_ok=True)
+    text = textwrap.dedent(SAEV).format(fault=fault)
+    if fault == "import":
+        text = "import a_package_that_is_not_there\n"
+    (package / "__init__.py").write_text(text)
+    (package.parent / "__init__.py").write_text('__version__ = "9.9.9"\n')
+    return dpath

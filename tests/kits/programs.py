@@ -1,0 +1,34 @@
+"""Running a program as its user does, with a bare environment."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def bare_env(**settings: object) -> dict[str, str]:
+    """An environment without anyone's settings or secrets, plus `settings`."""
+    keep = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_FIND_LINKS")
+    env = {name: os.environ[name] for name in keep if name in os.environ}
+    # make hands its VENV on relative to the checkout, and tests run elsewhere.
+    env |= {"VENV": sys.prefix}
+    # The threads of several tests on few cores only get in each other's way.
+    env |= {"OMP_NUM_THREADS": "1"}
+    return env | {name: str(value) for name, value in settings.items()}
+
+
+def run_program(*argv: object, stdin: str | bytes = b"", cwd=ROOT, **settings: object):
+    """Run a program of bin/ (or any other) with a bare environment plus `settings`."""
+    if isinstance(stdin, str):
+        stdin = stdin.encode()
+    done = subprocess.run(
+        [str(arg) for arg in argv],
+        input=stdin,
+        capture_output=True,
+        cwd=cwd,
+        env=bare_env(**settings),
+    )
+    done.out, done.err = done.stdout.decode(), done.stderr.decode()
+    return done

@@ -1,0 +1,461 @@
+"""For tests of what reaches the Hub: a staged repo, a Hub to push it to, and the stages.
+
+Stages are the real programs over the real client. Hundreds of starts of Python with torch
+would take minutes, so a process imports what is slow, and each run is a fork of it. In it,
+`time.sleep` takes a hundredth of its time. `Hub` is one for all tests, and emptied for each,
+because the client reads the Hub's address while it is imported.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+
+from kits.programs import ROOT, bare_env, run_program
+from loopback_hub import Drop, LoopbackHub, User
+
+TRANSPORTS = ("xet", "lfs")
+WRITER, READER, STRANGER, SCOPED, NARROW = (
+    "hf_writer",
+    "hf_reader",
+    "hf_stranger",
+    "hf_scoped",
+    "hf_narrow",
+)
+LAB = "demo-lab"
+TOKENS = {
+    WRITER: {"name": "sam", "orgs": [LAB], "role": "write"},
+    READER: {"name": "sam", "orgs": [LAB], "role": "read"},
+    STRANGER: {"name": "eve", "orgs": [], "role": "write"},
+    SCOPED: {
+        "name": "sam",
+        "orgs": [LAB],
+        "role": "fineGrained",
+        "scoped": {LAB: ["repo.write"]},
+    },
+    NARROW: {
+        "name": "sam",
+        "orgs": [LAB],
+        "role": "fineGrained",
+        "scoped": {"sam": ["repo.write", "collection.write"]},
+    },
+}
+
+SAE_V = "67ab8c4fdf179d117db28195"
+SLUG, OTHER = "vitb-relu", "vits-relu"
+VARIANTS = {SLUG: {"few": 2, "more": 4}, OTHER: {"other": 2, "many": 25}}
+"""What is staged for the tests: by name, how many checkpoints a layer at most."""
+
+WRITES = (
+    *("create_repo", "preupload", "lfs_batch", "lfs_put", "lfs_verify", "xet_token"),
+    *("commit", "collection_create", "collection_update", "collection_add"),
+)
+"""Kinds of requests by which something is changed."""
+
+
+# ---- stages -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict]:
+        return [json.loads(text) for text in self.out.splitlines()]
+
+    @property
+    def last(self) -> str:
+        """The last line told."""
+        return self.err.splitlines()[-1] if self.err else ""
+
+
+class Running:
+    """A stage that has been started; `pid` may be killed."""
+
+    def __init__(self, parent: "Parent", pid: int, dpath: pathlib.Path):
+        self._parent, self.pid, self._dpath = parent, pid, dpath
+
+    def wait(self) -> Done:
+        code = self._parent.ask({"wait": self.pid})
+        out, err = self._dpath / "out", self._dpath / "err"
+        told = "" if err.is_symlink() else err.read_text(errors="replace")
+        return Done(code, out.read_text(), told)
+
+
+class Parent:
+    """A process that forks stages."""
+
+    def __init__(self, env: dict[str, str], modules: tuple[str, ...]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "kits.release", *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=bare_env(PYTHONPATH=f"{ROOT / 'tests'}:{ROOT / 'py'}", **env),
+            text=True,
+        )
+        self._lock = threading.Lock()
+
+    def ask(self, request: dict):
+        with self._lock:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+LIGHT = (
+    "saepub.stages.plan",
+    "saepub.stages.push",
+    "saepub.stages.collect",
+    "hf_xet",
+    "yaml",
+)
+HEAVY = (*LIGHT, "saepub.stages.verify", "torch", "beartype", "jaxtyping", "einops")
+HEAVY += ("matplotlib.figure",)
+NEED_HEAVY = ("preflight", "render", "verify")
+
+
+class Stages:
+    """Runs stages."""
+
+    def __init__(self, env: dict[str, str], *path: pathlib.Path):
+        """
+        Args:
+            env: What the Hub's client must have when it is imported.
+            path: Where Python looks for packages before all others.
+        """
+        python_path = ":".join(map(str, (*path, ROOT / "py")))
+        self._env, self._parents = env | {"PYTHONPATH": python_path}, {}
+
+    def start(
+        self, dpath: pathlib.Path, name: str, *argv: str, stdin: str, env: dict
+    ) -> Running:
+        """Start a stage; `dpath` is for its streams, TTY in `env` a terminal for stderr."""
+        dpath.mkdir(parents=True)
+        (dpath / "in").write_text(stdin)
+        if "TTY" in env:
+            (dpath / "err").symlink_to(env["TTY"])
+        key = (env.get("HF_HUB_DISABLE_XET", ""), name in NEED_HEAVY)
+        if key not in self._parents:
+            own = {"HF_HUB_DISABLE_XET": key[0]} if key[0] else {}
+            modules = HEAVY if name in NEED_HEAVY else LIGHT
+            self._parents[key] = Parent(self._env | own, modules)
+        parent = self._parents[key]
+        request = {"dpath": str(dpath), "argv": [name, *argv], "env": env}
+        return Running(parent, parent.ask(request), dpath)
+
+    def close(self) -> None:
+        for parent in self._parents.values():
+            parent.close()
+
+
+def _serve(modules: list[str]) -> None:
+    """Fork a stage for each request on stdin. Run as a program."""
+    import importlib
+    import time
+
+    given = dict(os.environ)
+    for module in modules:
+        importlib.import_module(module)
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(seconds / 100)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        elif (answer := os.fork()) == 0:
+            env = request["env"]
+            if _of_client(env) == _of_client(given):
+                # What `saepub.hub` has set while it was imported.
+                env |= {k: v for k, v in os.environ.items() if k not in given}
+            else:
+                for name in list(sys.modules):
+                    if name.partition(".")[0] in ("huggingface_hub", "saepub"):
+                        del sys.modules[name]
+            _run(pathlib.Path(request["dpath"]), request["argv"], env)
+        print(answer, flush=True)
+
+
+def _of_client(env: dict[str, str]) -> dict[str, str]:
+    """The settings that the client, and `saepub.hub`, read while they are imported."""
+    return {k: v for k, v in env.items() if k[:3] in ("HF_", "TTY") and k != "HF_TOKEN"}
+
+
+def _run(dpath: pathlib.Path, argv: list[str], env: dict) -> None:
+    import atexit
+    import signal
+
+    signal.alarm(100)  # whatever hangs, ends
+    for fd, name in enumerate(("in", "out", "err")):
+        flags = os.O_WRONLY | os.O_CREAT if fd else os.O_RDONLY
+        os.dup2(os.open(dpath / name, flags, 0o644), fd)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, "rww"[fd]) for fd in range(3))
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = argv
+    from saepub import cli
+
+    try:
+        cli.main(argv[0])
+    except SystemExit as end:
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(end.code)
+    os._exit(99)
+
+
+# ---- staged repos -----------------------------------------------------------------------------
+
+
+def make(dpath: pathlib.Path, demo: pathlib.Path, stages: Stages) -> None:
+    """Stages with their lines under `dpath`, by name, from the demo by the real pipe."""
+    settings = demo_settings(demo)
+
+    def run(name: str, *argv: object, stdin: str = "", build: str = "") -> str:
+        streams = dpath / "streams" / str(len(list(dpath.glob("streams/*"))))
+        env = bare_env(BUILD=dpath / build, **settings)
+        argv = [str(arg) for arg in argv]
+        done = stages.start(streams, name, *argv, stdin=stdin, env=env).wait()
+        assert done.code == 0, done.err
+        return done.out
+
+    for slug, variants in VARIANTS.items():
+        lines = run("fetch-metrics", stdin=run("extract-ids", slug))
+        lines = run_program(ROOT / "bin/classify", stdin=lines).out
+        n_most = max(variants.values())
+        checked = run("select", "-n", n_most, stdin=lines)
+        checked = run("preflight", "--jobs", 1, stdin=checked)
+        for name, n in variants.items():
+            chosen = run("select", "-n", n, stdin=checked)
+            staged = run("stage", stdin=chosen, build=name)
+            rendered = run("render", stdin=staged, build=name)
+            (dpath / name / "rendered.jsonl").write_text(rendered)
+
+
+def demo_settings(demo: pathlib.Path) -> dict[str, str]:
+    return {
+        "SAEV_DIR": f"{demo}/saev",
+        "RUNS_ROOT": f"{demo}/runs",
+        "METRICS_SNAPSHOT": f"{demo}/snapshot.jsonl",
+        "CATALOG": f"{demo}/catalog.json",
+    }
+
+
+# ---- a world ----------------------------------------------------------------------------------
+
+
+class Hub(LoopbackHub):
+    """One for many tests."""
+
+    def empty(self) -> None:
+        """As it was at first, with `TOKENS`."""
+        for fault in self.faults:
+            if hasattr(fault, "release"):
+                fault.release.set()
+        self.faults.clear()
+        with self._idle:  # what a test gave up may still be under way
+            self._idle.wait_for(lambda: self._n_busy == 0)
+        self.store.repos.clear()
+        shutil.rmtree(self.store.dpath / "models", ignore_errors=True)
+        self.shelf.all.clear()
+        self.shelf.save()
+        self.tokens = {token: user(**of) for token, of in TOKENS.items()}
+        self.requests.clear()
+        # What the client remembers of a repo that is no more.
+        shutil.rmtree(self.store.dpath / "client", ignore_errors=True)
+
+
+class World:
+    """A build directory with stages in it, a catalog, a Hub, and the stages' programs."""
+
+    def __init__(self, dpath, made, demo, stages: Stages, hub: LoopbackHub):
+        self.dpath, self.made, self.stages, self.hub = dpath, made, stages, hub
+        self.build = dpath / "build"
+        self.catalog = json.loads((demo / "catalog.json").read_text())
+        self.repo_ids = {r["slug"]: r["repo_id"] for r in self.catalog["repos"]}
+        self.repo_id = self.repo_ids[SLUG]
+        self.rows: dict[str, list[dict]] = {}
+        self.env = bare_env(
+            **demo_settings(demo),
+            BUILD=self.build,
+            HOME=dpath / "home",
+            HF_TOKEN=WRITER,
+            AGAIN="make release",
+            **client_settings(hub),
+        )
+        self._n_runs = 0
+        self.sae_v = hub.add_collection(LAB, "sae-v", collection_id=SAE_V)
+        self.set_catalog()
+        self.use("few")
+
+    def set_catalog(self, **changes: object) -> None:
+        self.catalog |= changes
+        (self.dpath / "catalog.json").write_text(json.dumps(self.catalog))
+        self.env["CATALOG"] = str(self.dpath / "catalog.json")
+
+    def use(self, name: str) -> None:
+        """Stage what was made under that name."""
+        text = (self.made / name / "rendered.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        slug = rows[0]["repo"]
+        shutil.rmtree(self.build / slug, ignore_errors=True)
+        shutil.copytree(self.made / name / slug / "stage", self.build / slug / "stage")
+        self.rows[slug] = rows
+
+    def stage(self, slug: str = SLUG) -> pathlib.Path:
+        return self.build / slug / "stage"
+
+    def lines(self, *slugs: str) -> str:
+        rows = [row for slug in slugs or (SLUG,) for row in self.rows[slug]]
+        return text(rows)
+
+    def start(self, name: str, *argv: str, stdin: str = "", **env: object) -> Running:
+        self._n_runs += 1
+        env = self.env | {k: str(v) for k, v in env.items()}
+        env = {k: v for k, v in env.items() if v != ""}
+        dpath = self.dpath / f"run{self._n_runs}"
+        return self.stages.start(dpath, name, *argv, stdin=stdin, env=env)
+
+    def run(self, name: str, *argv: str, stdin: str = "", **env: object) -> Done:
+        return self.start(name, *argv, stdin=stdin, **env).wait()
+
+    def pipe(self, *names: str, stdin: str | None = None, **env: object) -> list[Done]:
+        """Run stages one after the other, each on what the one before it passed on."""
+        text = self.lines() if stdin is None else stdin
+        all_done = []
+        for name in names:
+            all_done.append(self.run(name, stdin=text, **env))
+            text = all_done[-1].out
+        return all_done
+
+    def push(self, *slugs: str, **env: object) -> Done:
+        """plan, then push."""
+        plan, push = self.pipe("plan", "push", stdin=self.lines(*slugs), **env)
+        assert plan.code == 0, plan.err
+        return push
+
+    def release(self, *slugs: str, **env: object) -> Done:
+        """All of a release. What each told, one after the other."""
+        names = ("plan", "push", "verify", "collect")
+        done = self.pipe(*names, stdin=self.lines(*slugs), **env)
+        code = max(d.code for d in done)
+        return Done(code, done[-1].out, "".join(d.err for d in done))
+
+    def expected(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
+        """What the repo must hold: size and sha256 by path."""
+        files = {row["path"]: row for row in self.rows[slug]}
+        files |= self.rows[slug][0]["documents"]
+        return {path: (of["bytes"], of["sha256"]) for path, of in files.items()}
+
+    def held(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
+        """What the repo holds, but for the Hub's own file."""
+        files = self.hub.files(self.repo_ids[slug])
+        return {path: of for path, of in files.items() if path != ".gitattributes"}
+
+    def titles(self, slug: str = SLUG) -> list[str]:
+        """The repo's commits, newest first."""
+        return [commit["title"] for commit in self.hub.commits(self.repo_ids[slug])]
+
+    def kinds(self) -> list[str]:
+        """What the Hub was asked since the last time."""
+        kinds = [kind for _, kind in self.hub.requests]
+        self.hub.requests.clear()
+        return kinds
+
+    def commit_elsewhere(self, files: dict[str, bytes | None], slug: str = SLUG) -> str:
+        """Somebody else's commit: files to put, None to remove. Its id."""
+        repo = self.hub.store.repos[self.repo_ids[slug]]
+        tree = dict(repo.head["files"])
+        for path, content in files.items():
+            tree.pop(path, None)
+            if content is not None:
+                tree[path] = repo.add_regular(content)
+        return repo.add_commit(tree, "Somebody else's", "", "eve")["id"]
+
+
+def user(name: str, orgs: list[str], role: str, scoped: dict | None = None) -> User:
+    return User(name, tuple(orgs), role, scoped or {})
+
+
+def client_settings(hub: Hub) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(hub.store.dpath / "client"),
+        # The Xet library waits by itself, in Rust.
+        "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",
+    }
+
+
+def text(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+# ---- faults besides hub_kit's -----------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Meanwhile:
+    """Does something while the first request of a kind is under way."""
+
+    kind: str
+    do: object
+    is_done: bool = False
+
+    def before(self, kind, request) -> None:
+        if kind == self.kind and not self.is_done:
+            self.is_done = True
+            self.do()
+
+    def after(self, kind, request) -> None:
+        pass
+
+
+class Hold:
+    """Holds the first request of a kind, before or after the work is done, until `release`;
+    then drops it."""
+
+    def __init__(self, kind: str, when: str = "before"):
+        self.kind, self.when = kind, when
+        self.reached, self.release = threading.Event(), threading.Event()
+
+    def _hold(self, kind: str) -> None:
+        if kind == self.kind and not self.reached.is_set():
+            self.reached.set()
+            self.release.wait(60)
+            raise Drop
+
+    def before(self, kind, request) -> None:
+        if self.when == "before":
+            self._hold(kind)
+
+    def after(self, kind, request) -> None:
+        if self.when == "after":
+            self._hold(kind)
+
+
+class Headers:
+    """No fault: notes the Authorization header of every request."""
+
+    def __init__(self):
+        self.seen: list[str | None] = []
+
+    def before(self, kind, request) -> None:
+        self.seen.append(request.headers.get("Authorization"))
+
+    def after(self, kind, request) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1:])
