@@ -121,5 +121,12 @@ def build_dpath() -> "pathlib.Path":
     return pathlib.Path(_build())
 
 
+def records_dpath() -> "pathlib.Path":
+    """The lab's memory: what was measured and released. Nothing of ours deletes there."""
+    import pathlib
+
+    return pathlib.Path(os.environ.get("RECORDS") or os.path.join(ROOT, "records"))
+
+
 def _build() -> str:
     return os.environ.get("BUILD") or os.path.join(ROOT, "build")
