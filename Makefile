@@ -110,7 +110,7 @@ $(BUILD)/%/classified.jsonl: $(BUILD)/%/metrics.jsonl bin/classify $(call settin
 	@bin/classify < $< $(aside)
 
 $(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/classified.jsonl \
-        $(call settings,N PIN) $(call code,select frontier)
+        $(call settings,N PIN) $(call code,select frontier panel account)
 	@bin/select --account $(BUILD)/$*/account.jsonl --pin="$$(IDS="$${PIN-}" bin/among $<)" < $< \
 	    > $(BUILD)/$*/selected.jsonl.$$$$.tmp && mv $(BUILD)/$*/selected.jsonl{.$$$$.tmp,}
 
@@ -127,12 +127,12 @@ $(BUILD)/%/rendered.jsonl: $(BUILD)/%/staged.jsonl $(BUILD)/%/account.jsonl temp
         $(call code,render templating plot frontier) $$(call settings,entry.$$*)
 	@bin/render --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
-$(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl $(call code,summary advice frontier)
+$(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl $(call code,summary frontier)
 	@bin/summary --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 # Every repo that has got this far, also those made by earlier runs.
 $(BUILD)/report.html: $$(call joint,summary.txt) $(call settings,N PIN EXCLUDE) \
-        $(wildcard templates/report.*) $(call code,report panel advice frontier)
+        $(wildcard templates/report.*) $(call code,report panel frontier)
 	@bin/report --out $@ $$(cd $(BUILD) && ls -d */summary.txt | cut -d/ -f1)
 
 joint = $(CHOSEN:%=$(BUILD)/%/$1)

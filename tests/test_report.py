@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from kits import page as report_kit
 from kits.page import ACCOUNT, leave, published, report, run
 from kits.programs import ROOT, run_program
-from saepub.choice import advice, frontier
+from saepub.choice import account as choice_account
+from saepub.choice import frontier
 from saepub.page import panel as report_panel
 
 HOSTILE = (
@@ -141,7 +142,7 @@ def test_warnings_stand_at_the_top_and_are_the_summarys(tmp_path):
     rows = [published(x) for x in ACCOUNT if x["fate"] in ("chosen", "pinned")]
     rows[0]["warnings"] = ["NMSE 1.2 is above 1"]
     done = report(leave(tmp_path, rows=rows))
-    told = advice.warnings(rows, ACCOUNT)
+    told = choice_account.warnings(rows, ACCOUNT)
     assert told == [
         "layer 8: a frontier of 1 run only",
         "layer 6 sparse: NMSE 1.2 is above 1",

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kits.programs import ROOT, run_program
-from saepub.stages import select
+from saepub.choice.frontier import Run
+from saepub.choice.panel import Panel
 
 DAY = datetime.date(2026, 1, 1)
 
@@ -70,11 +71,11 @@ def naive(rows: list[dict], n: int) -> list[str]:
 
 
 def in_process(rows: list[dict], n: int) -> list[str]:
-    panel = select.Panel()
+    panel = Panel()
     for r in rows:
         age = -datetime.datetime.fromisoformat(r["created_at"]).timestamp()
-        panel.add(select.Run(r["l0"], r["nmse"], age, r["run_id"]), pinned=False)
-    return [run.run_id for run in panel.choose(n)]
+        panel.runs.append(Run(r["l0"], r["nmse"], age, r["run_id"]))
+    return [run.run_id for run in panel.choose(n).chosen]
 
 
 # Few values, so that ties of every kind are common.
@@ -91,17 +92,6 @@ def test_agrees_with_the_naive_rule_in_any_order(points, n, rnd):
     assert in_process(rows, n) == expected
     rnd.shuffle(rows)
     assert in_process(rows, n) == expected
-
-
-@given(st.lists(measures, min_size=1, max_size=60), st.integers(2, 8))
-def test_pruning_on_the_way_changes_nothing(points, n):
-    rows = [row(f"id{i:03d}", *point) for i, point in enumerate(points)]
-    whole = in_process(rows, n)
-    before, select.PRUNE_AT = select.PRUNE_AT, 3
-    try:
-        assert in_process(rows, n) == whole
-    finally:
-        select.PRUNE_AT = before
 
 
 def test_the_program_agrees_with_the_naive_rule():
@@ -143,23 +133,33 @@ def test_a_pinned_run_is_chosen_besides_the_rule():
     rows = [row("a", 1, 0.5), row("b", 2, 0.4), row("off", 3, 0.9)]
     done = run_select(rows, "--pin", "off")
     assert done.ids == ["a", "b", "off"]
-    assert "3 chosen (pinned: off) + 0 off the frontier" in done.err
+    assert "3 chosen + 0 off the frontier" in done.err and "; pinned: off" in done.err
+
+
+def test_pins_come_from_the_setting_split_at_anything_between_ids():
+    rows = [row("a", 1, 0.5), row("off", 3, 0.9), row("off2", 4, 0.9)]
+    assert run_select(rows, PIN="off,\n\toff2").ids == ["a", "off", "off2"]
+    assert run_select(rows, "--pin", "", PIN="off").ids == ["a"]
+
+
+def test_a_pin_of_another_repo_is_no_error_and_is_told():
+    done = run_select([row("a", 1, 0.5)], PIN="elsewhere")
+    assert (done.returncode, done.ids) == (0, ["a"])
+    assert "PIN elsewhere: on none of these lines" in done.err
 
 
 def test_a_pin_must_be_on_a_line_that_is_not_dropped():
     rows = [row("a", 1, 0.5), row("b", 2, 0.4, drop="still running")]
     done = run_select(rows, "--pin", "b")
     assert done.returncode == 1 and "it was dropped: still running" in done.err
-    done = run_select(rows, "--pin", "zzz")
-    assert done.returncode == 1 and "PIN zzz: not among the candidates" in done.err
 
 
 def test_every_candidate_is_accounted_for(tmp_path):
     rows = [row(f"f{i}", 2.0**i, 1 / (i + 1)) for i in range(8)]
     rows += [row("off", 300, 0.9), row("d1", None, 1, drop="no L0")]
     done = run_select(rows, "--account", tmp_path / "account.jsonl")
-    assert "10 candidates = 6 chosen + 1 off the frontier (off) + 2 on it" in done.err
-    assert "1 dropped (no L0: d1)" in done.err
+    assert "10 candidates = 6 chosen + 1 off the frontier + 2 on it" in done.err
+    assert "1 dropped; dropped: 1 no L0" in done.err
     account = [json.loads(t) for t in (tmp_path / "account.jsonl").open()]
     assert [r["run_id"] for r in account] == [r["run_id"] for r in rows]
     fates = {r["run_id"]: r["fate"] for r in account}
@@ -173,7 +173,16 @@ def test_a_layer_without_a_run_to_release_names_the_setting():
     done = run_select(rows)
     assert (done.returncode, done.out) == (1, "")
     assert "r layer 7: none of 1 run can be released (1 no NMSE from wandb)" in done.err
-    assert "NMSE_SHARD" in done.err
+    assert done.err.count("measure them") == 1
+
+
+def test_what_is_said_stays_short_however_many_runs_there_are():
+    n = 2000
+    rows = [row(f"run{i:05}", 1 + i, 0.5) for i in range(n)]
+    rows += [row(f"gone{i:05}", None, None, drop="no L0") for i in range(n)]
+    pins = " ".join(r["run_id"] for r in rows[:1000])
+    (said,) = run_select(rows, PIN=pins).err.splitlines()
+    assert len(said) < 400 and "and 991 more" in said and "2,000 no L0" in said
 
 
 @pytest.mark.parametrize(

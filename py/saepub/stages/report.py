@@ -10,7 +10,7 @@ import typing as tp
 import urllib.parse
 
 from .. import catalog, jsonl, settings
-from ..choice import advice
+from ..choice import account as choice_account
 from ..cli import UserError, parser
 from ..files import write_aside
 from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
@@ -133,7 +133,7 @@ def section(
         loaders=sorted({_loader(row["loader"]) for row in rows}),
         pin=pin,
         exclude=exclude,
-        warnings=advice.warnings(rows, account),
+        warnings=choice_account.warnings(rows, account),
         panels=panels,
     )
 

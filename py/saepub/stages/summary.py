@@ -4,10 +4,9 @@ import collections
 import sys
 
 from .. import catalog, jsonl, settings
-from ..choice import advice
+from ..choice.account import left_out, warnings
 from ..cli import parser
-from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
-from ..text import human, l0_text, n_of, nmse_text, one_line
+from ..text import human, l0_text, n_of, nmse_text
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +47,7 @@ def summary(
         "",
         *("  " + text for text in left_out(account)),
         *("  " + text for text in sources(rows)),
-        *("  warning: " + text for text in advice.warnings(rows, account)),
+        *("  warning: " + text for text in warnings(rows, account)),
         "",
         f"  staged  {dpath}",
         f"  card    {dpath / 'README.md'}",
@@ -76,36 +75,6 @@ def table(rows: list[jsonl.Line]) -> list[str]:
         f"  {nmse:>{width[3]}}  {path}"
         for run_id, layer, l0, nmse, path in cells
     ]
-
-
-def left_out(account: list[jsonl.Line]) -> list[str]:
-    """The count of every fate, then who was left out and why."""
-    n = collections.Counter(run["fate"] for run in account)
-    n_chosen = n[CHOSEN] + n[PINNED]
-    assert sum(n.values()) == n_chosen + n[OFF_FRONTIER] + n[NOT_NEEDED] + n[DROPPED]
-    out = [
-        f"{n_of(len(account), 'candidate')} = {n_chosen} chosen"
-        f" + {n[OFF_FRONTIER]} off the frontier"
-        f" + {n[NOT_NEEDED]} on it but not needed + {n[DROPPED]} dropped"
-    ]
-    groups = collections.defaultdict(list)
-    for run in account:
-        if run["fate"] == DROPPED:
-            groups[f"dropped, {one_line(run['drop'])}"].append(run)
-        elif run["fate"] == NOT_NEEDED:
-            groups["on the frontier but not needed"].append(run)
-        elif run["fate"] != CHOSEN:
-            groups[run["fate"]].append(run)
-    for why, runs in sorted(groups.items()):
-        by_layer = collections.defaultdict(list)
-        for run in runs:
-            by_layer[run["layer"]].append(run["run_id"])
-        told = "; ".join(
-            f"layer {layer}: {' '.join(sorted(ids))}"
-            for layer, ids in sorted(by_layer.items())
-        )
-        out.append(f"  {len(runs):>3} {why} ({told})")
-    return out
 
 
 def sources(rows: list[jsonl.Line]) -> list[str]:

@@ -1,0 +1,108 @@
+"""Where every candidate went, in words, and what a person should look at before publishing."""
+
+import collections
+import typing as tp
+
+from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED, Line
+from ..text import n_of, one_line
+from . import frontier
+
+FEW = 3
+"""A frontier of fewer runs than this is worth a look."""
+
+N_NAMED = 8
+"""How many run ids a sentence names. build/<slug>/account.jsonl has all of them."""
+
+MENDS = {
+    "no NMSE": "measure them: make measure",
+    "no L0": "measure them: make measure",
+    "not in W&B": "check WANDB_ENTITY and WANDB_PROJECT",
+    "excluded by hand": "EXCLUDE names them",
+    "at odds with the catalog": "check CATALOG",
+    "wrong activation": "check CATALOG",
+    "wrong objective": "check CATALOG",
+}
+"""By how a reason to drop a run begins, what to do where it leaves nothing to release."""
+
+
+def mends(reasons_: tp.Iterable[str]) -> list[str]:
+    """What to do about some reasons, each once, in the order of MENDS."""
+    found = set(reasons_)
+    return list(
+        dict.fromkeys(
+            mend
+            for start, mend in MENDS.items()
+            if any(reason.startswith(start) for reason in found)
+        )
+    )
+
+
+def some(run_ids: tp.Sequence[str]) -> str:
+    """The first few of some run ids, and how many more there are."""
+    more = len(run_ids) - N_NAMED
+    named = " ".join(run_ids[: N_NAMED if more > 1 else None])
+    return f"{named} and {more:,} more" if more > 1 else named
+
+
+def reasons(dropped: tp.Mapping[str, tp.Sized]) -> str:
+    """How many runs were dropped for which reason."""
+    counts = sorted(dropped.items())
+    return ", ".join(f"{len(runs):,} {one_line(why)}" for why, runs in counts)
+
+
+def equation(n: tp.Mapping[str, int]) -> str:
+    """The candidates of a panel or a repo as the sum of their fates.
+
+    Args:
+        n: How many there are of each fate; none where a fate is missing.
+    """
+    counts = {fate: n.get(fate, 0) for fate in (OFF_FRONTIER, NOT_NEEDED, DROPPED)}
+    n_chosen = n.get(CHOSEN, 0) + n.get(PINNED, 0)
+    assert sum(n.values()) == n_chosen + sum(counts.values()), f"an unknown fate: {n}"
+    return (
+        f"{n_of(sum(n.values()), 'candidate')} = {n_chosen:,} chosen"
+        f" + {counts[OFF_FRONTIER]:,} off the frontier"
+        f" + {counts[NOT_NEEDED]:,} on it but not needed + {counts[DROPPED]:,} dropped"
+    )
+
+
+def left_out(account: list[Line]) -> list[str]:
+    """One repo's candidates counted by fate, then who was left out and why, a line each."""
+    groups: dict[str, list[Line]] = collections.defaultdict(list)
+    for run in account:
+        if run["fate"] == DROPPED:
+            groups[f"dropped, {one_line(run['drop'])}"].append(run)
+        elif run["fate"] == NOT_NEEDED:
+            groups["on the frontier but not needed"].append(run)
+        elif run["fate"] != CHOSEN:
+            groups[run["fate"]].append(run)
+    out = [equation(collections.Counter(run["fate"] for run in account))]
+    for why, runs in sorted(groups.items()):
+        by_layer: dict[int, list[str]] = collections.defaultdict(list)
+        for run in runs:
+            by_layer[run["layer"]].append(run["run_id"])
+        told = "; ".join(
+            f"layer {layer}: {some(sorted(ids))}"
+            for layer, ids in sorted(by_layer.items())
+        )
+        out.append(f"  {len(runs):>3} {why} ({told})")
+    return out
+
+
+def warnings(rows: list[Line], account: list[Line]) -> list[str]:
+    """One repo's warnings, a line of text each.
+
+    Args:
+        rows: The lines to publish, each with the warnings that preflight gave it.
+        account: Every candidate with its fate.
+    """
+    out = []
+    for layer in sorted({run["layer"] for run in account}):
+        panel = [r for r in account if r["layer"] == layer and frontier.has_place(r)]
+        n = len(frontier.of_account(panel))
+        if n < FEW:
+            out.append(f"layer {layer}: a frontier of {n_of(n, 'run')} only")
+    for row in rows:
+        for text in row["warnings"]:
+            out.append(f"layer {row['layer']} {row['run_id']}: {one_line(text)}")
+    return out
