@@ -38,15 +38,22 @@ def installed_saev(monkeypatch):
 
 def run(lines, runs, *args, **settings):
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    done = run_program("bin/preflight", *args, stdin=text, RUNS_ROOT=runs, **settings)
+    settings = {"RUNS_ROOT": runs, "BUILD": runs.parent / "build"} | settings
+    done = run_program("bin/preflight", *args, stdin=text, **settings)
     done.lines = [json.loads(line) for line in done.out.splitlines()]
     done.told = done.err.splitlines()
     return done
 
 
+def check(line, runs) -> dict:
+    """What bin/preflight does of one line, in this process."""
+    probes_dpath = runs.parent / "build" / line["repo"] / "probes"
+    return preflight_check.check(line, runs, probes_dpath)
+
+
 def refusal(line, runs) -> str:
     with pytest.raises(UserError) as caught:
-        preflight_check.check(line, runs)
+        check(line, runs)
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -70,6 +77,7 @@ def test_lines_gain_what_the_checkpoint_is(runs):
             "schema": None,
             "activation_config": {},
             "loader": "saev 0.1.0",
+            "probe": str(runs.parent / "build/tiny/probes/aaaaaaaa.npz"),
             "warnings": [],
         }
     ]
@@ -157,7 +165,7 @@ def test_many_at_once_keep_their_order(runs):
         lines.append(line | {"expected": line["expected"] | {"d_sae": 8 << 12 - i}})
     done = run(lines, runs, "--jobs", 2)
     assert done.returncode == 0
-    assert done.lines == [preflight_check.check(line, runs) for line in lines]
+    assert done.lines == [check(line, runs) for line in lines]
 
 
 def test_jobs_fit_into_cores_and_memory(runs, monkeypatch):
@@ -199,7 +207,7 @@ def test_machine_knows_itself():
 def test_three_witnesses_must_agree(runs, changes, why):
     util.write(util.run_dir(runs, "aaaaaaaa"), activation="top-k")
     line = util.line(activation="top-k")
-    preflight_check.check(line, runs)
+    check(line, runs)
     assert why in refusal(line | changes, runs)
 
 
@@ -282,7 +290,7 @@ def test_saev_that_loads_or_computes_something_else_is_refused(
     fpath = util.write(util.run_dir(runs, "aaaaaaaa"), activation=activation)
     use_saev(util.write_saev(tmp_path / "saev", ""), monkeypatch)
     line = util.line(activation=activation)
-    assert preflight_check.check(line, runs)["loader"] == "saev test"
+    assert check(line, runs)["loader"] == "saev test"
     use_saev(util.write_saev(tmp_path / "saev", fault), monkeypatch)
     told = refusal(line, runs)
     assert told.startswith(f"{fpath}: saev test ") and why in told

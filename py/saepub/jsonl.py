@@ -112,6 +112,7 @@ KEYS: dict[str, Kind] = {
     "schema": _kind("a whole number", int, null=True),
     "activation_config": _kind("an object", dict),
     "loader": _kind("text", str),
+    "probe": _kind("a path", str, check=str.isprintable),
     "warnings": _kind("a list", list),
     # stage
     "path": _kind("layer_<N>/<run_id>/sae.pt", str, check=_is_path_in_repo),

@@ -4,11 +4,15 @@ import math
 import pathlib
 import typing as tp
 
+import numpy as np
+
 from .. import checkpoint, jsonl
 from ..cli import UserError
 from ..text import one_line, timestamp
+from . import probe as checkpoint_probe
 from . import saev as saev_loader
 from .header import Header
+from .probe import Probe
 from .sae import Sae
 
 KEYS = (
@@ -16,7 +20,6 @@ KEYS = (
     *("activation", "d_model", "d_sae", "train_layer", "created_at", "l0", "nmse"),
 )
 
-N_INPUTS, SEED = 8, 0
 TOLERANCE = 1e-5
 """How far two computations of one SAE may lie apart, relative to the largest value."""
 
@@ -28,7 +31,19 @@ TROUBLED_STATES = ("crashed", "failed", "killed")
 BUILTIN = "builtin"
 
 
-def check(line: jsonl.Line, runs_root: str | pathlib.Path) -> jsonl.Line:
+class Loaded(tp.NamedTuple):
+    """A checkpoint that was loaded, and what it computes from some activations."""
+
+    loader: str
+    warnings: list[str]
+    sae: Sae
+    f_x: tp.Any
+    x_hat: tp.Any
+
+
+def check(
+    line: jsonl.Line, runs_root: str | pathlib.Path, probes_dpath: str | pathlib.Path
+) -> jsonl.Line:
     """Check a run's checkpoint, RUNS_ROOT/<run_id>/checkpoint/sae.pt, and note what it is.
 
     The file is read from disk once. Besides its arguments this depends on SAEV_DIR alone.
@@ -36,10 +51,11 @@ def check(line: jsonl.Line, runs_root: str | pathlib.Path) -> jsonl.Line:
     Args:
         line: Has `KEYS`; its `state` and `n_dead` are looked at where it has them.
         runs_root: Where the runs are.
+        probes_dpath: Where the run's probe goes, and where the activations for it may lie.
 
     Returns:
         The line with checkpoint, bytes, mtime_ns, sha256, schema, activation_config,
-        loader and warnings.
+        loader, probe and warnings.
 
     Raises:
         UserError: Why this run can't be released.
@@ -48,7 +64,11 @@ def check(line: jsonl.Line, runs_root: str | pathlib.Path) -> jsonl.Line:
     with checkpoint.File(fpath_of(line, runs_root)) as file:
         _check_witnesses(line, file.header)
         file.read()
-        loader, warnings = _check_weights(file)
+        x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
+        loaded = _check_weights(file, x)
+    probe = checkpoint_probe.of(loaded.sae, x)
+    fpath = pathlib.Path(probes_dpath).absolute() / f"{line['run_id']}.npz"
+    checkpoint_probe.write(probe, file.sha256, fpath)
     return line | {
         "checkpoint": file.fpath,
         "bytes": file.n_bytes,
@@ -56,8 +76,9 @@ def check(line: jsonl.Line, runs_root: str | pathlib.Path) -> jsonl.Line:
         "sha256": file.sha256,
         "schema": file.header.schema,
         "activation_config": file.header.activation_config,
-        "loader": loader,
-        "warnings": line_warnings(line, file.mtime_ns / 1e9) + warnings,
+        "loader": loaded.loader,
+        "probe": str(fpath),
+        "warnings": line_warnings(line, file.mtime_ns / 1e9) + loaded.warnings,
     }
 
 
@@ -66,29 +87,35 @@ def fpath_of(line: jsonl.Line, runs_root: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(runs_root) / line["run_id"] / "checkpoint" / "sae.pt"
 
 
-def check_file(fpath: str | pathlib.Path, loader: str) -> None:
+def check_file(
+    fpath: str | pathlib.Path, loader: str, probe: Probe | None = None
+) -> None:
     """Check a checkpoint by itself, as one that was downloaded.
 
     Args:
         fpath: The file.
         loader: A line's, from when it was first checked. What saev loaded then must load
             with the saev at hand; what only the built-in reader read, may.
+        probe: What it must compute, where that is known.
 
     Raises:
-        UserError: It is not whole, or does not load as its bytes say.
+        UserError: It is not whole, or does not load as its bytes or its probe say.
     """
     with checkpoint.File(fpath) as file:
         file.read()
-        found, _ = _check_weights(file)
-    if found == BUILTIN != loader:
+        x = probe.x if probe else checkpoint_probe.random_inputs(file.header.d_model)
+        loaded = _check_weights(file, x)
+    if probe and (odds := checkpoint_probe.difference(probe, loaded.f_x, loaded.x_hat)):
+        raise UserError(f"{fpath}: it computes {odds}")
+    if loaded.loader == BUILTIN != loader:
         label = saev_loader.at_hand().label
         raise UserError(
             f"{fpath}: {loader} loaded it, and {label} does not; set SAEV_DIR as it was then"
         )
 
 
-def _check_weights(file: checkpoint.File) -> tuple[str, list[str]]:
-    """Which loader a file that was read loads with, and warnings.
+def _check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
+    """Load a file that was read, with the loader that it loads with, and run it on x.
 
     Raises:
         UserError: It does not load, or not as what it holds.
@@ -99,12 +126,11 @@ def _check_weights(file: checkpoint.File) -> tuple[str, list[str]]:
     why_not = saev.why_not(file.header)
     if not why_not:
         del sae  # before saev makes its own copies of the weights
-        _check_loaded(file, saev)
-        return saev.label, warnings
-    _run(file, sae)
+        return Loaded(saev.label, warnings, *_check_loaded(file, saev, x))
+    f_x, x_hat = _run(file, sae, x)
     if saev.is_checkout:
         warnings.append(f"saev.nn.load() does not read it: {why_not}")
-    return BUILTIN, warnings
+    return Loaded(BUILTIN, warnings, sae, f_x, x_hat)
 
 
 def _check_witnesses(line: jsonl.Line, header: Header) -> None:
@@ -134,8 +160,14 @@ def _show(value: object) -> str:
     return "nothing" if value is None else one_line(value)[:40]
 
 
-def _check_loaded(file: checkpoint.File, saev: saev_loader.Saev) -> None:
-    """Raises UserError unless what saev loads is what the file holds and computes the same."""
+def _check_loaded(
+    file: checkpoint.File, saev: saev_loader.Saev, x: np.ndarray
+) -> tuple[Sae, tp.Any, tp.Any]:
+    """The SAE that saev loads, and what it computes from x.
+
+    Raises:
+        UserError: It is not what the file holds, or saev computes something else.
+    """
     import torch
 
     try:
@@ -152,15 +184,14 @@ def _check_loaded(file: checkpoint.File, saev: saev_loader.Saev) -> None:
         raise UserError(f"{file.fpath}: {saev.label} loads other values: {odds}")
     # Bit for bit the file's own by now, so one copy serves both.
     sae = Sae(file.header, state)
-    _run(file, sae)
-    x = _inputs(sae)
+    _run(file, sae, x)
     try:
-        f_x, x_hat, subtract_b_dec = saev.run(model, x)
+        f_x, x_hat, subtract_b_dec = saev.run(model, torch.from_numpy(x))
     except Exception as err:  # noqa: BLE001, it is not our code
         why = one_line(f"{type(err).__name__}: {err}")
         raise UserError(f"{file.fpath}: {saev.label} can't run it: {why}") from None
     with torch.no_grad():
-        h_x = sae.pre_activation(x, subtract_b_dec=subtract_b_dec)
+        h_x = sae.pre_activation(torch.from_numpy(x), subtract_b_dec=subtract_b_dec)
         off_f, off_x = _off_features(sae, h_x, f_x), _off(x_hat, sae.decode(f_x))
     for what, off in (("other features", off_f), ("another reconstruction", off_x)):
         if not off <= TOLERANCE:  # NaN is not
@@ -168,23 +199,23 @@ def _check_loaded(file: checkpoint.File, saev: saev_loader.Saev) -> None:
                 f"{file.fpath}: {saev.label} computes {what} than the built-in"
                 f" reader, off by {off:.2g} of the largest"
             )
+    return sae, f_x, x_hat
 
 
-def _run(file: checkpoint.File, sae: Sae) -> None:
-    """Raises UserError where an SAE of finite weights computes what is not finite."""
+def _run(file: checkpoint.File, sae: Sae, x: np.ndarray) -> tuple[tp.Any, tp.Any]:
+    """Features and reconstructions of x.
+
+    Raises:
+        UserError: An SAE of finite weights computes what is not finite.
+    """
     import torch
 
-    x_hat = sae.decode(sae.encode(_inputs(sae)))
+    with torch.no_grad():
+        f_x = sae.encode(torch.from_numpy(x))
+        x_hat = sae.decode(f_x)
     if not torch.isfinite(x_hat).all():
         raise UserError(f"{file.fpath}: what it computes is not finite")
-
-
-def _inputs(sae: Sae) -> tp.Any:
-    """The same random activations every time, (N_INPUTS, d_model), float32."""
-    import torch
-
-    rng = torch.Generator().manual_seed(SEED)
-    return torch.randn(N_INPUTS, sae.header.d_model, generator=rng)
+    return f_x, x_hat
 
 
 def _off(found: tp.Any, own: tp.Any) -> float:

@@ -17,6 +17,17 @@ class Sae:
     header: Header
     tensors: dict[str, tp.Any]
 
+    def with_features(self, i: tp.Any) -> "Sae":
+        """This SAE with features `i` alone (int64, ascending), in float64."""
+        of = self.tensors
+        few = {
+            "W_enc": of["W_enc"][:, i],
+            "b_enc": of["b_enc"][i],
+            "W_dec": of["W_dec"][i],
+        }
+        tensors = {name: tensor.double() for name, tensor in (of | few).items()}
+        return dataclasses.replace(self, tensors=tensors)
+
     def pre_activation(self, x: tp.Any, *, subtract_b_dec: bool = False) -> tp.Any:
         """h_x = x @ W_enc + b_enc.
 

@@ -110,7 +110,7 @@ def _start_worker(n_jobs: int) -> None:
 def check_one(line: jsonl.Line, runs_root: str) -> Result:
     """`preflight_check.check` with its refusal as a value."""
     try:
-        return Result(preflight_check.check(line, runs_root))
+        return Result(preflight_check.check(line, runs_root, probes_dpath(line)))
     except saev_loader.NotUsable:
         raise
     except UserError as err:
@@ -128,7 +128,11 @@ def check_apart(
         UserError: No line can be checked.
     """
     parts = [
-        executor.Part([line], (runs_root,), [preflight_check.fpath_of(line, runs_root)])
+        executor.Part(
+            [line],
+            (runs_root, probes_dpath(line)),
+            [preflight_check.fpath_of(line, runs_root)],
+        )
         for line in given
     ]
     n_bytes = memory_bytes(given, runs_root)
@@ -139,9 +143,16 @@ def check_apart(
     ]
 
 
-def check_lines(given: list[jsonl.Line], runs_root: str) -> list[jsonl.Line]:
+def check_lines(
+    given: list[jsonl.Line], runs_root: str, probes: str
+) -> list[jsonl.Line]:
     """`preflight_check.check`, as a task calls it."""
-    return [preflight_check.check(line, runs_root) for line in given]
+    return [preflight_check.check(line, runs_root, probes) for line in given]
+
+
+def probes_dpath(line: jsonl.Line) -> str:
+    """Where the probes of a repo's checkpoints go, which render publishes."""
+    return str(settings.build_dpath().absolute() / line["repo"] / "probes")
 
 
 def same_files(results: list[Result]) -> list[Result]:

@@ -1,0 +1,145 @@
+"""A probe: what an SAE computes from a few activations.
+
+It is published beside the checkpoint, so that whoever loads the file, with whatever loader,
+can see whether it computes what was measured.
+"""
+
+import dataclasses
+import os
+import typing as tp
+
+import numpy as np
+
+from ..cli import UserError
+from ..files import write_aside
+from .sae import Sae
+
+N_TOKENS = 8
+"""Activations that an SAE is tried on; those whose outcome is the most certain are published."""
+N_FEATURES = 8
+"""The strongest features of each that are noted, at most."""
+SEED = 0
+NEAR = 1e-4
+"""How near to firing, relative to the largest pre-activation, a feature is looked at again."""
+TOLERANCE = 1e-4
+"""How far values may lie from the probe's, relative to the largest: float32 on any machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What an SAE computes from n activations, in eval mode. Arrays of float32 and int32."""
+
+    x: np.ndarray
+    """The activations, (n, d_model)."""
+    features: np.ndarray
+    """Indices of the features with the largest values, strongest first, (n, N_FEATURES)."""
+    values: np.ndarray
+    """Their values."""
+    x_hat: np.ndarray
+    """The reconstruction from all features, (n, d_model)."""
+    margin: np.ndarray
+    """How far rounding is from changing which features fire, (n,), relative to the largest
+    pre-activation. Infinite for ReLU, where a feature at the brink has a value near 0."""
+
+
+def inputs(dpath: str | os.PathLike, layer: int, d_model: int) -> np.ndarray:
+    """Real activations of a layer where `dpath` holds layer_<N>.npy, else random ones."""
+    fpath = os.path.join(dpath, f"layer_{layer}.npy")
+    if not os.path.exists(fpath):
+        return random_inputs(d_model)
+    x = np.load(fpath, allow_pickle=False)
+    return x if x.shape[1:] == (d_model,) else random_inputs(d_model)
+
+
+def random_inputs(d_model: int) -> np.ndarray:
+    """The same activations every time, (N_TOKENS, d_model), float32, standard normal."""
+    # The legacy generator, because numpy promises that its stream stays.
+    rng = np.random.RandomState(SEED)
+    return rng.standard_normal((N_TOKENS, d_model)).astype(np.float32)
+
+
+def of(sae: Sae, x: np.ndarray) -> Probe:
+    """Probe an SAE on activations x, (n, d_model), float32.
+
+    Only the features that may fire are computed, in float64, so that the result is the same
+    to the last bit of float32 on every machine.
+    """
+    import torch
+
+    with torch.no_grad():
+        x64 = torch.from_numpy(x).double()
+        h_x = sae.pre_activation(torch.from_numpy(x))
+        near = NEAR * h_x.abs().amax(dim=1, keepdim=True)
+        may_fire = (h_x >= sae.cut(h_x) - near).any(dim=0)
+        may_fire[0] = True  # so that there is one
+        (i,) = may_fire.nonzero(as_tuple=True)
+        few = sae.with_features(i)
+        h_x = few.pre_activation(x64)
+        f_x = few.activate(h_x)
+        x_hat = few.decode(f_x)
+        values, at = f_x.topk(min(N_FEATURES, f_x.shape[1]), dim=1)
+        margin = _margin(few, h_x) / h_x.abs().amax(dim=1).clamp(min=1e-30)
+    return Probe(
+        x,
+        i[at].numpy().astype(np.int32),
+        values.numpy().astype(np.float32),
+        x_hat.numpy().astype(np.float32),
+        margin.numpy().astype(np.float32),
+    )
+
+
+def _margin(sae: Sae, h_x: tp.Any) -> tp.Any:
+    """What stands between h_x and another set of features that fire, (n,)."""
+    import torch
+
+    if sae.header.activation == "top-k" and sae.header.top_k < h_x.shape[1]:
+        edge = h_x.topk(sae.header.top_k + 1, dim=1).values
+        return edge[:, -2] - edge[:, -1]
+    if sae.header.activation == "batch-top-k" and sae.cut(h_x) > 0:
+        return (h_x - sae.cut(h_x)).abs().amin(dim=1)
+    return torch.full((len(h_x),), torch.inf, dtype=torch.float64)
+
+
+def difference(probe: Probe, f_x: tp.Any, x_hat: tp.Any) -> str:
+    """How what a loaded SAE computes from the probe's x is not what it says; "" where it is.
+
+    Args:
+        probe: The probe.
+        f_x: Features, (n, d_sae), a tensor.
+        x_hat: Reconstructions, (n, d_model), a tensor.
+    """
+    at = np.take_along_axis(f_x.numpy(), probe.features.astype(np.int64), axis=1)
+    for what, found, expected in (
+        ("features", at, probe.values),
+        ("a reconstruction", x_hat.numpy(), probe.x_hat),
+    ):
+        off = np.abs(found - expected).max(initial=0)
+        off /= np.abs(expected).max(initial=1e-30)
+        if not off <= TOLERANCE:  # NaN is not
+            return f"{what} other than published, off by {off:.2g} of the largest"
+    return ""
+
+
+def write(probe: Probe, sha256: str, fpath: str | os.PathLike) -> None:
+    """Keep the probe of the checkpoint with that sha256 in a file."""
+    with write_aside(fpath, "wb") as fd:
+        np.savez(fd, sha256=np.array(sha256), **vars(probe))
+
+
+def read(fpath: str | os.PathLike, sha256: str) -> Probe:
+    """The probe of the checkpoint with that sha256, as `write` kept it.
+
+    Raises:
+        UserError: It isn't there, or of another checkpoint.
+    """
+    try:
+        with np.load(fpath, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        if str(found.pop("sha256")) != sha256:
+            raise ValueError("of another checkpoint")
+        return Probe(**found)
+    except (OSError, ValueError, TypeError, KeyError, EOFError) as err:
+        why = getattr(err, "strerror", None) or err
+        raise UserError(
+            f"{fpath}: not the probe of this run's checkpoint: {why}"
+        ) from None
