@@ -1,82 +1,313 @@
-"""The plot of a model card: L0 against NMSE, one panel a layer."""
+"""The plot of a model card: L0 against NMSE, one panel a layer, all in one plane.
 
+The card shows it in a column of some 750 px, and a phone in one of 360, so it is laid out
+for 360 and drawn at four times that. Its background is transparent and its inks are half
+way between black and white, so that it stands out from a light page and from a dark one.
+"""
+
+import logging
 import math
 import os
 import pathlib
+import textwrap
+import types
+import typing as tp
 
 from .. import jsonl
-from ..choice.frontier import has_place, of_account
+from ..choice import frontier, plane
 from ..files import write_aside
 from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
+from ..text import l0_text
+
+# All lengths are in pixels of a phone. matplotlib calls them points.
+WIDTH, SCALE = 360, 4
+LEFT, RIGHT, GAP = 32, 10, 12
+PANEL_HEIGHT = 138
+LABEL_ROOM = 24
+"""Under the lowest run, for its L0."""
+TEXT = 10.5
+"""Size of all type: 10 px and more where the plot is 350 px wide."""
+LINE = 13
+DIGIT = 0.62 * TEXT
+"""About the width of a digit."""
+
+# The contrast of each is above 4 against white and against the Hub's dark page, #0b0f19.
+INK, BLUE, ORANGE = "#747474", "#2a79b8", "#c95d08"
+
+MARKS: dict[str, dict[str, tp.Any]] = {
+    CHOSEN: {"marker": "D", "ms": 6, "color": ORANGE, "mew": 0},
+    PINNED: {"marker": "s", "ms": 6.5, "color": ORANGE, "mew": 0},
+    NOT_NEEDED: {"marker": "o", "ms": 5, "mfc": "none", "mec": BLUE, "mew": 1.3},
+    OFF_FRONTIER: {"marker": "o", "ms": 3.2, "color": INK, "mew": 0},
+    DROPPED: {"marker": "x", "ms": 4.2, "color": INK, "mew": 1},
+}
+STAIRCASE = {"color": BLUE, "lw": 1.3, "solid_joinstyle": "miter"}
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top, in pixels of a panel."""
 
 
 def pareto(fpath: pathlib.Path, title: str, account: list[jsonl.Line]) -> None:
-    """Write a PNG with one panel a layer: every candidate, the frontier, the chosen.
+    """Write `figure` as a PNG. The same input gives the same bytes."""
+    fig = figure(title, account)
+    with write_aside(fpath, "wb") as fd:
+        fig.savefig(fd, format="png", dpi=72 * SCALE, metadata={"Software": None})
+
+
+def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
+    """Every candidate, each layer's frontier, and the published runs with their L0.
 
     Args:
-        fpath: Where to write it. The same input gives the same bytes.
-        title: Stands above the panels.
+        title: Stands above the panels. In ASCII, as a repo id is: no font has all characters.
         account: Lines with layer, l0, nmse and fate; those without finite, positive
             measures have no place in the plane and are left out.
+
+    Returns:
+        A matplotlib Figure, whatever this machine's settings of matplotlib are.
     """
-    # matplotlib writes a font cache, and a home may be read-only on a compute node.
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    import matplotlib.figure
-    import matplotlib.ticker
-
+    assert title.isascii(), title
     layers = sorted({run["layer"] for run in account})
-    n_cols = min(3, len(layers))
+    placed = [run for run in account if frontier.has_place(run)]
+    by_layer = [[run for run in placed if run["layer"] == layer] for layer in layers]
+    fronts = [frontier.of_account(runs) for runs in by_layer]
+    fates = [fate for fate in plane.LEGEND if any(r["fate"] == fate for r in placed)]
+    title_lines = textwrap.wrap(title, 52)
+
+    n_cols = min(2, len(layers))
     n_rows = math.ceil(len(layers) / n_cols)
-    fig = matplotlib.figure.Figure(
-        figsize=(4 * n_cols, 3.1 * n_rows + 0.7), layout="constrained"
-    )
-    axes = fig.subplots(n_rows, n_cols, squeeze=False).flatten()
-    for ax, layer in zip(axes, layers, strict=False):
-        _panel(ax, layer, [run for run in account if run["layer"] == layer])
-    for ax in axes[len(layers) :]:
-        ax.set_axis_off()
-    # An unescaped pair of $ would be a formula to matplotlib.
-    fig.suptitle(title.replace("$", r"\$"), fontsize=10, wrap=True)
-    handles = {}
-    for ax in axes[: len(layers)]:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    fig.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-    )
-    with write_aside(fpath, "wb") as fd:
-        fig.savefig(fd, format="png", dpi=150, metadata={"Software": None})
+    width = (WIDTH - LEFT - RIGHT - GAP * (n_cols - 1)) / n_cols
+    top = 6 + LINE * (len(title_lines) + 2)
+    row = PANEL_HEIGHT + 2.6 * LINE
+    height = top + n_rows * row + LINE * (len(fates) + 1.5)
+
+    mpl = _matplotlib()
+    fig = mpl.figure.Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
+    text = "\n".join(title_lines)
+    fig.text(4 / WIDTH, 1 - 4 / height, text, va="top", weight="bold")
+    x, y = _spans(placed, sum(fronts, []), width)
+    for i, layer in enumerate(layers):
+        low = height - top - row * (i // n_cols) - PANEL_HEIGHT
+        left = LEFT + (width + GAP) * (i % n_cols)
+        box = (left / WIDTH, low / height, width / WIDTH, PANEL_HEIGHT / height)
+        ax = fig.add_axes(
+            box, xlim=(0, width), ylim=(0, PANEL_HEIGHT), facecolor="none"
+        )
+        ax.set_title(f"Layer {layer}")
+        is_left, is_last = i % n_cols == 0, i // n_cols == n_rows - 1
+        _axes(ax, width, x, y, is_left=is_left, is_last=is_last)
+        _panel(ax, width, x, y, by_layer[i], fronts[i])
+    handles = [mpl.lines.Line2D([], [], **MARKS[f], ls="none") for f in fates]
+    handles.append(mpl.lines.Line2D([], [], **STAIRCASE))
+    words = [*(plane.LEGEND[f] for f in fates), "frontier"]
+    fig.legend(handles, words, loc="lower left", bbox_to_anchor=(LEFT / WIDTH, 0))
+    return fig
 
 
-def _panel(ax, layer: int, runs: list[jsonl.Line]) -> None:
-    import matplotlib.ticker
+def _spans(
+    placed: list[jsonl.Line], front: list[jsonl.Line], width: float
+) -> tuple[plane.Span, plane.Span]:
+    """The one plane of all panels, with room for text left of and under the published runs."""
+    if not placed:
+        return plane.Span(0, 1), plane.Span(0, 1)
+    x, y = plane.spans(placed, front)
+    is_above = any(plane.nmse(run) > y.hi for run in placed)
+    across = 2 * DIGIT / width * (x.hi - x.lo)
+    up = LABEL_ROOM / PANEL_HEIGHT * (y.hi - y.lo)
+    return plane.Span(x.lo - across, x.hi), plane.Span(y.lo - up, y.hi + up * is_above)
 
-    def draw(marker: str, label: str, *fates: str, **style) -> None:
-        found = [r for r in placed if r["fate"] in fates] if fates else front
-        if found:
-            xy = [r["l0"] for r in found], [r["nmse"] for r in found]
-            ax.plot(*xy, marker, label=label, **style)
 
-    placed = [r for r in runs if has_place(r)]
-    front = of_account(placed)
+def _matplotlib() -> types.ModuleType:
+    """matplotlib as it comes: no settings of this machine's or user's, and its own font."""
+    # A backend that it doesn't know would stop the import, and it would tell people of its
+    # caches and of what it thinks of a matplotlibrc.
+    os.environ |= {"MPLBACKEND": "Agg", "MATPLOTLIBRC": os.devnull}
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+    import matplotlib.figure
+    import matplotlib.font_manager
 
-    # Blue and orange hold apart for colour-blind readers too; shapes tell them besides.
-    blue = "tab:blue"
-    draw("x", "dropped", DROPPED, color="0.7", ms=5)
-    draw("o", "off the frontier", OFF_FRONTIER, color="0.65", ms=4)
-    draw("-", "frontier", color=blue, lw=1.2)
-    draw("o", "on it, not needed", NOT_NEEDED, color=blue, mfc="white", ms=5)
-    draw("D", "in this repo", CHOSEN, PINNED, color="tab:orange", mec="black", ms=6)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    ax.set_title(f"Layer {layer}", fontsize=10)
-    ax.set_xlabel("L0 (log scale)", fontsize=9)
-    ax.set_ylabel("NMSE", fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.grid(alpha=0.25)
+    matplotlib.rcdefaults()
+    fonts = matplotlib.font_manager.fontManager
+    own = matplotlib.get_data_path()
+    fonts.ttflist = [font for font in fonts.ttflist if font.fname.startswith(own)]
+    matplotlib.rcParams |= {
+        "font.family": "DejaVu Sans",
+        "font.size": TEXT,
+        "text.color": INK,
+        "axes.titlesize": TEXT,
+        "axes.titlepad": 4,
+        "axes.titleweight": "bold",
+        "axes.labelsize": TEXT,
+        "axes.labelcolor": INK,
+        "axes.labelpad": 2,
+        "axes.edgecolor": INK,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": INK,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.labelsize": TEXT,
+        "ytick.labelsize": TEXT,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.major.pad": 2,
+        "ytick.major.pad": 2,
+        "legend.frameon": False,
+        "legend.fontsize": TEXT,
+        "legend.labelspacing": 0.2,
+        "legend.borderpad": 0.2,
+        "legend.handlelength": 1.4,
+    }
+    return matplotlib
+
+
+def _axes(
+    ax: tp.Any,
+    width: float,
+    x: plane.Span,
+    y: plane.Span,
+    *,
+    is_left: bool,
+    is_last: bool,
+) -> None:
+    """Ticks. All panels show one plane, so what NMSE is called stands at the left alone."""
+    x_ticks, y_ticks = plane.l0_ticks(x, 5), plane.nmse_ticks(y, 5)
+    ax.set_xticks([x.share(at) * width for at, _ in x_ticks], [t for _, t in x_ticks])
+    y_labels = [label for _, label in y_ticks]
+    ax.set_yticks([y.share(at) * PANEL_HEIGHT for at, _ in y_ticks], y_labels)
+    ax.tick_params(labelleft=is_left)
+    if is_left:
+        ax.text(4 - LEFT, PANEL_HEIGHT + 5, "NMSE")
+    if is_last:
+        ax.set_xlabel("L0 (log scale)")
+
+
+def _panel(
+    ax: tp.Any,
+    width: float,
+    x: plane.Span,
+    y: plane.Span,
+    runs: list[jsonl.Line],
+    front: list[jsonl.Line],
+) -> None:
+    def at(log_l0: float, nmse: float) -> tuple[float, float]:
+        return x.share(log_l0) * width, y.share(nmse) * PANEL_HEIGHT
+
+    def draw(places: list[tuple[float, float]], **style) -> None:
+        ax.plot([px for px, _ in places], [py for _, py in places], **style)
+
+    draw([at(*corner) for corner in plane.staircase(front)], **STAIRCASE)
+    inside: dict[str, list[tuple[float, float, str]]] = {fate: [] for fate in MARKS}
+    outside = []
+    for run in runs:
+        px, py = at(plane.log_l0(run), plane.nmse(run))
+        if 0 <= px <= width and 0 <= py <= PANEL_HEIGHT:
+            inside[run["fate"]].append((px, py, l0_text(run["l0"])))
+        else:
+            outside.append((px, py, run))
+    for fate, style in reversed(MARKS.items()):
+        draw([(px, py) for px, py, _ in inside[fate]], ls="none", **style)
+    _label(ax, width, inside, _at_edges(ax, width, outside))
+
+
+def _at_edges(
+    ax: tp.Any, width: float, outside: list[tuple[float, float, jsonl.Line]]
+) -> list[Box]:
+    """Draw what lies beyond the axes as triangles at their edge, with the values.
+
+    Each value stands beside its triangle where there is room, else up to three stand as a
+    list in the triangles' order, and more as their range.
+
+    Returns:
+        Where the values stand.
+    """
+    edges: dict[str, list[tuple[float, float]]] = {}
+    for px, py, run in outside:
+        side = "^" if py > PANEL_HEIGHT else "v" if py < 0 else "<" if px < 0 else ">"
+        px, py = min(max(px, 3.0), width - 3), min(max(py, 6.0), PANEL_HEIGHT - 6)
+        color = MARKS[run["fate"]].get("color", BLUE)
+        ax.plot([px], [py], side, color=color, ms=5, mew=0)
+        value = (px, run["nmse"]) if side in "^v" else (py, run["l0"])
+        edges.setdefault(side, []).append(value)
+    labels = []
+    for side, found in edges.items():
+        found.sort()
+        values = [value for _, value in found]
+        texts = [_short(value) for value in values]
+        joined = ", ".join(texts)
+        if len(values) > 3:
+            joined = f"{_short(min(values))}–{_short(max(values))}"
+        size = DIGIT * len(joined)
+        if side in "<>":
+            labels.append((6 if side == "<" else width - 6 - size, found[0][0], joined))
+            continue
+        py = PANEL_HEIGHT - 6 if side == "^" else 6
+        starts = [px + 5 for px, _ in found]
+        ends = [*(px - 4 for px, _ in found[1:]), width]
+        fits = [
+            start + DIGIT * len(text) <= end
+            for start, text, end in zip(starts, texts, ends, strict=True)
+        ]
+        if all(fits):
+            labels += [
+                (start, py, text) for start, text in zip(starts, texts, strict=True)
+            ]
+        elif starts[-1] + size <= width:
+            labels.append((starts[-1], py, joined))
+        elif found[0][0] - 5 - size >= 0:
+            labels.append((found[0][0] - 5 - size, py, joined))
+        else:
+            labels.append((width - size, py + (-LINE if side == "^" else LINE), joined))
+    for px, py, text in labels:
+        ax.text(px, py, text, va="center_baseline")
+    return [
+        (px, py - TEXT / 2, px + DIGIT * len(text), py + TEXT / 2)
+        for px, py, text in labels
+    ]
+
+
+def _short(value: float) -> str:
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0e}"
+    return text.replace("e+0", "e").replace("e+", "e")
+
+
+def _label(
+    ax,
+    width: float,
+    inside: dict[str, list[tuple[float, float, str]]],
+    boxes: list[Box],
+) -> None:
+    """Write its L0 at each published run, clear of what stands in `boxes`.
+
+    Below it, under the staircase, where no run can be; where that is full, above.
+    """
+    boxes = boxes + [
+        (px - 4, py - 4, px + 4, py + 4)
+        for fate in (CHOSEN, PINNED, NOT_NEEDED)
+        for px, py, _ in inside[fate]
+    ]
+    for px, py, text in sorted(inside[CHOSEN] + inside[PINNED]):
+        size = DIGIT * len(text)
+        left = max(px - 1 - size, 1)
+        places = [(left, low) for low in range(int(py - 4 - TEXT), 1, -1)]
+        left = min(px + 2, width + RIGHT - size)
+        places += [(left, low) for low in range(int(py) + 3, PANEL_HEIGHT)]
+        for left, low in places:
+            box = (left, low, left + size, low + TEXT)
+            if not any(_overlap(box, other) for other in boxes):
+                break
+        else:
+            continue
+        if py - low > 2 * TEXT:
+            ax.plot([px, px - 3], [py, low + TEXT], color=INK, lw=0.5)
+        ax.text(left, low + 1, text, va="bottom")
+        boxes.append(box)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

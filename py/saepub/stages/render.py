@@ -82,7 +82,7 @@ def render(
     if not dpath.is_dir():
         raise UserError(f"{dpath}: no stage; run bin/stage before bin/render")
     plotted = account or [row | {"fate": jsonl.CHOSEN} for row in rows]
-    plot.pareto(dpath / "pareto.png", repo.title, plotted)
+    plot.pareto(dpath / "pareto.png", repo.repo_id, plotted)
     with write_aside(dpath / "manifest.jsonl") as fd:
         fd.write(staged.manifest(rows))
     with write_aside(dpath / "README.md") as fd:
