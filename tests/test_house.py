@@ -6,7 +6,17 @@ import pathlib
 
 PY = pathlib.Path(__file__).resolve().parents[1] / "py"
 
-GROUND = {"", "cli", "files", "jsonl", "machine", "measured", "settings", "text"}
+GROUND = {
+    "",
+    "cli",
+    "files",
+    "jsonl",
+    "kinds",
+    "machine",
+    "measured",
+    "settings",
+    "text",
+}
 ABOVE_GROUND = {"catalog", "templating"}
 AMONG_ROOMS = {
     ("release", "choice"),

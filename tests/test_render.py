@@ -17,6 +17,7 @@ CATALOG = {
             "title": "TopK SAE for Meta's DINOv3 ViT-L/16 trained on ImageNet-1K Activations",
             "base_model": "facebook/dinov3-vitl16-pretrain-lvd1689m",
             "run_ids": {},
+            "datasets": ["ILSVRC/imagenet-1k"],
             "objective": "matryoshka",
             "activation": "topk",
             "layers": [13, 23],

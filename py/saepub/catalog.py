@@ -1,63 +1,344 @@
-"""catalog.json: the one table of what is released."""
+"""The catalog: the one table of what is released, and all that is a lab's own.
 
-import dataclasses
+The models below read a catalog, name all that is wrong with it at once, and are what
+catalog.schema.json and README's table of keys are made from. A key's description says what
+it is for. `bin/tables` writes both.
+"""
+
 import difflib
+import functools
 import json
 import pathlib
 import re
 import typing as tp
 
+import pydantic
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
 from . import settings
-from .cli import UsageError, UserError
-from .jsonl import is_id
+from .cli import UsageError, UserError, report
+from .jsonl import ID
+from .kinds import ACTIVATIONS, OBJECTIVES
 
-OBJECTIVES = ("matryoshka", "vanilla")
-ACTIVATION_KEYS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}
-"""An activation as the catalog names it, and its `key` in configs and on lines."""
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}"
+REPO_ID = re.compile(rf"{NAME}/{NAME}")
+COLLECTION = re.compile(rf"{NAME}/{NAME}(-[0-9a-f]{{24}})?")
 
-REPO_ID = re.compile(r"[A-Za-z0-9_-][\w.-]{0,95}/[A-Za-z0-9_-][\w.-]{0,95}", re.ASCII)
+CHECKPOINT = "{run_id}/checkpoint/sae.pt"
+"""Where saev leaves a checkpoint, under the runs root."""
+
+RESERVED = ("demo", "executor", "hub", "records")
+"""What else has a directory of its own beside the repos' in build/."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Repo:
+# ---- kinds of values -------------------------------------------------------------------------
+
+
+def _error(what: str) -> PydanticCustomError:
+    return PydanticCustomError("saepub", "not {what}", {"what": what})
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise _error("one line of text")
+    return text
+
+
+def _lines(value: object) -> object:
+    """A text of several lines may be written as a list of them."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    return value
+
+
+def _text(text: str) -> str:
+    is_printable = all(
+        line.isprintable() for line in text.replace("\t", " ").split("\n")
+    )
+    if not text.strip() or not is_printable or "```" in text:
+        raise _error("lines of text without ```")
+    return text
+
+
+def _relative(text: str) -> str:
+    """A path under some root, which it can't leave."""
+    path = pathlib.PurePosixPath(_one_line(text))
+    if path.is_absolute() or ".." in path.parts:
+        raise _error("a path below the directory that it is under")
+    return text
+
+
+def _checkpoint(text: str) -> str:
+    if "{run_id}" not in text or re.search(r"[{}]", text.replace("{run_id}", "")):
+        raise _error('a path with "{run_id}" in it')
+    return _relative(text)
+
+
+def _several(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _distinct(values: tuple) -> tuple:
+    if len(set(values)) != len(values):
+        raise _error("different from each other")
+    return values
+
+
+def _some(values: tuple) -> tuple:
+    if not values:
+        raise PydanticCustomError("saepub", "empty")
+    return values
+
+
+def _matches(pattern: re.Pattern, what: str) -> tp.Callable[[str], str]:
+    def check(text: str) -> str:
+        if pattern.fullmatch(text) is None:
+            raise _error(what)
+        return text
+
+    return check
+
+
+def _like(pattern: str, what: str) -> tp.Any:
+    """Text of a form that the schema states too."""
+    form = {"pattern": f"^{pattern}$"}
+    return tp.Annotated[
+        str,
+        pydantic.Strict(),
+        pydantic.AfterValidator(_matches(re.compile(pattern), what)),
+        Field(json_schema_extra=form),
+    ]
+
+
+Slug = _like(ID.pattern, f"a slug ({ID.pattern})")
+RepoId = _like(REPO_ID.pattern, "namespace/name")
+WholeSlug = _like(
+    COLLECTION.pattern, "a collection's whole slug, namespace/name-<24 hex digits>"
+)
+Shard = _like(ID.pattern, "a shard's name")
+Word = _like(r"[a-z][a-z -]{0,30}", "a word in lower case")
+Url = _like(r"https?://[^\s<>()\"'`\\]+", "an address (https://…)")
+Name = _like(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a name as W&B has them")
+Line = tp.Annotated[str, pydantic.Strict(), pydantic.AfterValidator(_one_line)]
+Text = tp.Annotated[
+    str,
+    pydantic.Strict(),
+    pydantic.BeforeValidator(_lines),
+    pydantic.AfterValidator(_text),
+    pydantic.WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    ),
+]
+Relative = tp.Annotated[str, pydantic.Strict(), pydantic.AfterValidator(_relative)]
+Template = tp.Annotated[str, pydantic.Strict(), pydantic.AfterValidator(_checkpoint)]
+Size = tp.Annotated[int, pydantic.Strict(), Field(gt=0, lt=2**24)]
+Layer = tp.Annotated[int, pydantic.Strict(), Field(ge=0, lt=1000)]
+Place = tp.Annotated[int, pydantic.Strict(), Field(ge=0, lt=8)]
+Some = (pydantic.AfterValidator(_some), Field(json_schema_extra={"minItems": 1}))
+Layers = tp.Annotated[tuple[Layer, ...], *Some, pydantic.AfterValidator(_distinct)]
+ActivationName = tp.Literal[tuple(ACTIVATIONS)]  # type: ignore[valid-type]
+Activations = tp.Annotated[
+    tuple[ActivationName, ...],
+    pydantic.BeforeValidator(_several),
+    *Some,
+    pydantic.AfterValidator(_distinct),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(ACTIVATIONS)},
+                {"type": "array", "items": {"enum": list(ACTIVATIONS)}, "minItems": 1},
+            ]
+        }
+    ),
+]
+LayerKey = _like(r"\d{1,3}", "a layer's number")
+ByLayer = dict[LayerKey, tuple[str, ...]]
+
+
+# ---- the models ------------------------------------------------------------------------------
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Link(_Model):
+    """A line of the card's list of links."""
+
+    label: Line = Field(description="what it leads to")
+    url: Url = Field(description="its address")
+
+
+class Metrics(_Model):
+    """Where training logged a run's numbers: keys of W&B's summary."""
+
+    l0: Line = Field("eval/l0", description="L0, the mean count of non-zero features")
+    nmse: Line = Field(
+        "eval/normalized_mse",
+        description="NMSE, the squared error over that of the mean",
+    )
+    n_dead: Line = Field("eval/n_dead", description="how many features never fire")
+
+
+class FromWandb(_Model):
+    """Which runs of the project are candidates."""
+
+    sweep: Name | None = Field(None, description="a sweep's id")
+    filters: dict[str, tp.Any] | None = Field(
+        None, description="filters, as `wandb.Api().runs` takes them"
+    )
+    layer: Line = Field(
+        "train_data.layer", description="where a run's config has its layer, by dots"
+    )
+
+
+class Lab(_Model):
+    """What is the same for most of a lab's repos. Each key may stand in a repo too."""
+
+    license: Line | None = Field(
+        None, description="the repo's license, by the Hub's name"
+    )
+    links: tuple[Link, ...] | None = Field(
+        None, description="links on the card, in order"
+    )
+    contact: Line | None = Field(None, description="whom to write to, on the card")
+    citation: Text | None = Field(None, description="BibTeX, on the card")
+    tags: tuple[Line, ...] | None = Field(
+        None, description="the Hub's tags, besides those that every card has"
+    )
+    datasets: tuple[Line, ...] | None = Field(
+        None, description="what the SAEs were trained on, by the Hub's names"
+    )
+    tokens: Word | None = Field(
+        None,
+        description='what one activation is of: "patch", "token" (the default), "frame"',
+    )
+    recipe: Text | None = Field(
+        None, description="Python that turns an input into activations, on the card"
+    )
+    entity: Name | None = Field(
+        None, description="whose W&B project; `WANDB_ENTITY` overrides it"
+    )
+    project: Name | None = Field(
+        None, description="the W&B project; `WANDB_PROJECT` overrides it"
+    )
+    metrics: Metrics | None = Field(
+        None, description="which of W&B's keys are the numbers"
+    )
+    facts: Relative | None = Field(
+        None,
+        description="a jq filter in the place of `bin/facts`, beside the catalog, for runs"
+        " that another trainer logged",
+    )
+    runs_root: Line | None = Field(
+        None, description="the directory of the runs; `RUNS_ROOT` overrides it"
+    )
+    checkpoint: Template | None = Field(
+        None,
+        description=f"a run's checkpoint, below the runs root (default: `{CHECKPOINT}`)",
+    )
+    shards_root: Line | None = Field(
+        None,
+        description="the directory of cached activations; `SHARDS_ROOT` overrides it",
+    )
+    shard: Shard | None = Field(
+        None, description="the cached activations that L0 and NMSE are measured on"
+    )
+    aux: Name | None = Field(
+        None,
+        description='the auxiliary loss that a run must have had, by its key ("auxk")',
+    )
+
+
+class Repo(Lab):
     """One model repo: what it is called, where its candidates stand, what they must be."""
 
-    slug: str
-    repo_id: str
-    title: str
-    base_model: str
-    objective: str
-    activation: str
-    """As a config's `key`: relu, top-k or batch-top-k."""
-    layers: tuple[int, ...]
-    d_model: int
-    d_sae: int
-    sweep: str = ""
-    """Path of the sweep file under SAEV_DIR."""
-    variable: str = ""
-    run_ids: dict[str, list[str]] | None = None
-    """Candidates by layer, in the sweep's place."""
-    datasets: tuple[str, ...] = ("ILSVRC/imagenet-1k",)
+    slug: Slug = Field(description="its short name here: `REPO=<slug>`, `build/<slug>`")
+    repo_id: RepoId = Field(description="its name on the Hub")
+    title: Line = Field(description="the card's and the plot's title")
+    base_model: Line = Field(
+        description="the model that the SAEs were trained on, on the Hub"
+    )
+    objective: tp.Literal[tuple(OBJECTIVES)] = Field(  # type: ignore[valid-type]
+        description="what a run must have been trained with"
+    )
+    activation: Activations = Field(
+        description="the same: one, or a list where the repo holds several"
+    )
+    layers: Layers = Field(description="the layers of which it has SAEs")
+    d_model: Size = Field(description="the width of an activation")
+    d_sae: Size = Field(description="the number of features")
+    sweep: Line | None = Field(
+        None,
+        description="a Python file that lists run ids, under `SAEV_DIR` or beside the catalog",
+    )
+    variable: Line | None = Field(
+        None, description="the variable of `sweep` that lists them"
+    )
+    layer_at: Place | None = Field(
+        None,
+        description="where tuple keys of `variable` have the layer: 1 for `(256, 23)`",
+    )
+    run_ids: ByLayer | None = Field(
+        None, description='the candidates themselves, by layer: `{"23": ["a1b2c3d4"]}`'
+    )
+    run_ids_file: Line | None = Field(
+        None,
+        description="a file with a line a run, found as `sweep` is: `.csv`, `.json` or"
+        " `.jsonl` with `run_id` and `layer`, or a `.txt` a layer, with `{layer}` in its name",
+    )
+    wandb: FromWandb | None = Field(
+        None, description="which runs of the W&B project are the candidates"
+    )
 
     @property
-    def expected(self) -> dict[str, object]:
-        """The catalog's testimony, which travels on each of the repo's lines."""
-        keys = ("objective", "activation", "d_model", "d_sae")
-        return {key: getattr(self, key) for key in keys}
+    def activations(self) -> tuple[str, ...]:
+        """Its activations as configs name them: "relu", "top-k", "batch-top-k"."""
+        return tuple(ACTIVATIONS[name].key for name in self.activation)
+
+    @property
+    def expected(self) -> dict[str, tp.Any]:
+        """What the catalog says of each of the repo's runs, which travels on their lines."""
+        always = {
+            "objective": self.objective,
+            "activation": list(self.activations),
+            "d_model": self.d_model,
+            "d_sae": self.d_sae,
+        }
+        names = ("aux", "shard", "entity", "project")
+        names += ("runs_root", "shards_root", "checkpoint")
+        also = {name: getattr(self, name) for name in names}
+        also["metrics"] = self.metrics.model_dump() if self.metrics else None
+        return always | {
+            name: value for name, value in also.items() if value is not None
+        }
 
 
-@dataclasses.dataclass(frozen=True)
-class Collection:
-    namespace: str
-    title: str = ""
-    slug: str = ""
+class Collection(_Model):
+    """A collection on the Hub that gets every repo: one of `title` and `slug` names it."""
+
+    namespace: Name = Field("", description="whose, where `title` names it")
+    title: Line = Field("", description="its title; made if it isn't there")
+    slug: WholeSlug = Field("", description="an existing one's whole slug")
 
 
-@dataclasses.dataclass(frozen=True)
-class Catalog:
-    fpath: pathlib.Path
-    repos: tuple[Repo, ...]
-    collections: tuple[Collection, ...]
+class Catalog(_Model):
+    """What is released."""
+
+    schema_: str | None = Field(
+        None, alias="$schema", description="for editors: `catalog.schema.json`"
+    )
+    lab: Lab = Field(Lab(), description="what is the same for all repos")
+    repos: tp.Annotated[tuple[Repo, ...], *Some] = Field(description="the model repos")
+    collections: tuple[Collection, ...] = Field(
+        (), description="the collections that get all of them"
+    )
+    _fpath: pathlib.Path = pydantic.PrivateAttr(pathlib.Path())
+
+    @property
+    def fpath(self) -> pathlib.Path:
+        return self._fpath
 
     def get(self, slug: str) -> Repo:
         """The repo with that slug.
@@ -73,115 +354,209 @@ class Catalog:
         raise UsageError(f'{self.fpath} has no repo "{slug}"; {hint}')
 
 
+# ---- reading ---------------------------------------------------------------------------------
+
+
 def load() -> Catalog:
     """Read and check the catalog that the CATALOG setting names.
 
     Raises:
-        UserError: It can't be read, or an entry is missing, unknown or wrong.
+        UserError: It can't be read, or something is wrong with it; all of it is told.
     """
-    fpath = pathlib.Path(settings.get("CATALOG"))
+    cat, problems = read(pathlib.Path(settings.get("CATALOG")))
+    report(
+        problems, "CATALOG names it; README's table of catalog keys says what it holds"
+    )
+    assert cat is not None
+    return cat
+
+
+def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
+    """The catalog in a file, each repo with what it takes from "lab"; or all that is wrong."""
     if not fpath.exists() and settings.is_demo_fpath(fpath):
         raise UserError("no data is named and there is no demo yet; run: make demo")
     try:
-        raw = json.loads(fpath.read_text(encoding="utf-8"))
+        text = fpath.read_bytes().decode("utf-8-sig")
+        raw = json.loads(text, object_pairs_hook=_no_twice)
     except (ValueError, RecursionError) as err:
-        raise UserError(f"{fpath}: not JSON: {err}") from None
+        return None, [f"{fpath}: not JSON: {err}"]
     except OSError as err:
-        raise UserError(f"{fpath}: {err.strerror}; CATALOG names it") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("repos"), list):
-        raise UserError(f'{fpath}: no list "repos"')
-    repos = tuple(
-        _repo(entry, f"{fpath}: repos[{i}]") for i, entry in enumerate(raw["repos"])
-    )
-    for key in ("slug", "repo_id"):
-        values = [getattr(repo, key) for repo in repos]
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise UserError(f'{fpath}: two repos with the {key} "{twice[0]}"')
+        return None, [f"{fpath}: {err.strerror}"]
+    if not isinstance(raw, dict):
+        return None, [f"{fpath}: not a JSON object"]
+    problems = list(_across(raw))
+    try:
+        cat = Catalog.model_validate(raw)
+    except pydantic.ValidationError as err:
+        problems = [_told(raw, error) for error in err.errors()] + problems
+    if problems:
+        return None, [f"{fpath}: {text}" for text in problems]
+    repos = tuple(_with_defaults(repo, cat.lab) for repo in cat.repos)
     collections = tuple(
-        _collection(entry, f"{fpath}: collections[{i}]")
-        for i, entry in enumerate(raw.get("collections", []))
+        c.model_copy(update={"namespace": c.namespace or c.slug.partition("/")[0]})
+        for c in cat.collections
     )
-    return Catalog(fpath, repos, collections)
+    cat = cat.model_copy(update={"repos": repos, "collections": collections})
+    cat._fpath = fpath
+    return cat, []
 
 
-def _repo(entry: object, where: str) -> Repo:
-    fields = {f.name: f for f in dataclasses.fields(Repo)}
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: not an object")
-    where = f"{where} ({entry.get('slug')})"
-    for key in entry:
-        if key not in fields:
-            raise UserError(f'{where}: unknown key "{key}"')
-    for name, field in fields.items():
-        if name not in entry and field.default is dataclasses.MISSING:
-            raise UserError(f'{where}: no "{name}"')
+def _no_twice(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f'the key "{twice[:60]}" twice in one object')
+    return dict(pairs)
 
-    def want(key: str, ok: bool, what: str) -> None:
-        if not ok:
-            raise UserError(f'{where}: "{key}" is {entry[key]!r}, not {what}')
 
-    def is_text(value: object) -> bool:
-        return isinstance(value, str) and bool(value) and value.isprintable()
+DEFAULTS = {"tokens": "token", "links": (), "tags": (), "datasets": ()}
+"""What a repo has where neither it nor "lab" says."""
 
-    def is_size(value: object) -> bool:
-        return type(value) is int and 0 < tp.cast(int, value) < 2**24
 
-    want("slug", is_id(entry["slug"]), "a slug")
-    for key in ("title", "base_model"):
-        want(key, is_text(entry[key]), "one line of text")
-    want("repo_id", _matches(REPO_ID, entry["repo_id"]), "namespace/name")
-    want("objective", entry["objective"] in OBJECTIVES, f"one of {OBJECTIVES}")
-    want(
-        "activation",
-        entry["activation"] in tuple(ACTIVATION_KEYS),
-        f"one of {tuple(ACTIVATION_KEYS)}",
+def _with_defaults(repo: Repo, lab: Lab) -> Repo:
+    own = {name: getattr(repo, name) for name in Lab.model_fields}
+    taken = {name: getattr(lab, name) for name, value in own.items() if value is None}
+    defaults = {
+        name: DEFAULTS.get(name) for name, value in taken.items() if value is None
+    }
+    return repo.model_copy(update=taken | defaults)
+
+
+SOURCES = ("sweep", "run_ids", "run_ids_file", "wandb")
+"""Where candidates may come from; a repo has one of them."""
+
+
+def _across(raw: dict) -> tp.Iterator[str]:
+    """What is wrong between keys, whatever else is wrong with each of them."""
+    repos = raw.get("repos")
+    entries = (
+        [e if isinstance(e, dict) else {} for e in repos]
+        if isinstance(repos, list)
+        else []
     )
-    for key in ("d_model", "d_sae"):
-        want(key, is_size(entry[key]), "a positive whole number")
-    layers = entry["layers"]
-    is_layers = (
-        isinstance(layers, list)
-        and layers
-        and len(set(map(str, layers))) == len(layers)
-    )
-    want("layers", bool(is_layers), "a list of different layers")
-    for layer in layers:
-        want("layers", type(layer) is int and 0 <= layer < 1000, "a list of layers")
-    if "run_ids" in entry:
-        ids = entry["run_ids"]
-        ok = isinstance(ids, dict) and all(
-            k.isdecimal() and isinstance(v, list) for k, v in ids.items()
-        )
-        want("run_ids", ok, 'an object like {"23": ["id"]}')
-    else:
-        for key in ("sweep", "variable"):
-            if not is_text(entry.get(key)):
-                raise UserError(f'{where}: no "{key}" (and no "run_ids")')
-    datasets = entry.get("datasets", list(Repo.datasets))
-    ok = isinstance(datasets, list) and all(is_text(d) for d in datasets)
-    if not ok:
-        want("datasets", False, "a list of dataset names")
-    return Repo(
-        **entry
-        | {
-            "activation": ACTIVATION_KEYS[entry["activation"]],
-            "layers": tuple(sorted(layers)),
-            "datasets": tuple(datasets),
-        }
-    )
+    for i, entry in enumerate(entries):
+        entry = {key: value for key, value in entry.items() if value is not None}
+        at = _path(raw, ("repos", i))
+        found = [key for key in SOURCES if key in entry]
+        if entry and not found:
+            yield f'{at}: no "sweep" with "variable", "run_ids", "run_ids_file" or "wandb"'
+        elif len(found) > 1:
+            yield f"{at}: {' and '.join(found)}, of which a repo has one"
+        if ("sweep" in entry) != ("variable" in entry):
+            missing = "variable" if "sweep" in entry else "sweep"
+            yield f'{at}: no "{missing}", which goes with the other'
+        if "layer_at" in entry and "sweep" not in entry:
+            yield f'{at}.layer_at: goes with "sweep"'
+        wandb = entry.get("wandb")
+        if isinstance(wandb, dict) and ("sweep" in wandb) == ("filters" in wandb):
+            yield f'{at}.wandb: needs one of "sweep" and "filters"'
+        if entry.get("slug") in RESERVED:
+            yield f'{at}.slug: "{entry["slug"]}" is a name of our own; take another'
+    for key in ("slug", "repo_id"):
+        # Some file systems, and the Hub, take names apart by case for one and the same.
+        values = [str(e[key]).lower() for e in entries if isinstance(e.get(key), str)]
+        for value in sorted({v for v in values if values.count(v) > 1}):
+            yield f'two repos with the {key} "{value[:60]}"'
+    collections = raw.get("collections")
+    for i, entry in enumerate(collections if isinstance(collections, list) else []):
+        at = f"collections[{i}]"
+        if not isinstance(entry, dict):
+            continue
+        if ("title" in entry) == ("slug" in entry):
+            yield f'{at}: needs one of "title" and "slug"'
+        if "title" in entry and "namespace" not in entry:
+            yield f'{at}: no "namespace", which goes with "title"'
 
 
-def _collection(entry: object, where: str) -> Collection:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: not an object")
-    if set(entry) not in ({"namespace", "title"}, {"namespace", "slug"}):
-        raise UserError(f'{where}: needs "namespace" and one of "title" or "slug"')
-    for key, value in entry.items():
-        if not isinstance(value, str) or not value or not value.isprintable():
-            raise UserError(f'{where}: "{key}" is not one line of text')
-    return Collection(**entry)
+def _told(raw: dict, error: tp.Any) -> str:
+    """One of pydantic's errors, with the key's path."""
+    loc, kind = error["loc"], error["type"]
+    if kind == "missing":
+        of = f": {description(loc)}" if description(loc) else ""
+        return f'{_path(raw, loc[:-1])}: no "{loc[-1]}"{of}'.removeprefix(": ")
+    if kind == "extra_forbidden":
+        known = known_keys(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        return f"{_path(raw, loc)}: unknown key; {hint}"
+    found = json.dumps(error["input"], default=str)
+    found = found if len(found) <= 60 else found[:57] + "..."
+    why = error["msg"]
+    if kind != "saepub":
+        why = why.replace("Input should be ", "not ", 1)
+        why = why[0].lower() + why[1:]
+    return f"{_path(raw, loc)}: is {found}: {why}"
 
 
-def _matches(pattern: re.Pattern, value: object) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
+def _path(raw: tp.Any, loc: tuple) -> str:
+    """Where something stands, as in `repos[0] (vits-relu).d_model`."""
+    out, node = "", raw
+    for part in loc:
+        out += f"[{part}]" if isinstance(part, int) else f".{str(part)[:60]}"
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+        if (
+            out.startswith(".repos[")
+            and isinstance(part, int)
+            and isinstance(node, dict)
+        ):
+            slug = node.get("slug")
+            out += f" ({slug})" if isinstance(slug, str) and ID.fullmatch(slug) else ""
+    return out.removeprefix(".")
+
+
+MODELS = {"lab": Lab, "repos": Repo, "collections": Collection}
+BELOW = {"links": Link, "metrics": Metrics, "wandb": FromWandb}
+
+
+def _model_at(loc: tuple) -> type[_Model]:
+    """The model of the object at a place."""
+    model: type[_Model] = Catalog
+    for part in loc:
+        model = (MODELS | BELOW).get(str(part), model)
+    return model
+
+
+def known_keys(loc: tuple) -> list[str]:
+    """The keys that an object may have, by its place."""
+    fields = _model_at(loc).model_fields
+    return [field.alias or name for name, field in fields.items()]
+
+
+def description(loc: tuple) -> str:
+    """What the key at a place is for; "" for an unknown one."""
+    field = _model_at(loc[:-1]).model_fields.get(str(loc[-1]))
+    return (field.description or "") if field else ""
+
+
+@functools.cache
+def schema() -> dict[str, tp.Any]:
+    """The JSON Schema of a catalog, for editors."""
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft} | Catalog.model_json_schema(by_alias=True)
+
+
+def all_keys() -> tp.Iterator[tuple[str, str]]:
+    """Every key of a catalog by its path, and what it is for."""
+    for name, field in Catalog.model_fields.items():
+        yield field.alias or name, _what(field)
+        if name not in MODELS:
+            continue
+        at = name if name == "lab" else f"{name}[]"
+        own = set(Lab.model_fields) if name == "repos" else set()
+        for key, below in MODELS[name].model_fields.items():
+            if key in own:
+                continue
+            yield f"{at}.{key}", _what(below)
+            if key in BELOW:
+                end = "[]" if key == "links" else ""
+                for last, of in BELOW[key].model_fields.items():
+                    yield f"{at}.{key}{end}.{last}", _what(of)
+
+
+def _what(field: tp.Any) -> str:
+    default = field.get_default()
+    is_said = isinstance(default, str) and default and not field.is_required()
+    return f"{field.description}{f' (default: `{default}`)' if is_said else ''}"

@@ -152,7 +152,7 @@ ROWS = [
     ),
     Row(
         "rule of make's in the catalog, as a sweep",
-        'no "sweep" (and no "run_ids")',
+        "not one line of text",
         in_catalog("sweep", "x\nSHELL := touch {mark}\n"),
         2,
     ),

@@ -144,6 +144,9 @@ def _check_witnesses(line: jsonl.Line, header: Header) -> None:
     }
     for key, said in testimony.items():
         said["catalog"] = expected.get(key)
+    may_be = expected.get("activation")
+    if isinstance(may_be, list) and header.activation in may_be:
+        testimony["activation"]["catalog"] = header.activation
     testimony["layer"] = {"sweep": line["layer"], "W&B": line["train_layer"]}
     if header.top_k is not None:
         testimony["top_k"] = {"header": header.top_k, "W&B": config.get("top_k")}

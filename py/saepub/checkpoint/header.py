@@ -22,16 +22,14 @@ import json
 import math
 import typing as tp
 
+from ..kinds import ACTIVATIONS
+
 MAX_WIDTH = 2**24
 
-ACTIVATION_KEYS = {"Relu": "relu", "TopK": "top-k", "BatchTopK": "batch-top-k"}
-"""An activation's class in saev, and its key in W&B configs, the catalog and lines."""
+ACTIVATION_KEYS = {a.cls: a.key for a in ACTIVATIONS.values()}
+"""An activation's class in saev, and its key in W&B configs and lines."""
 
-PARAMS = {
-    "Relu": {"key", "sparsity", "aux"},
-    "TopK": {"key", "sparsity", "aux", "top_k"},
-    "BatchTopK": {"key", "sparsity", "aux", "top_k", "momentum"},
-}
+PARAMS = {a.cls: a.params for a in ACTIVATIONS.values()}
 DEFAULT_TOP_K = 32
 """saev's, where a header has none."""
 

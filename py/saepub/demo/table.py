@@ -244,6 +244,14 @@ def new_id(rng: random.Random) -> str:
 def catalog() -> dict[str, tp.Any]:
     title = "Towards Open-Ended Visual Scientific Discovery with Sparse Autoencoders"
     return {
+        "lab": {
+            "license": "mit",
+            "contact": "nobody (this is a demo)",
+            "tags": ["demo"],
+            "tokens": "patch",
+            "entity": "demo-lab",
+            "project": "demo",
+        },
         "collections": [
             {"namespace": "demo-lab", "title": title},
             {"namespace": "demo-lab", "slug": "demo-lab/sae-v"},

@@ -128,8 +128,7 @@ def catalog_() -> Found:
     missing = [
         repo.sweep
         for repo in cat.repos
-        if repo.run_ids is None
-        and not os.path.isfile(os.path.join(saev_dir, repo.sweep))
+        if repo.sweep and not os.path.isfile(os.path.join(saev_dir, repo.sweep))
     ]
     if missing and not saev_dir:
         yield BAD, "SAEV_DIR is not set: the saev checkout with the sweep files"

@@ -5,9 +5,8 @@ import pathlib
 from .. import catalog, jsonl, settings, templating
 from ..cli import UserError, parser
 from ..files import write_aside
+from ..kinds import ACTIVATIONS, OBJECTIVES
 from ..release import staged
-
-NAMES = {"relu": "ReLU", "top-k": "TopK", "batch-top-k": "BatchTopK"}
 
 
 def main(argv: list[str]) -> None:
@@ -103,7 +102,9 @@ def card(repo: catalog.Repo, rows: list[jsonl.Line], account: list[jsonl.Line]) 
         n_pinned=sum(run["fate"] == jsonl.PINNED for run in account),
         n_builtin=sum(row["loader"] == "builtin" for row in rows),
         loaders=" and ".join(loaders),
-        activation_tag=repo.activation.replace("-", ""),
-        activation_name=NAMES[repo.activation],
-        objective_name=repo.objective.capitalize(),
+        activation_tag=repo.activation[0],
+        activation_name=" and ".join(
+            ACTIVATIONS[name].title for name in repo.activation
+        ),
+        objective_name=OBJECTIVES[repo.objective],
     )

@@ -1,0 +1,76 @@
+"""tables: write what README and catalog.schema.json repeat of the code."""
+
+import json
+import pathlib
+import re
+import typing as tp
+
+from .. import catalog, settings
+from ..cli import UserError, parser
+from ..files import write_aside
+
+README = pathlib.Path(settings.ROOT) / "README.md"
+SCHEMA = pathlib.Path(settings.ROOT) / "catalog.schema.json"
+
+START = "<!-- {}: made by bin/tables -->\n"
+END = "<!-- end -->\n"
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Write README's tables and catalog.schema.json anew from the code.",
+        "bin/tables --check",
+    )
+    p.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; fail if one is not up to date",
+    )
+    args = p.parse_args(argv)
+    readme = README.read_text(encoding="utf-8")
+    made = {README: with_tables(readme), SCHEMA: schema_text()}
+    old = {fpath for fpath, text in made.items() if not _is(fpath, text)}
+    if args.check and old:
+        names = " and ".join(sorted(fpath.name for fpath in old))
+        raise UserError(f"{names}: not as the code has it; run bin/tables")
+    for fpath in old:
+        with write_aside(fpath) as fd:
+            fd.write(made[fpath])
+
+
+def _is(fpath: pathlib.Path, text: str) -> bool:
+    return fpath.exists() and fpath.read_text(encoding="utf-8") == text
+
+
+def schema_text() -> str:
+    return json.dumps(catalog.schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def with_tables(readme: str) -> str:
+    """README with each of `TABLES` made anew between its two comments."""
+    for name, make in TABLES.items():
+        start = START.format(name)
+        before, found, rest = readme.partition(start)
+        if not found or END not in rest:
+            raise UserError(f"{README}: no lines {start.strip()} and {END.strip()}")
+        readme = before + start + "\n" + make() + "\n" + END + rest.partition(END)[2]
+    return readme
+
+
+def table(head: tuple[str, ...], rows: tp.Iterable[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in lines)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\|", r"\\|", text)
+
+
+def catalog_keys() -> str:
+    """Every key of a catalog, by its path."""
+    head = ("key", "what it is")
+    return table(head, ((f"`{key}`", what) for key, what in catalog.all_keys()))
+
+
+TABLES = {"catalog keys": catalog_keys}
