@@ -18,12 +18,13 @@ import pytest
 from kits import checkpoints as util
 from kits import executor as executor_kit
 from kits.programs import ROOT, bare_env, run_program
+from kits.slurm import Site
 from saepub import machine
+from saepub.checkpoint import check
 from saepub.checkpoint import saev as saev_loader
 from saepub.cli import UsageError, UserError
-from saepub.slurm import executor
+from saepub.slurm import array, executor
 from saepub.slurm import tasks as executor_tasks
-from saepub.stages import preflight
 
 ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}
@@ -247,7 +248,7 @@ def test_preempted_task_is_named(tmp_path, slurm_conf):
         subprocess.run(urgent, check=True, env=lab.slurm_env, stdout=-1)
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
-    assert re.search(r"run0: not done: slurm task \d+ ended \(preempted\); see ", err)
+    assert re.search(r"run0: not done: slurm task \d+_0 ended \(preempted\); see ", err)
 
 
 def test_saev_that_cannot_be_imported_sends_nothing(tmp_path):
@@ -332,14 +333,13 @@ def here(tmp_path, monkeypatch):
 
 
 def parts_of(log: pathlib.Path, *numbers: int) -> list[executor.Part]:
-    rows = [{"repo": "tiny", "layer": 6, "run_id": f"run{n}", "n": n} for n in numbers]
-    return [executor.Part([row], (str(log),), []) for row in rows]
+    return [executor.Part((n, str(log)), []) for n in numbers]
 
 
 def run(
     parts: list[executor.Part], n_tasks: int | None = None
 ) -> list[executor.Outcome]:
-    return executor.run(executor_kit.double, parts, n_tasks, 10**8)
+    return executor.run(executor_kit.double, parts, executor.Needs(10**8), n_tasks)
 
 
 def called(log: pathlib.Path) -> list[int]:
@@ -349,20 +349,18 @@ def called(log: pathlib.Path) -> list[int]:
 def test_outcomes_come_in_order_each_of_its_kind(here, capsys):
     parts = parts_of(here, 5, 15, 13, 3, 5, 14, 4)
     outcomes = run(parts, 3)  # tasks of 5 3 4, of 15 14, and of 13
-    assert [o.rows[0]["n"] if o.rows else None for o in outcomes] == [
-        10, None, None, 6, 10, None, 8,
-    ]  # fmt: skip
+    assert [o.result for o in outcomes] == [10, None, None, 6, 10, None, 8]
     assert outcomes[1].reason.startswith("not enough memory for it on ")
-    assert outcomes[2] == executor.Outcome([], "13 brings bad luck")
+    assert outcomes[2] == executor.Outcome(reason="13 brings bad luck")
     lost = outcomes[5].lost
     assert lost.endswith("_log.err, which ends: RuntimeError: 14 is a bug")
     assert called(here) == [3, 4, 5, 13, 14, 15]  # what is twice there is done once
     named = f"tiny layer 6 run14: not done: {lost}"
     with pytest.raises(UserError) as caught:
-        executor.tell_lost([(parts[5].rows[0], lost)])
+        executor.tell_lost([("tiny layer 6 run14", lost)])
     assert str(caught.value) == f"{named} ({REST})"
     with pytest.raises(UserError, match=f"^2 problems; {REST}"):
-        executor.tell_lost([(parts[5].rows[0], lost)], ["another"])
+        executor.tell_lost([("tiny layer 6 run14", lost)], ["another"])
     told = capsys.readouterr().err.splitlines()
     assert told[-2:] == ["stage: another", f"stage: {named}"]
 
@@ -398,14 +396,14 @@ def test_tasks_are_as_many_as_asked_for(here, monkeypatch, n_tasks, n_processes)
     ("n_lines", "n_tasks"), [(1, 1), (4, 1), (5, 2), (36, 9), (300, executor.N_TASKS)]
 )
 def test_array_is_worth_its_starts(here, monkeypatch, n_lines, n_tasks):
-    def do(kind, function, todo, n, n_bytes, dpath):
+    def do(kind, function, todo, n, needs, env, dpath):
         assert (kind, len(todo), n) == ("slurm", n_lines, n_tasks)
         return dict.fromkeys(todo, "away")
 
     monkeypatch.setattr(executor_tasks, "do", do)
     monkeypatch.setenv("EXECUTOR", "slurm")
     outcomes = run(parts_of(here, *range(n_lines)))
-    assert outcomes == [executor.Outcome([], lost="away")] * n_lines
+    assert outcomes == [executor.Outcome(lost="away")] * n_lines
 
 
 def test_job_that_slurm_refuses_is_one_line(here, monkeypatch, slurm_conf, capfd):
@@ -429,11 +427,11 @@ def test_outcome_is_kept_for_as_long_as_all_that_it_depends_on_is_the_same(tmp_p
     fpath.write_bytes(b"1234")
     row = {"run_id": "run1", "l0": 3.5}
 
-    def key(function=preflight.check_lines, versions=("saev 1",), args=("/a",), **more):
-        part = executor.Part([row | more], args, [fpath])
+    def key(function=check.check, versions=("saev 1",), runs_root="/a", **more):
+        part = executor.Part((row | more, runs_root), [fpath])
         return executor.key(function, part, list(versions))
 
-    keys = [key(), key(l0=3.25), key(args=("/b",)), key(versions=("saev 2",))]
+    keys = [key(), key(l0=3.25), key(runs_root="/b"), key(versions=("saev 2",))]
     keys += [key(function=executor_kit.double)]
     os.utime(fpath, ns=(0, 1))
     keys += [key()]
@@ -451,10 +449,10 @@ def test_saev_is_known_by_its_label_and_its_files(tmp_path, monkeypatch):
     saev = saev_loader.Saev(None, "saev abc-dirty", is_checkout=True)
     monkeypatch.setattr(saev_loader, "at_hand", lambda: saev)
     monkeypatch.setenv("SAEV_DIR", str(saev_dir))
-    before = executor._versions()
-    assert before == executor._versions()
+    before = saev_loader.identity()
+    assert before == saev_loader.identity()
     (saev_dir / "src" / "saev" / "nn" / "__init__.py").write_text("# changed")
-    assert executor._versions() != before
+    assert saev_loader.identity() != before
 
 
 @pytest.mark.parametrize(
@@ -485,12 +483,144 @@ def test_option_goes_before_setting(monkeypatch):
     assert executor.n_jobs(None) is None
 
 
-def test_slurm_that_does_not_answer_is_waited_for(tmp_path, monkeypatch, capsys):
-    squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho slurm is away >&2\nexit 1\n")
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert executor_tasks.slurm_states() is None
+# Slurm as sites have it: wrapped, federated, without srun and sacct.
+
+
+@pytest.fixture
+def site(here, tmp_path, monkeypatch):
+    """As `here`, with a `Site` in Slurm's place."""
+    site = Site(tmp_path / "site")
+    for name, value in site.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(executor_tasks.POLL_S, "slurm", 0.05)
+    return site
+
+
+@pytest.mark.parametrize(
+    ("output", "job_id"),
+    [
+        ("4711", ("4711", "")),
+        ("4711;east\n", ("4711", "east")),
+        ("Submitted batch job 4711\n", ("4711", "")),
+        ("Submitted batch job 4711 on cluster east\n", ("4711", "east")),
+        ("*** Quota: 12 of 40 GB ***\n\n4711\n", ("4711", "")),
+        ("4711\nsbatch: info: charged to job-accounting\n", ("4711", "")),
+        ("-> account lab\nSubmitted batch job 4711\n", ("4711", "")),
+    ],
+)
+def test_job_is_known_whatever_sbatch_prints(output, job_id):
+    assert array.job_id(output) == job_id
+
+
+@pytest.mark.parametrize("output", ["", "submitted", "Quota: 12 of 40 GB"])
+def test_job_that_nobody_can_name_is_cancelled(here, site, output):
+    site.idle()
+    site.say("sbatch", output)
+    with pytest.raises(UserError, match="^no job id in what sbatch says: "):
+        run(parts_of(here, 1, 2))
+    ((argv, _),) = site.calls("scancel")
+    (script,) = site.calls("sbatch")[0][0][-1:]
+    (name,) = re.findall(r"--job-name=(\S+)", pathlib.Path(script).read_text())
+    assert argv[1:] == ["--name", name] and name.startswith("saepub-stage-")
+
+
+def test_job_that_may_have_been_accepted_is_cancelled(here, site):
+    site.say("sbatch", err="sbatch: error: Socket timed out on send/recv", code=1)
+    with pytest.raises(UserError, match="^Slurm refused the job: .*Socket timed out"):
+        run(parts_of(here, 1))
+    assert site.calls("scancel")[0][0][1] == "--name"
+
+
+def test_one_cluster_of_several_is_asked_and_nothing_narrows_what_it_says(
+    here, site, monkeypatch
+):
+    monkeypatch.setenv("SLURM_CLUSTERS", "west,east")
+    monkeypatch.setenv("SQUEUE_PARTITION", "none")
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    site.say("sbatch", "Welcome to east\n4711;east\n")
+    site.say("squeue", "CLUSTER: east\n4711_[0-1%2]|PENDING\n")
+    outcomes = run(parts_of(here, 3, 4), 2)
+    assert [outcome.result for outcome in outcomes] == [6, 8]
+    ((argv, env),) = site.calls("sbatch")
+    assert argv[0] == "--parsable" and env["SLURM_CLUSTERS"] == "west,east"
+    (argv, asked), *_ = site.calls("squeue")
+    assert argv[0] == "--clusters=east"
+    for seen in (env, asked):
+        assert not {"SQUEUE_PARTITION", "HF_TOKEN"} & seen.keys()
+    assert not site.calls("scancel")
+
+
+def test_interrupt_cancels_on_the_cluster_that_has_the_job(here, site, monkeypatch):
+    def interrupted(items, n_items, label):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor_tasks, "progress", interrupted)
+    site.idle()
+    site.say("sbatch", "4711;east\n")
+    with pytest.raises(KeyboardInterrupt):
+        run(parts_of(here, 1))
+    ((argv, _),) = site.calls("scancel")
+    assert argv == ["--clusters=east", f"--user={os.getuid()}", "4711"]
+
+
+def test_scancel_that_fails_is_told(here, site, capsys):
+    site.idle()
+    site.say("sbatch", "nothing to see\n")
+    site.say("scancel", err="scancel: error: no permission", code=1)
+    with pytest.raises(UserError):
+        run(parts_of(here, 1))
+    assert (
+        "may still run, since scancel fails: scancel: error" in capsys.readouterr().err
+    )
+
+
+def test_slurm_that_does_not_answer_is_waited_for(here, site, capsys):
+    site.say("squeue", err="slurm is away\n", code=1)
+    assert [outcome.result for outcome in run(parts_of(here, 3))] == [6]
     assert "waiting, though squeue fails: slurm is away" in capsys.readouterr().err
-    squeue.write_text("#!/bin/sh\necho '12_0|RUNNING'\necho '12_1|OUT_OF_MEMORY'\n")
-    assert executor_tasks.slurm_states() == {"12_0": "RUNNING", "12_1": "OUT_OF_MEMORY"}
+    squeue = array.Squeue(dict(os.environ))
+    squeue.register_job("4711_0")
+    for _ in range(2 * array.N_ABSENT):
+        squeue.update()
+    assert not squeue.is_done("4711_0", mode="cache")
+    assert capsys.readouterr().err.count("squeue fails") == 1
+    (site.bin / "squeue").unlink()
+    squeue.update()
+    assert "squeue fails: [Errno 2]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("queue", "is_done"),
+    [
+        ("4711_0|RUNNING\n4711_1|OUT_OF_MEMORY\n", (False, True)),
+        ("CLUSTER: east\n4711_0|CANCELLED+\n4711_1|COMPLETING\n", (True, False)),
+        ("JOBID|STATE\n4711_0|TIMEOUT\n4711_[1]|PENDING\n", (True, False)),
+        ("4711_[0-1%2]|PENDING\n", (False, False)),
+        ("4711_[0,1-5...]|PENDING\n4711_0|FAILED\n", (True, False)),
+        ("4711_0;east|RUNNING\n4711_1;east|NODE_FAIL\n", (False, True)),
+        ("4711|PENDING\n", (False, False)),
+        ("4711|CANCELLED\n", (True, True)),
+        ("47110_0|RUNNING\n4711_1|RUNNING\n\n*** quota | 12 ***\n", (True, False)),
+    ],
+)
+def test_task_has_ended_when_the_queue_says_so(site, queue, is_done):
+    site.say("squeue", queue)
+    squeue = array.Squeue(dict(os.environ))
+    names = ("4711_0", "4711_1")
+    for name in names:
+        squeue.register_job(name)
+    squeue.update()
+    for _ in range(array.N_ABSENT - 1):
+        squeue.update()
+    assert tuple(squeue.is_done(name, mode="cache") for name in names) == is_done
+
+
+def test_task_that_the_queue_misses_once_has_not_ended(site):
+    squeue = array.Squeue(dict(os.environ))
+    squeue.register_job("4711_0")
+    for queue in ("", "", "4711_0|RUNNING\n", "", ""):
+        site.say("squeue", queue)
+        squeue.update()
+        assert not squeue.is_done("4711_0", mode="cache")
+    squeue.update()
+    assert squeue.is_done("4711_0", mode="cache")

@@ -24,11 +24,7 @@ AMONG_ROOMS = {
     ("page", "choice"),
     ("activations", "checkpoint"),
 }
-TO_BE_TURNED = (
-    "saepub.numbers → saepub.tracking.run_facts",
-    "saepub.slurm.executor → saepub.checkpoint.saev",
-    "saepub.slurm.work → saepub.checkpoint.saev",
-)
+TO_BE_TURNED = ("saepub.numbers → saepub.tracking.run_facts",)
 NO_CATALOG = {"hub", "checkpoint", "slurm", "numbers", "loopback_hub"}
 
 

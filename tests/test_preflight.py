@@ -20,7 +20,6 @@ from saepub.checkpoint import check as preflight_check
 from saepub.checkpoint import saev as saev_loader
 from saepub.checkpoint.sae import Sae
 from saepub.cli import UserError
-from saepub.slurm import executor
 from saepub.stages import preflight
 
 DAY = 86400
@@ -172,7 +171,7 @@ def test_jobs_fit_into_cores_and_memory(runs, monkeypatch):
     util.write(util.run_dir(runs, "aaaaaaaa"))
     given = [util.line(), util.line("missing0")]
     monkeypatch.setattr(machine, "n_cores", lambda: 48)
-    for free, n_jobs in ((10**12, 48), (executor.BASE_BYTES * 3, 2), (0, 1)):
+    for free, n_jobs in ((10**12, 48), (machine.TORCH_BYTES * 3, 2), (0, 1)):
         monkeypatch.setattr(machine, "free_bytes", lambda free=free: free)
         assert preflight.n_jobs(given, runs) == n_jobs
 

@@ -20,6 +20,10 @@ class UserError(Exception):
     """
 
 
+class SetupError(UserError):
+    """This machine or its setup is at fault: no line can be worked on, whichever it is."""
+
+
 class UsageError(UserError):
     """A wrong option or argument that argparse can't see. Exit 2."""
 

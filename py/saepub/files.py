@@ -1,4 +1,4 @@
-"""Files written aside and renamed."""
+"""Files written aside and renamed, and how to tell that one has changed."""
 
 import contextlib
 import os
@@ -23,3 +23,15 @@ def write_aside(fpath: str | os.PathLike, mode: str = "w") -> tp.Iterator[tp.IO]
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
+
+
+def facts(fpaths: tp.Iterable[str | os.PathLike]) -> list[tuple[str, int, int]]:
+    """Path, size and mtime (ns) of each; zeros where there is no such file."""
+    found = []
+    for fpath in fpaths:
+        try:
+            info = os.stat(fpath)
+            found.append((os.fspath(fpath), info.st_size, info.st_mtime_ns))
+        except OSError:
+            found.append((os.fspath(fpath), 0, 0))
+    return found

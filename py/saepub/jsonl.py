@@ -206,6 +206,11 @@ def read(
         yield line
 
 
+def name_of(line: Line) -> str:
+    """A run as messages name it."""
+    return f"{line['repo']} layer {line['layer']} {line['run_id']}"
+
+
 def read_file(fpath: str | os.PathLike, *keys: str) -> list[Line]:
     """All lines of a file, held to `keys`. Raises as `read_with_text` does."""
     with open(fpath, "rb") as fd:

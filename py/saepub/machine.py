@@ -12,6 +12,15 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
+TORCH_BYTES = 300_000_000
+"""What a process that has imported torch takes before it has done anything."""
+
+
+def n_fit(n_bytes: int) -> int:
+    """How many processes of `n_bytes` there are cores and memory for; 1 at least."""
+    return max(1, min(n_cores(), free_bytes() // n_bytes))
+
+
 def free_bytes() -> int:
     """The memory that it may still take: the machine's, or what a job's cgroup leaves."""
     try:

@@ -1,26 +1,28 @@
 """What the tests of executors have tasks do, importable by a task; and a saev that spies.
 
-double(rows, n)      a function for `executor.run`: slow to nothing, fails as told
+double(n, log_fpath) a function for `executor.run`: slow to nothing, fails as told
 spy(saev_dir)        make the saev that checkpoints_util.write_saev wrote tell and obey
 """
 
 import os
 import pathlib
 
-from saepub.cli import UserError
+from saepub.cli import SetupError, UserError
 
 
-def double(rows: list[dict], log_fpath: str) -> list[dict]:
-    """The rows with twice their `n`; each call leaves a line in the log."""
+def double(n: int, log_fpath: str) -> int:
+    """Twice n; each call leaves a line in the log."""
     with open(log_fpath, "a") as fd:
-        fd.write(f"{rows[0]['n']} {os.getppid()}\n")
-    if rows[0]["n"] == 13:
+        fd.write(f"{n} {os.getppid()}\n")
+    if n == 13:
         raise UserError("13 brings bad luck")
-    if rows[0]["n"] == 14:
+    if n == 14:
         raise RuntimeError("14 is a bug")
-    if rows[0]["n"] == 15:
+    if n == 15:
         raise MemoryError
-    return [row | {"n": 2 * row["n"]} for row in rows]
+    if n == 16:
+        raise SetupError("16 breaks the machine")
+    return 2 * n
 
 
 SPY = '''

@@ -59,7 +59,7 @@ def check(
 
     Raises:
         UserError: Why this run can't be released.
-        saev_loader.NotUsable: saev can't be imported, so no run can be checked.
+        SetupError: saev can't be imported, so no run can be checked.
     """
     with checkpoint.File(fpath_of(line, runs_root)) as file:
         _check_witnesses(line, file.header)

@@ -17,15 +17,11 @@ import subprocess
 import sys
 import typing as tp
 
-from .. import checkpoint, settings
-from ..cli import UserError
+from .. import checkpoint, files, settings
+from ..cli import SetupError, UserError
 from ..text import one_line
 from . import header as checkpoint_header
 from .header import Header
-
-
-class NotUsable(UserError):
-    """The saev at hand can't be imported: no checkpoint can be checked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +99,7 @@ def at_hand() -> Saev:
     """Import the saev that the SAEV_DIR setting names, else the installed one.
 
     Raises:
-        NotUsable: It can't be imported.
+        SetupError: It can't be imported.
     """
     src_dpath = checkout_src()
     where = str(src_dpath or "the installed saev")
@@ -115,13 +111,30 @@ def at_hand() -> Saev:
     except ModuleNotFoundError as err:
         name = one_line(err.name)
         if not src_dpath and name == "saev":
-            raise NotUsable("saev is not installed; run: make setup") from None
-        raise NotUsable(f"{where} needs the package {name}; install it") from None
+            raise SetupError("saev is not installed; run: make setup") from None
+        raise SetupError(f"{where} needs the package {name}; install it") from None
     except Exception as err:  # noqa: BLE001, it is not our code
         why = one_line(f"{type(err).__name__}: {err}")
-        raise NotUsable(f"{where} can't be imported: {why}") from None
+        raise SetupError(f"{where} can't be imported: {why}") from None
     name = (commit(src_dpath) if src_dpath else "") or _version()
     return Saev(nn, f"saev {name}", src_dpath is not None)
+
+
+def identity() -> list[tp.Any]:
+    """What tells this saev from another, JSON: its label, and a checkout's files.
+
+    Raises:
+        SetupError: It can't be imported.
+    """
+    src_dpath = checkout_src()
+    fpaths = sorted(src_dpath.rglob("*.py")) if src_dpath else []
+    return [at_hand().label, files.facts(fpaths)]
+
+
+def environment() -> dict[str, str]:
+    """What finds the same saev from any directory, in a process of its own."""
+    saev_dir = settings.get("SAEV_DIR")
+    return {"SAEV_DIR": os.path.abspath(saev_dir)} if saev_dir else {}
 
 
 def checkout_src() -> pathlib.Path | None:

@@ -1,7 +1,6 @@
-"""What a task of an executor does, and what it leaves for those who wait for it.
+"""What a task does, and what it leaves for the process that sent it.
 
-This is the code that submitit calls on a node. It shares the disk with the process that
-sent it, and nothing else.
+submitit calls this on a node, which shares the disk with the sender, and nothing else.
 """
 
 import json
@@ -10,60 +9,62 @@ import pathlib
 import signal
 import typing as tp
 
-from ..checkpoint import saev as saev_loader
-from ..cli import UserError
+from ..cli import SetupError, UserError
 from ..files import write_aside
-from ..jsonl import Line
 
-Function = tp.Callable[..., list[Line]]
+Function = tp.Callable[..., tp.Any]
+"""Of a module that a task can import. Takes and returns what JSON can hold."""
 
 
 class Part(tp.NamedTuple):
-    """What a task does at once and keeps the outcome of: a line, or a few that go together."""
+    """The unit of work whose result is kept: one call of the function."""
 
-    rows: list[Line]
-    args: tuple[str | int | None, ...]
-    """What else the function takes. JSON, as the rows are."""
+    args: tuple[tp.Any, ...]
+    """What the function is called with; JSON."""
     fpaths: list[pathlib.Path]
-    """The files that it reads. An outcome is kept for as long as none of them changes."""
+    """The files that it reads. A result is kept for as long as none of them changes."""
+    n_lines: int = 1
+    """How many of the stage's lines it settles, for those who watch the progress."""
 
 
 class Outcome(tp.NamedTuple):
-    """What became of a part: one of the three."""
+    """What became of a part: a result, a reason, or neither."""
 
-    rows: list[Line]
+    result: tp.Any = None
     reason: str = ""
     """Why the function refused it: its UserError."""
     lost: str = ""
     """How the task ended that should have done it."""
 
 
-def work(function: Function, todo: list[tuple[str, list[Line], tuple]]) -> None:
+def work(function: Function, todo: list[tuple[str, tuple[tp.Any, ...]]]) -> None:
     """Do some parts, one after the other.
 
     Args:
-        function: Called as function(rows, *args).
-        todo: Where to write each part's outcome, its rows and its other arguments.
+        function: What to call for each.
+        todo: Where to write each part's outcome, and its arguments.
 
     Raises:
-        saev_loader.NotUsable: saev can't be imported on this node.
+        SetupError: This node can't do any of them.
     """
     # submitit would raise an exception in the midst of whatever runs, where it could be
-    # taken for the checkpoint's fault. What is done is kept, so the task may end at once.
+    # taken for the fault of that part. What is done is kept, so the task may end at once.
     for name in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2):
         signal.signal(name, signal.SIG_DFL)
-    for fpath, rows, args in todo:
-        # Slurm may have taken the node away, and have given it another to begin anew.
+    for fpath, args in todo:
+        # Slurm may have taken the node away, and have given the task another to begin anew.
         if os.path.exists(fpath):
             continue
         try:
-            outcome = Outcome(function(rows, *args))
-        except saev_loader.NotUsable:
+            outcome = Outcome(function(*args))
+        except SetupError:
             raise
         except UserError as err:
-            outcome = Outcome([], str(err))
+            outcome = Outcome(reason=str(err))
         except MemoryError:
-            outcome = Outcome([], f"not enough memory for it on {os.uname().nodename}")
+            outcome = Outcome(
+                reason=f"not enough memory for it on {os.uname().nodename}"
+            )
         with write_aside(fpath) as fd:
             json.dump(outcome, fd, allow_nan=False)
 

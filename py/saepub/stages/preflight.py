@@ -13,7 +13,7 @@ import typing as tp
 from .. import jsonl, machine, settings
 from ..checkpoint import check as preflight_check
 from ..checkpoint import saev as saev_loader
-from ..cli import UserError, parser
+from ..cli import SetupError, UserError, parser
 from ..slurm import executor
 from ..text import n_of, progress, say
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int | None:
         at_once = min(at_once or n_jobs(given, runs_root), len(given))
         checked = check_all(given, runs_root, at_once)
         results = list(progress(checked, len(given), "preflight"))
-    lost = [(r.line, r.lost) for r in results if r.lost]
+    lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
     results = same_files([r for r in results if not r.lost])
     report(results)
     executor.tell_lost(lost)
@@ -111,7 +111,7 @@ def check_one(line: jsonl.Line, runs_root: str) -> Result:
     """`preflight_check.check` with its refusal as a value."""
     try:
         return Result(preflight_check.check(line, runs_root, probes_dpath(line)))
-    except saev_loader.NotUsable:
+    except SetupError:
         raise
     except UserError as err:
         return Result(line, str(err))
@@ -129,25 +129,23 @@ def check_apart(
     """
     parts = [
         executor.Part(
-            [line],
-            (runs_root, probes_dpath(line)),
+            (line, runs_root, probes_dpath(line)),
             [preflight_check.fpath_of(line, runs_root)],
         )
         for line in given
     ]
-    n_bytes = memory_bytes(given, runs_root)
-    outcomes = executor.run(check_lines, parts, n_tasks, n_bytes)
+    outcomes = executor.run(
+        preflight_check.check,
+        parts,
+        executor.Needs(memory_bytes(given, runs_root)),
+        n_tasks,
+        depends_on=saev_loader.identity(),
+        env=saev_loader.environment(),
+    )
     return [
-        Result(*(outcome.rows or [line]), outcome.reason, outcome.lost)
+        Result(outcome.result or line, outcome.reason, outcome.lost)
         for line, outcome in zip(given, outcomes, strict=True)
     ]
-
-
-def check_lines(
-    given: list[jsonl.Line], runs_root: str, probes: str
-) -> list[jsonl.Line]:
-    """`preflight_check.check`, as a task calls it."""
-    return [preflight_check.check(line, runs_root, probes) for line in given]
 
 
 def probes_dpath(line: jsonl.Line) -> str:
@@ -176,7 +174,7 @@ def report(results: list[Result]) -> None:
     """Tell warnings, what saev did not load, and every reason with the command around it."""
     for r in results:
         for warning in [] if r.reason else r.line["warnings"]:
-            say(f"preflight: warning: {executor.name_of(r.line)}: {warning}")
+            say(f"preflight: warning: {jsonl.name_of(r.line)}: {warning}")
     builtin = [
         r.line
         for r in results
@@ -193,7 +191,7 @@ def report(results: list[Result]) -> None:
         )
     failed = [r for r in results if r.reason]
     for r in failed:
-        say(f"preflight: {executor.name_of(r.line)}: {r.reason}")
+        say(f"preflight: {jsonl.name_of(r.line)}: {r.reason}")
     if failed:
         say(f"preflight: to go on without: {without(failed)}")
 
@@ -209,7 +207,7 @@ def without(failed: list[Result]) -> str:
 
 def n_jobs(given: list[jsonl.Line], runs_root: str) -> int:
     """As many files at once as there are cores, and memory for."""
-    return executor.n_fit(memory_bytes(given, runs_root))
+    return machine.n_fit(memory_bytes(given, runs_root))
 
 
 def memory_bytes(given: list[jsonl.Line], runs_root: str) -> int:
@@ -219,4 +217,4 @@ def memory_bytes(given: list[jsonl.Line], runs_root: str) -> int:
         with contextlib.suppress(OSError):
             fpath = preflight_check.fpath_of(line, runs_root)
             n_most = max(n_most, fpath.stat().st_size)
-    return COPIES * n_most + executor.BASE_BYTES
+    return COPIES * n_most + machine.TORCH_BYTES

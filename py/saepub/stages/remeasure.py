@@ -6,7 +6,7 @@ import pathlib
 import sys
 import typing as tp
 
-from .. import checkpoint, jsonl, settings
+from .. import checkpoint, jsonl, machine, settings
 from ..activations import shards
 from ..checkpoint import check as preflight_check
 from ..checkpoint import saev as saev_loader
@@ -158,18 +158,24 @@ def measure_apart(
     for group in groups:
         fpaths = [pathlib.Path(row["checkpoint"]) for row in group]
         fpaths += sources[_layer_of(group[0])].fpaths
-        args = (str(shards_fpath.absolute()), n_batch)
-        parts.append(executor.Part(group, args, fpaths))
-    n_bytes = memory_bytes(groups, n_batch)
-    outcomes = executor.run(measure_lines, parts, n_tasks, n_bytes)
+        args = (group, str(shards_fpath.absolute()), n_batch)
+        parts.append(executor.Part(args, fpaths, len(group)))
+    outcomes = executor.run(
+        measure_lines,
+        parts,
+        executor.Needs(memory_bytes(groups, n_batch)),
+        n_tasks,
+        depends_on=saev_loader.identity(),
+        env=saev_loader.environment(),
+    )
     lost = [
-        (row, outcome.lost)
+        (jsonl.name_of(row), outcome.lost)
         for group, outcome in zip(groups, outcomes, strict=True)
         for row in group
         if outcome.lost
     ]
     executor.tell_lost(lost, [o.reason for o in outcomes if o.reason])
-    return [outcome.rows for outcome in outcomes]
+    return [outcome.result for outcome in outcomes]
 
 
 def measure_lines(
@@ -187,7 +193,7 @@ def memory_bytes(groups: list[list[Line]], n_batch: int | None) -> int:
     d_sae = max(row["bytes"] // (8 * row["d_model"]) for row in rows)
     features = max(BATCH_BYTES, 4 * d_sae * (n_batch or 0))
     n_saes = max(len(group) for group in groups) + 2  # copies while one is read
-    return n_saes * n_most + 4 * features + executor.BASE_BYTES
+    return n_saes * n_most + 4 * features + machine.TORCH_BYTES
 
 
 def remeasure(

@@ -1,0 +1,229 @@
+"""A job array of Slurm, through submitit, on clusters as they are.
+
+submitit takes for granted that srun and sacct are there, that sbatch answers with a certain
+sentence, and that there is one cluster. Sites differ: so the array's id is read from
+whatever sbatch prints, squeue alone is asked how the tasks fare, and a job that nobody
+could name afterwards is cancelled by its name.
+"""
+
+import collections
+import contextlib
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import typing as tp
+import uuid
+
+from submitit.core import core, utils
+from submitit.slurm import slurm
+
+from ..cli import UserError
+from ..text import one_line, say
+
+ENDED = frozenset(
+    (
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+        *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+    )
+)
+"""The states of Slurm that a task does not leave again."""
+
+N_ABSENT = 3
+"""After so many looks in a row at a queue that doesn't have it, a task has ended."""
+
+DELAY_S = 10
+"""Between two looks at the queue, at most."""
+
+TIMEOUT_S = 60
+"""What a command of Slurm may take. A controller that is busy answers late."""
+
+
+class Array(slurm.SlurmExecutor):
+    """A job array, from when it is sent.
+
+    Args:
+        folder: Where submitit keeps what it sends, and the tasks' logs.
+        name: No other job of this user has it.
+        env: The environment of Slurm's commands.
+        limits: Options of sbatch, by submitit's names for them; None for its default.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        name: str,
+        env: dict[str, str],
+        limits: dict[str, tp.Any],
+    ):
+        super().__init__(folder)
+        # No srun, which nothing here needs; and no warning before the time is up.
+        self.update_parameters(
+            job_name=name, use_srun=False, signal_delay_s=0, **limits
+        )
+        self.job_name, self.env = name, env
+        self.job_id = self.cluster = ""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2  # submitit's wants srun
+
+    def send(self, function: tp.Callable, todos: list[tuple]) -> list[core.Job]:
+        """Submit function(*todo) for each, as one array.
+
+        Raises:
+            UserError: Slurm refuses it, or can't be understood. Nothing is left running.
+        """
+        self.parameters["map_count"] = len(todos)
+        folder = utils.JobPaths.get_first_id_independent_folder(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pickles = []
+        for todo in todos:
+            delayed = utils.DelayedSubmission(function, *todo)
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            pickles.append(folder / f"{uuid.uuid4().hex}.pkl")
+            delayed.dump(pickles[-1])
+        try:
+            # submitit prints what sbatch says before it raises the same.
+            with contextlib.redirect_stderr(io.StringIO()):
+                self._submit_command(self._submitit_command_str)
+        except utils.FailedJobError as err:
+            self.cancel()  # it may have been accepted, and only the answer been lost
+            why = one_line(err) or "sbatch gives no reason"
+            raise UserError(f"Slurm refused the job: {why}") from None
+        except UserError:
+            self.cancel()
+            raise
+        squeue = Squeue(self.env, self.cluster)
+        jobs: list[core.Job] = []
+        for i, fpath in enumerate(pickles):
+            job: core.Job = slurm.SlurmJob(self.folder, f"{self.job_id}_{i}")
+            job.watcher = squeue
+            job.paths.move_temporary_file(fpath, "submitted_pickle")
+            jobs.append(job)
+        return jobs
+
+    def _make_submission_command(self, fpath: pathlib.Path) -> list[str]:
+        return ["sbatch", "--parsable", str(fpath)]
+
+    def _get_job_id_from_submission_command(self, output: str | bytes) -> str:  # type: ignore[override]
+        self.job_id, self.cluster = job_id(str(output))
+        return self.job_id
+
+    def cancel(self) -> None:
+        """End all of its tasks, wherever they have got to."""
+        which = [self.job_id] if self.job_id else ["--name", self.job_name]
+        try:
+            ask("scancel", self.env, self.cluster, f"--user={os.getuid()}", *which)
+        except Unanswered as err:
+            say(
+                f"{sys.argv[0]}: Slurm job {self.job_id or self.job_name} may still run,"
+                f" since scancel fails: {err}"
+            )
+
+
+class Unanswered(Exception):
+    """Why a command of Slurm did not answer."""
+
+
+def ask(program: str, env: dict[str, str], cluster: str, *args: str) -> str:
+    """What a command of Slurm prints.
+
+    Raises:
+        Unanswered: It fails.
+    """
+    where = [f"--clusters={cluster}"] if cluster else []
+    try:
+        done = subprocess.run(
+            [program, *where, *args],
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise Unanswered(one_line(err)) from None
+    if done.returncode:
+        says = one_line(done.stderr.strip() or done.stdout.strip())
+        raise Unanswered(says or f"exit code {done.returncode}")
+    return done.stdout
+
+
+def job_id(output: str) -> tuple[str, str]:
+    """The job's id, and its cluster where sbatch names one, from what sbatch printed.
+
+    Asked to be --parsable it prints "123" or "123;cluster". A site's wrapper may drop the
+    option, and put a banner before the answer, which stands last.
+
+    Raises:
+        UserError: There is no id.
+    """
+    for line in reversed(output.splitlines()):
+        text = line.strip()
+        found = re.fullmatch(r"(\d+)(?:;([\w.-]+))?", text) or re.search(
+            r"\bjob (\d+)(?: on cluster ([\w.-]+))?", text
+        )
+        if found:
+            return found[1], found[2] or ""
+    raise UserError(f"no job id in what sbatch says: {one_line(output) or 'nothing'}")
+
+
+class Squeue(core.InfoWatcher):
+    """The states of this user's tasks, asked for now and then."""
+
+    def __init__(self, env: dict[str, str], cluster: str = ""):
+        super().__init__(delay_s=DELAY_S)
+        self.env, self.cluster = env, cluster
+        self.n_absent: collections.Counter[str] = collections.Counter()
+        self.complaint = ""
+
+    def update(self) -> None:
+        """Ask again. Where squeue doesn't answer, what it last said stands."""
+        self._last_status_check = time.time()
+        try:
+            output = ask(
+                *("squeue", self.env, self.cluster, f"--user={os.getuid()}"),
+                *("--noheader", "--array", "--states=all", "--format=%i|%T"),
+            )
+        except Unanswered as err:
+            if str(err) != self.complaint:
+                say(f"{sys.argv[0]}: waiting, though squeue fails: {err}")
+            self.complaint = str(err)
+            return
+        self._info_dict = self.read_info(output)
+        for name in self._registered:
+            absent = not self.get_info(name, mode="cache")
+            self.n_absent[name] = self.n_absent[name] + 1 if absent else 0
+
+    def read_info(self, string: str | bytes) -> dict[str, dict[str, str]]:
+        """{"State"} by task, "7_0", and by array, "7", for those of its tasks not told apart.
+
+        Slurm may show what has not started as "7_[2-5,8%4]". Lines that speak of no task,
+        as a cluster's heading, are passed over.
+        """
+        info: dict[str, dict[str, str]] = {}
+        for line in str(string).splitlines():
+            match = re.match(r"(\d+)(_\d+|_\[\S+\])?(?:;\S+)?\|([A-Z_]+)", line.strip())
+            if match is None:
+                continue
+            array, task, state = match.groups("")
+            name = array if "[" in task else array + task
+            if state not in ENDED or name not in info:
+                info[name] = {"State": state}
+        return info
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        info = self.get_info(job_id, mode=mode)
+        return info.get("State", "")
+
+    def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
+        own = super().get_info(job_id, mode=mode)
+        return own or self._info_dict.get(job_id.partition("_")[0], {})
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        state = self.get_state(job_id, mode)
+        return state in ENDED or self.n_absent[job_id] >= N_ABSENT
