@@ -14,6 +14,7 @@ GROUND = {
     "kinds",
     "machine",
     "measured",
+    "places",
     "settings",
     "text",
 }

@@ -26,7 +26,8 @@ DAY = 86400
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
     return tmp_path / "runs"
 
 
@@ -47,7 +48,8 @@ def run(lines, runs, *args, **settings):
 def check(line, runs) -> dict:
     """What bin/preflight does of one line, in this process."""
     probes_dpath = runs.parent / "build" / line["repo"] / "probes"
-    return preflight_check.check(line, runs, probes_dpath)
+    fpath = runs / line["run_id"] / "checkpoint" / "sae.pt"
+    return preflight_check.check(line, fpath, probes_dpath)
 
 
 def refusal(line, runs) -> str:
@@ -173,7 +175,7 @@ def test_jobs_fit_into_cores_and_memory(runs, monkeypatch):
     monkeypatch.setattr(machine, "n_cores", lambda: 48)
     for free, n_jobs in ((10**12, 48), (machine.TORCH_BYTES * 3, 2), (0, 1)):
         monkeypatch.setattr(machine, "free_bytes", lambda free=free: free)
-        assert preflight.n_jobs(given, runs) == n_jobs
+        assert preflight.n_jobs(given) == n_jobs
 
 
 def test_machine_knows_itself():
@@ -250,7 +252,7 @@ def test_two_runs_with_the_same_file_both_fail(runs):
     for run_id, seed in (("run1", 1), ("run2", 1), ("run3", 3)):
         util.write(util.run_dir(runs, run_id), None, seed=seed)
     given = [util.line(f"run{i}") for i in (1, 2, 3)]
-    results = preflight.same_files(list(preflight.check_all(given, runs, 1)))
+    results = preflight.same_files(list(preflight.check_all(given, 1)))
     assert [r.reason[:38] for r in results] == [
         "the very file of run2 (sha256 " + results[0].line["sha256"][:8],
         "the very file of run1 (sha256 " + results[0].line["sha256"][:8],
@@ -555,7 +557,7 @@ def test_weights_that_a_faulty_loader_left_are_warned_of():
 
 def test_warnings_are_told_and_travel_on_the_line(runs, capsys):
     util.write(util.run_dir(runs, "aaaaaaaa"), None, unit_norm=False)
-    results = list(preflight.check_all([util.line(state="crashed", nmse=2.5)], runs, 1))
+    results = list(preflight.check_all([util.line(state="crashed", nmse=2.5)], 1))
     warnings = results[0].line["warnings"]
     assert len(warnings) == 3
     preflight.report(results)

@@ -20,13 +20,11 @@ from . import settings
 from .cli import UsageError, UserError, report
 from .jsonl import ID
 from .kinds import ACTIVATIONS, OBJECTIVES
+from .places import CHECKPOINT
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}"
 REPO_ID = re.compile(rf"{NAME}/{NAME}")
 COLLECTION = re.compile(rf"{NAME}/{NAME}(-[0-9a-f]{{24}})?")
-
-CHECKPOINT = "{run_id}/checkpoint/sae.pt"
-"""Where saev leaves a checkpoint, under the runs root."""
 
 RESERVED = ("demo", "executor", "hub", "records")
 """What else has a directory of its own beside the repos' in build/."""
@@ -391,7 +389,7 @@ def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
         problems = [_told(raw, error) for error in err.errors()] + problems
     if problems:
         return None, [f"{fpath}: {text}" for text in problems]
-    repos = tuple(_with_defaults(repo, cat.lab) for repo in cat.repos)
+    repos = tuple(_with_defaults(repo, cat.lab, fpath) for repo in cat.repos)
     collections = tuple(
         c.model_copy(update={"namespace": c.namespace or c.slug.partition("/")[0]})
         for c in cat.collections
@@ -413,13 +411,17 @@ DEFAULTS = {"tokens": "token", "links": (), "tags": (), "datasets": ()}
 """What a repo has where neither it nor "lab" says."""
 
 
-def _with_defaults(repo: Repo, lab: Lab) -> Repo:
+def _with_defaults(repo: Repo, lab: Lab, fpath: pathlib.Path) -> Repo:
     own = {name: getattr(repo, name) for name in Lab.model_fields}
     taken = {name: getattr(lab, name) for name, value in own.items() if value is None}
     defaults = {
         name: DEFAULTS.get(name) for name, value in taken.items() if value is None
     }
-    return repo.model_copy(update=taken | defaults)
+    taken |= defaults
+    for name in ("runs_root", "shards_root"):
+        root = taken.get(name, own[name])
+        taken[name] = root and str(fpath.parent / pathlib.Path(root).expanduser())
+    return repo.model_copy(update=taken)
 
 
 SOURCES = ("sweep", "run_ids", "run_ids_file", "wandb")

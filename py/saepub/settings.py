@@ -16,7 +16,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 """The checkout."""
 
 DEFAULTS = {
-    "RUNS_ROOT": "/fs/ess/PAS2136/samuelstevens/saev/runs",
     "WANDB_ENTITY": "samuelstevens",
     "WANDB_PROJECT": "saev",
     "CATALOG": os.path.join(ROOT, "catalog.json"),

@@ -42,15 +42,15 @@ class Loaded(tp.NamedTuple):
 
 
 def check(
-    line: jsonl.Line, runs_root: str | pathlib.Path, probes_dpath: str | pathlib.Path
+    line: jsonl.Line, fpath: str | pathlib.Path, probes_dpath: str | pathlib.Path
 ) -> jsonl.Line:
-    """Check a run's checkpoint, RUNS_ROOT/<run_id>/checkpoint/sae.pt, and note what it is.
+    """Check a run's checkpoint and note what it is.
 
     The file is read from disk once. Besides its arguments this depends on SAEV_DIR alone.
 
     Args:
         line: Has `KEYS`; its `state` and `n_dead` are looked at where it has them.
-        runs_root: Where the runs are.
+        fpath: Its checkpoint.
         probes_dpath: Where the run's probe goes, and where the activations for it may lie.
 
     Returns:
@@ -61,14 +61,14 @@ def check(
         UserError: Why this run can't be released.
         SetupError: saev can't be imported, so no run can be checked.
     """
-    with checkpoint.File(fpath_of(line, runs_root)) as file:
+    with checkpoint.File(fpath) as file:
         _check_witnesses(line, file.header)
         file.read()
         x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
         loaded = _check_weights(file, x)
     probe = checkpoint_probe.of(loaded.sae, x)
-    fpath = pathlib.Path(probes_dpath).absolute() / f"{line['run_id']}.npz"
-    checkpoint_probe.write(probe, file.sha256, fpath)
+    probe_fpath = pathlib.Path(probes_dpath).absolute() / f"{line['run_id']}.npz"
+    checkpoint_probe.write(probe, file.sha256, probe_fpath)
     return line | {
         "checkpoint": file.fpath,
         "bytes": file.n_bytes,
@@ -77,14 +77,9 @@ def check(
         "schema": file.header.schema,
         "activation_config": file.header.activation_config,
         "loader": loaded.loader,
-        "probe": str(fpath),
+        "probe": str(probe_fpath),
         "warnings": line_warnings(line, file.mtime_ns / 1e9) + loaded.warnings,
     }
-
-
-def fpath_of(line: jsonl.Line, runs_root: str | pathlib.Path) -> pathlib.Path:
-    """Where a run's checkpoint lies."""
-    return pathlib.Path(runs_root) / line["run_id"] / "checkpoint" / "sae.pt"
 
 
 def check_file(

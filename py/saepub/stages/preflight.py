@@ -5,12 +5,11 @@ What is checked of one run: preflight_check.py. Here: many at once, and what the
 
 import collections
 import contextlib
-import functools
 import os
 import signal
 import typing as tp
 
-from .. import jsonl, machine, settings
+from .. import jsonl, machine, places, settings
 from ..checkpoint import check as preflight_check
 from ..checkpoint import saev as saev_loader
 from ..cli import SetupError, UserError, parser
@@ -46,19 +45,19 @@ def main(argv: list[str]) -> int | None:
     args = p.parse_args(argv)
     settings.load()
     kind, at_once = executor.kind(), executor.n_jobs(args.jobs)
-    runs_root = os.path.abspath(settings.get("RUNS_ROOT"))
     given = list(jsonl.read(*preflight_check.KEYS))
     if not given:
         return 0
-    if not os.path.isdir(runs_root):
-        raise UserError(
-            f"RUNS_ROOT {runs_root}: no such directory; export it or write it in .env"
-        )
+    for root in dict.fromkeys(places.runs_root(line) for line in given):
+        if not root.is_dir():
+            raise UserError(
+                f"RUNS_ROOT {root}: no such directory; export it or write it in .env"
+            )
     if kind:
-        results = check_apart(given, runs_root, at_once)
+        results = check_apart(given, at_once)
     else:
-        at_once = min(at_once or n_jobs(given, runs_root), len(given))
-        checked = check_all(given, runs_root, at_once)
+        at_once = min(at_once or n_jobs(given), len(given))
+        checked = check_all(given, at_once)
         results = list(progress(checked, len(given), "preflight"))
     lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
     results = same_files([r for r in results if not r.lost])
@@ -70,17 +69,14 @@ def main(argv: list[str]) -> int | None:
         jsonl.write(r.line)
 
 
-def check_all(
-    given: list[jsonl.Line], runs_root: str, n_jobs: int
-) -> tp.Iterator[Result]:
+def check_all(given: list[jsonl.Line], n_jobs: int) -> tp.Iterator[Result]:
     """Each line's result, in the lines' order.
 
     Raises:
         UserError: No line can be checked, or a process was killed.
     """
-    one = functools.partial(check_one, runs_root=runs_root)
     if n_jobs == 1:
-        yield from map(one, given)
+        yield from map(check_one, given)
         return
     import concurrent.futures
     import multiprocessing
@@ -91,7 +87,7 @@ def check_all(
         n_jobs, context, initializer=_start_worker, initargs=(n_jobs,)
     )
     try:
-        yield from pool.map(one, given)
+        yield from pool.map(check_one, given)
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
             "a process died while it checked a file (out of memory?); try --jobs 1"
@@ -107,10 +103,11 @@ def _start_worker(n_jobs: int) -> None:
     torch.set_num_threads(max(1, machine.n_cores() // n_jobs))
 
 
-def check_one(line: jsonl.Line, runs_root: str) -> Result:
+def check_one(line: jsonl.Line) -> Result:
     """`preflight_check.check` with its refusal as a value."""
     try:
-        return Result(preflight_check.check(line, runs_root, probes_dpath(line)))
+        fpath = places.checkpoint_fpath(line)
+        return Result(preflight_check.check(line, fpath, probes_dpath(line)))
     except SetupError:
         raise
     except UserError as err:
@@ -119,25 +116,21 @@ def check_one(line: jsonl.Line, runs_root: str) -> Result:
         return Result(line, "not enough memory to load it; try --jobs 1")
 
 
-def check_apart(
-    given: list[jsonl.Line], runs_root: str, n_tasks: int | None
-) -> list[Result]:
+def check_apart(given: list[jsonl.Line], n_tasks: int | None) -> list[Result]:
     """As `check_all`, by the EXECUTOR, and without what it did before.
 
     Raises:
         UserError: No line can be checked.
     """
     parts = [
-        executor.Part(
-            (line, runs_root, probes_dpath(line)),
-            [preflight_check.fpath_of(line, runs_root)],
-        )
+        executor.Part((line, str(fpath), probes_dpath(line)), [fpath])
         for line in given
+        for fpath in [places.checkpoint_fpath(line)]
     ]
     outcomes = executor.run(
         preflight_check.check,
         parts,
-        executor.Needs(memory_bytes(given, runs_root)),
+        executor.Needs(memory_bytes(given)),
         n_tasks,
         depends_on=saev_loader.identity(),
         env=saev_loader.environment(),
@@ -205,16 +198,15 @@ def without(failed: list[Result]) -> str:
     return f'make dry-run{repo} EXCLUDE="{" ".join(dict.fromkeys(ids))}"'
 
 
-def n_jobs(given: list[jsonl.Line], runs_root: str) -> int:
+def n_jobs(given: list[jsonl.Line]) -> int:
     """As many files at once as there are cores, and memory for."""
-    return machine.n_fit(memory_bytes(given, runs_root))
+    return machine.n_fit(memory_bytes(given))
 
 
-def memory_bytes(given: list[jsonl.Line], runs_root: str) -> int:
+def memory_bytes(given: list[jsonl.Line]) -> int:
     """The most memory that one file at a time takes."""
     n_most = 0
     for line in given:
         with contextlib.suppress(OSError):
-            fpath = preflight_check.fpath_of(line, runs_root)
-            n_most = max(n_most, fpath.stat().st_size)
+            n_most = max(n_most, places.checkpoint_fpath(line).stat().st_size)
     return COPIES * n_most + machine.TORCH_BYTES

@@ -1,0 +1,63 @@
+"""Where a run's things are: under the root that a setting names, else the one that its line
+has from the catalog."""
+
+import os
+import pathlib
+
+from . import settings
+from .cli import UserError
+from .jsonl import Line
+
+CHECKPOINT = "{run_id}/checkpoint/sae.pt"
+"""Where saev leaves a checkpoint, below the runs root; a catalog may say otherwise."""
+
+
+def runs_root(line: Line) -> pathlib.Path:
+    """The directory of the runs.
+
+    Raises:
+        UserError: Nobody names it.
+    """
+    return _root(line, "RUNS_ROOT", "runs_root")
+
+
+def shards_root(line: Line) -> pathlib.Path:
+    """The directory of cached activations. Raises as `runs_root` does."""
+    return _root(line, "SHARDS_ROOT", "shards_root")
+
+
+def run_dpath(line: Line) -> pathlib.Path:
+    """A run's own directory."""
+    return runs_root(line) / line["run_id"]
+
+
+def checkpoint_fpath(line: Line) -> pathlib.Path:
+    """A run's checkpoint, whether or not it is there."""
+    template = line["expected"].get("checkpoint") or CHECKPOINT
+    return runs_root(line) / template.replace("{run_id}", line["run_id"])
+
+
+def project(line: Line) -> tuple[str, str]:
+    """The entity and the project that W&B has the run under.
+
+    Raises:
+        UserError: Nobody names them.
+    """
+    entity = settings.get("WANDB_ENTITY") or line["expected"].get("entity")
+    name = settings.get("WANDB_PROJECT") or line["expected"].get("project")
+    if not entity or not name:
+        key = "project" if entity else "entity"
+        raise UserError(
+            f'{line["repo"]}: no W&B {key}; write "{key}" in the catalog, or set'
+            f" WANDB_{key.upper()}"
+        )
+    return entity, name
+
+
+def _root(line: Line, name: str, key: str) -> pathlib.Path:
+    root = settings.get(name) or line["expected"].get(key)
+    if not root:
+        raise UserError(
+            f'{line["repo"]}: no {name}; write "{key}" in the catalog, or set {name}'
+        )
+    return pathlib.Path(os.path.abspath(root))
