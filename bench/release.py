@@ -37,7 +37,7 @@ with tempfile.TemporaryDirectory(dir=sys.argv[2]) as name:
 
 SERVE = """
 import sys
-from saepub.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 tokens = {"hf_bench": {"name": "lab", "orgs": [], "role": "write"}}
 with LoopbackHub(sys.argv[1], tokens=tokens) as hub:
     print(hub.endpoint, flush=True)

@@ -149,7 +149,7 @@ def fetch_impatiently(tmp_path, client):
     """Run the program, all of it but for how long it waits."""
     python = pathlib.Path(client.get("VENV", sys.prefix)) / "bin/python"
     code = (
-        "from saepub import cli, wandb_runs;"
+        "from saepub import cli; from saepub.tracking import runs as wandb_runs;"
         " wandb_runs.LOGIN_PATIENCE, wandb_runs.PAUSES = 4, (60,);"
         " cli.main('fetch-metrics')"
     )

@@ -801,7 +801,7 @@ def test_name_that_points_here_is_refused(hub):
 
 SERVER = """
 import sys
-from saepub.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
 tokens = {"hf_writer": {"name": "sam", "orgs": ["osunlp"], "role": "write"}}
 with LoopbackHub(sys.argv[1], tokens=tokens) as hub:
     print(hub.endpoint, flush=True)

@@ -15,8 +15,9 @@ import torch
 
 from kits import checkpoints as util
 from kits.programs import run_program
-from saepub import checkpoint, machine
+from saepub import machine
 from saepub.checkpoint import check as preflight_check
+from saepub.checkpoint import header
 from saepub.checkpoint import saev as saev_loader
 from saepub.checkpoint.sae import Sae
 from saepub.cli import UserError
@@ -535,7 +536,7 @@ def test_odd_line_is_warned_of(changes, want):
 
 def test_decoder_rows_off_unit_norm_are_warned_of():
     state = util.weights()
-    head = checkpoint.checkpoint_header.parse(json.dumps(util.header()).encode())
+    head = header.parse(json.dumps(util.header()).encode())
     state["W_dec"][3] *= 1.0009
     assert preflight_check.weight_warnings(Sae(head, state)) == []
     state["W_dec"][5] *= 1.5
@@ -543,14 +544,14 @@ def test_decoder_rows_off_unit_norm_are_warned_of():
     assert warning == "1 of 32 decoder rows are not of unit norm (one is 1.5)"
     raw = util.header()
     raw["cfg"]["normalize_w_dec"] = False
-    head = checkpoint.checkpoint_header.parse(json.dumps(raw).encode())
+    head = header.parse(json.dumps(raw).encode())
     assert preflight_check.weight_warnings(Sae(head, state)) == []
 
 
 def test_weights_that_a_faulty_loader_left_are_warned_of():
     state = util.weights()
     state["W_enc"] = state["W_dec"].T.clone()
-    head = checkpoint.checkpoint_header.parse(json.dumps(util.header()).encode())
+    head = header.parse(json.dumps(util.header()).encode())
     (warning,) = preflight_check.weight_warnings(Sae(head, state))
     assert warning.startswith("W_enc is W_dec transposed")
 
@@ -567,9 +568,7 @@ def test_warnings_are_told_and_travel_on_the_line(runs, capsys):
 
 
 def test_features_within_rounding_of_the_cut_may_fire_or_not():
-    head = checkpoint.checkpoint_header.parse(
-        json.dumps(util.header(activation="top-k", top_k=2)).encode()
-    )
+    head = header.parse(json.dumps(util.header(activation="top-k", top_k=2)).encode())
     sae = Sae(head, util.weights())
     h_x = torch.tensor([[5.0, 1.000001, 1.0, 0.5] + [0.0] * 28])
     own = sae.activate(h_x)

@@ -16,7 +16,8 @@ import sys
 import threading
 
 from kits.programs import ROOT, bare_env, run_program
-from loopback_hub import Drop, LoopbackHub, User
+from loopback_hub import Drop, LoopbackHub
+from loopback_hub.access import User
 
 TRANSPORTS = ("xet", "lfs")
 WRITER, READER, STRANGER, SCOPED, NARROW = (
