@@ -1,8 +1,10 @@
 """Shared by all tests: the package on the path, and the demo."""
 
 import fcntl
-import os
+import hashlib
 import pathlib
+import platform
+import shutil
 import sys
 
 import pytest
@@ -13,14 +15,33 @@ from kits.programs import ROOT, run_program
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> pathlib.Path:
-    """The demo, made once for all tests and workers. Not to be changed: copy it."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    with open(shared / "demo.lock", "w") as fd:
+def kept_dpath(pytestconfig) -> pathlib.Path:
+    """What is slow to make and lasts from one run of the tests to the next."""
+    return pytestconfig.cache.mkdir("saepub")
+
+
+@pytest.fixture(scope="session")
+def demo(kept_dpath) -> pathlib.Path:
+    """The demo, made once for all tests and workers. Not to be changed: copy it.
+
+    It is made anew when the code that makes it has changed.
+    """
+    fpaths = [*(ROOT / "py/saepub").rglob("*.py"), ROOT / "requirements.txt"]
+    makes = ("demo", "checkpoint", "stages/demo.py", "requirements.txt", "catalog.py")
+    digest = hashlib.sha256(platform.python_version().encode())
+    for fpath in sorted(
+        f for f in fpaths if any(m in f.relative_to(ROOT).as_posix() for m in makes)
+    ):
+        digest.update(fpath.read_bytes())
+    dpath = kept_dpath / f"demo-{digest.hexdigest()[:16]}"
+    with open(kept_dpath / "demo.lock", "w") as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if not (shared / "demo").exists():
-            done = run_program(ROOT / "bin/demo", BUILD=shared)
+        if not dpath.exists():
+            for old in kept_dpath.glob("demo-*"):
+                shutil.rmtree(old)
+            aside = kept_dpath / "making"
+            shutil.rmtree(aside, ignore_errors=True)
+            done = run_program(ROOT / "bin/demo", BUILD=aside)
             assert done.returncode == 0, done.err
-    return shared / "demo"
+            aside.rename(dpath)
+    return dpath / "demo"

@@ -98,7 +98,7 @@ class Parent:
             [sys.executable, "-m", "kits.release", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=bare_env(PYTHONPATH=f"{ROOT / 'tests'}:{ROOT / 'py'}", **env),
+            env=bare_env(**env | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'py'}"}),
             text=True,
         )
         self._lock = threading.Lock()
