@@ -316,7 +316,7 @@ def test_progress_shows_on_a_terminal(tmp_path):
         while chunk := os.read(screen, 1024):
             shown += chunk
     os.close(screen)
-    assert shown == b"\rruns from W&B 1/2\r\n"
+    assert b"runs from W&B:" in shown and b"1/2" in shown
 
 
 def test_data_of_any_type_from_wandb_is_null_not_a_crash(fetch, client):

@@ -1,6 +1,7 @@
 """Values as people read them, and what a terminal may show."""
 
 import sys
+import time
 import typing as tp
 
 
@@ -42,7 +43,7 @@ def human(n_bytes: int) -> str:
     while size >= 999.5 and len(units) > 1:
         size /= 1000
         units.pop(0)
-    return f"{size:.3g} {units[0]}"
+    return f"{size:,.0f} {units[0]}" if size >= 1000 else f"{size:.3g} {units[0]}"
 
 
 def one_line(text: object) -> str:
@@ -60,17 +61,33 @@ def nmse_text(nmse: float) -> str:
     return f"{nmse:#.3g}".rstrip(".")
 
 
-def progress(items: tp.Iterable, n_items: int, label: str) -> tp.Iterator:
-    """Pass `items` on, counting them on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
+SECONDS_BETWEEN = 15
+"""How often progress is told where stderr is no terminal."""
+
+Item = tp.TypeVar("Item")
+
+
+def progress(
+    items: tp.Iterable[Item], n_items: int, label: str, unit: str = "run"
+) -> tp.Iterator[Item]:
+    """Pass `items` on and count them on stderr, with the time that is left.
+
+    Args:
+        items: What to pass on.
+        n_items: How many there will be.
+        label: What is under way, such as "preflight vitl-topk".
+        unit: What an item is called.
+    """
+    from tqdm import tqdm  # not before there is something to count
+
+    if sys.stderr.isatty():
+        yield from tqdm(items, label, n_items, unit=unit, dynamic_ncols=True)
         return
-    i = 0
-    try:
-        for i, item in enumerate(items, start=1):
-            yield item
-            print(f"\r{label} {i}/{n_items}", end="", file=sys.stderr, flush=True)
-    finally:
-        # Also after fewer items than expected or an error: what is said next has its own line.
-        if i:
-            print(file=sys.stderr)
+    start = told = time.monotonic()
+    for i, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - told >= SECONDS_BETWEEN and i < n_items:
+            left = tqdm.format_interval((now - start) / i * (n_items - i))
+            say(f"{label}: {i:,} of {n_of(n_items, unit)}, {left} left")
+            told = now
