@@ -9,6 +9,7 @@ import pathlib
 import pty
 import subprocess
 import sys
+import termios
 
 import pytest
 from hypothesis import given
@@ -303,6 +304,7 @@ def test_nothing_half_fetched_is_written(fetch, tmp_path):
 
 def test_progress_shows_on_a_terminal(tmp_path):
     screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
     with FakeWandb([run("aaaa1111")]) as server:
         settings = login(server) | {"RUNS_ROOT": tmp_path, "HOME": tmp_path}
         stdin = as_jsonl([candidate("aaaa1111"), candidate("gone0000")]).encode()
