@@ -45,3 +45,17 @@ def demo(kept_dpath) -> pathlib.Path:
             assert done.returncode == 0, done.err
             aside.rename(dpath)
     return dpath / "demo"
+
+
+NEEDS = {"browser": "browser", "slurm_conf": "slurm", "client1": "slow_setup"}
+"""By fixture, the mark of what takes long to start. `make test-fast` leaves these out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        for fixture, mark in NEEDS.items():
+            if fixture in item.fixturenames:
+                item.add_marker(mark)
+        if hasattr(item, "callspec") and "slurm" in item.callspec.params.values():
+            item.add_marker("slurm")

@@ -188,7 +188,7 @@ def test_what_is_said_stays_short_however_many_runs_there_are():
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"repo": "r"}], 'select: stdin:1: no "layer"\n'),
+        ([{"repo": "r"}], 'select: stdin:1: no "layer": {"repo": "r"}\n'),
         ([row("a", "NaN", 1)], "run bin/classify before bin/select"),
         ([row("a", 0, 1)], "run bin/classify before bin/select"),
         ([row("a", 1, 1), row("a", 2, 1)], "a of r is on two lines"),

@@ -12,7 +12,7 @@ import sys
 import typing as tp
 
 from .cli import UserError
-from .text import say
+from .text import excerpt, say
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run id or a slug may be. Both become parts of paths."""
@@ -190,11 +190,14 @@ def read_with_text(
         try:
             line = loads(text)
         except ValueError as err:
-            raise UserError(f"{name}:{i}: not JSON: {err}") from None
+            raise UserError(f"{name}:{i}: not JSON: {err}: {excerpt(text)}") from None
         for key, types, is_right in wanted:
             value = line.get(key, _MISSING)
             if type(value) not in types or (is_right and not is_right(value)):
-                check(line, keys, f"{name}:{i}")
+                try:
+                    check(line, keys, f"{name}:{i}")
+                except UserError as err:
+                    raise UserError(f"{err}: {excerpt(text)}") from None
         yield line, text
 
 

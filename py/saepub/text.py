@@ -51,6 +51,12 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))[:200]
 
 
+def excerpt(text: bytes) -> str:
+    """The beginning of a line, to show which one is meant."""
+    line = printable(text.decode("utf-8", "replace").strip())
+    return line if len(line) <= 80 else line[:77] + "..."
+
+
 def l0_text(l0: float) -> str:
     """L0 as tables show it: one decimal."""
     return f"{l0:.1f}"
