@@ -416,7 +416,8 @@ def test_wrong_usage_and_wrong_lines(runs):
     assert done.err.startswith(f"preflight: RUNS_ROOT {runs}: no such directory")
     del line["l0"]
     done = run([line], runs)
-    assert (done.returncode, done.err) == (1, 'preflight: stdin:1: no "l0"\n')
+    assert done.returncode == 1
+    assert done.err.startswith('preflight: stdin:1: no "l0": {')
 
 
 # Hostile files.
