@@ -2,8 +2,9 @@
 #
 # One repo is one pipe, and each of its joints is a file under build/<slug>/:
 #
-#   extract-ids > candidates | fetch-metrics > runs, metrics | classify > classified
-#     | select > selected, account | preflight > checked | stage > staged
+#   extract-ids > candidates | fetch-metrics > runs | facts > metrics
+#     | classify > classified | settle > settled | select > selected, account
+#     | preflight > checked | stage > staged
 #     | render > rendered | summary > summary.txt            (make dry-run ends here)
 #     | plan, push, collect, verify > release.json           (make release)
 #
@@ -99,17 +100,21 @@ $(BUILD)/%/candidates.jsonl: $$(call settings,SAEV_DIR CATALOG entry.$$*) $(call
 
 # W&B is asked once, and what it said is kept; `make refresh` asks again.
 $(BUILD)/%/runs.jsonl: $(BUILD)/%/candidates.jsonl $(call settings,WANDB_ENTITY WANDB_PROJECT \
-        WANDB_BASE_URL METRICS_SNAPSHOT) $(wildcard $(METRICS_SNAPSHOT)) $(call code,runs snapshot)
-	@bin/fetch-metrics --save-snapshot $@ < $< > /dev/null
+        WANDB_BASE_URL METRICS_SNAPSHOT) $(wildcard $(METRICS_SNAPSHOT)) \
+        $(call code,fetch_metrics runs snapshot)
+	@bin/fetch-metrics < $< $(aside)
 
-$(BUILD)/%/metrics.jsonl: $(BUILD)/%/candidates.jsonl $(BUILD)/%/runs.jsonl bin/classify \
-        $(call settings,NMSE_SHARD RUNS_ROOT EXCLUDE) $(call code,fetch_metrics snapshot run_facts numbers)
-	@bin/fetch-metrics --snapshot $(BUILD)/$*/runs.jsonl < $< $(aside)
+$(BUILD)/%/metrics.jsonl: $(BUILD)/%/runs.jsonl bin/facts
+	@bin/facts < $< $(aside)
 
 $(BUILD)/%/classified.jsonl: $(BUILD)/%/metrics.jsonl bin/classify $(call settings,EXCLUDE)
 	@bin/classify < $< $(aside)
 
-$(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/classified.jsonl \
+$(BUILD)/%/settled.jsonl: $(BUILD)/%/classified.jsonl $(wildcard $(or $(RECORDS),records)/measured) \
+        $(call settings,NMSE_SHARD RUNS_ROOT) $(call code,settle numbers measured digests)
+	@bin/settle < $< $(aside)
+
+$(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/settled.jsonl \
         $(call settings,N PIN) $(call code,select frontier panel account)
 	@bin/select --account $(BUILD)/$*/account.jsonl --pin="$$(IDS="$${PIN-}" bin/among $<)" < $< \
 	    > $(BUILD)/$*/selected.jsonl.$$$$.tmp && mv $(BUILD)/$*/selected.jsonl{.$$$$.tmp,}
@@ -127,7 +132,7 @@ $(BUILD)/%/rendered.jsonl: $(BUILD)/%/staged.jsonl $(BUILD)/%/account.jsonl temp
         $(call code,render templating plot frontier) $$(call settings,entry.$$*)
 	@bin/render --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
-$(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl $(call code,summary frontier)
+$(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl $(call code,summary numbers frontier account)
 	@bin/summary --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 # Every repo that has got this far, also those made by earlier runs.
@@ -141,7 +146,7 @@ joint = $(CHOSEN:%=$(BUILD)/%/$1)
 # and not make again when they are gone.
 .PHONY: again joints known-ids
 again:
-joints: $(foreach j,candidates runs metrics classified selected account checked staged \
+joints: $(foreach j,candidates runs metrics classified settled selected account checked staged \
     rendered,$(call joint,$j.jsonl))
 
 known-ids: $(call joint,candidates.jsonl)
@@ -170,7 +175,7 @@ refresh: ## ask W&B again, then dry-run
 	@$(MAKE) dry-run
 
 recheck: ## read the chosen checkpoints again, then dry-run
-	@rm -f $(call joint,checked.jsonl) $(BUILD)/executor/*.json
+	@rm -f $(call joint,settled.jsonl) $(call joint,checked.jsonl) $(BUILD)/executor/*.json
 	@$(MAKE) dry-run
 
 .PHONY: remeasure report doctor plan release rehearse verify docs

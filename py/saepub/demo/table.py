@@ -154,6 +154,7 @@ class Run:
             widths = {"d_sae": self.repo.d_sae}
         return {
             "train_data": {"layer": self.layer, "shards": f"shards/{self.repo.slug}"},
+            "val_data": {"layer": self.layer, "shards": f"shards/{self.repo.slug}"},
             "sae": {
                 "d_model": self.repo.d_model,
                 **widths,

@@ -1,21 +1,19 @@
-"""fetch-metrics: add to each line what W&B knows of its run, and where its NMSE comes from."""
+"""fetch-metrics: add to each line the run's record as W&B has it. What is in it is for facts."""
 
 import os
 import pathlib
 
 from .. import jsonl, settings
-from .. import numbers as nmse
 from ..cli import UserError, parser
-from ..text import say
 from ..tracking import runs as wandb_runs
 from ..tracking import snapshot as wandb_snapshot
-from ..tracking.run_facts import NULLS, facts
 
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Add each run's metrics and configuration, from W&B or an export of it.",
-        "bin/extract-ids vitl-topk | bin/fetch-metrics | jq -c '[.run_id, .l0, .nmse]'",
+        "Add each run's record in W&B (or in an export of it), or null.",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics"
+        " | jq -c '[.run_id, .wandb.state, .wandb.summary[\"eval/l0\"]]'",
     )
     p.add_argument(
         "--snapshot",
@@ -27,19 +25,16 @@ def main(argv: list[str]) -> None:
     )
     args = p.parse_args(argv)
     settings.load()
-    candidates = list(jsonl.read("repo", "layer", "run_id", "expected"))
+    candidates = list(jsonl.read("repo", "layer", "run_id"))
     run_ids = list(dict.fromkeys(line["run_id"] for line in candidates))
     records = _records(run_ids, args.snapshot or settings.get("METRICS_SNAPSHOT"))
     if args.save_snapshot:
         wandb_snapshot.write(args.save_snapshot, records.values())
     for line in candidates:
         record = records.get(line["run_id"])
-        line |= facts(record) if record else NULLS
-    said = nmse.settle([line for line in candidates if line["run_id"] in records])
-    for line in candidates:
-        jsonl.write(line)
-    for sentence in said:
-        say(f"fetch-metrics: {sentence}")
+        if record is not None:
+            record = {key: record[key] for key in wandb_snapshot.KEYS if key != "name"}
+        jsonl.write(line | {"wandb": record})
 
 
 def _records(run_ids: list[str], snapshot: str) -> dict[str, dict]:
