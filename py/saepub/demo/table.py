@@ -115,7 +115,7 @@ REPOS = (
         d_model=64,
         d_sae=256,
         panels=(
-            Panel(13, "2025-11-27", n_good=6, n_slow=3),
+            Panel(13, "2025-12-12", n_good=6, n_slow=3),
             Panel(23, "2025-12-16", n_good=8, n_slow=1, misfits=("diverged",)),
         ),
         activation="topk",
