@@ -118,9 +118,9 @@ def test_exclude_drops_by_hand():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{}", 'classify: stdin:1: no "repo"\n'),
-        (json.dumps(GOOD) + "\n\n{", "classify: stdin:3: not JSON\n"),
-        ("[1]", "classify: stdin:1: not a JSON object\n"),
+        ("{}", 'classify: stdin:1: no "repo": {}\n'),
+        (json.dumps(GOOD) + "\n\n{", "classify: stdin:3: not JSON: {\n"),
+        ("[1]", "classify: stdin:1: not a JSON object: [1]\n"),
     ],
 )
 def test_bad_input_is_one_line_with_its_number(text, told):

@@ -46,6 +46,7 @@ FACTS = {
     "d_sae": 32,
     "train_layer": 6,
     "shard": "52ec5790",
+    "shard_metadata": None,
     "state": "finished",
     "created_at": "2025-12-01T10:00:00Z",
     "wandb_url": "https://wandb.ai/lab/saev/runs/aaaa1111",
@@ -141,6 +142,17 @@ CASES = [
     (val_shards("/a/b\nc"), {"shard": None}),
     (val_shards(["/a/b"]), {"shard": None}),
     (config(val_data=None), {"shard": None}),
+    (
+        config(train_data={"layer": 6, "metadata": {"family": "dinov3"}}),
+        {"shard_metadata": {"of": "train_data", "family": "dinov3"}},
+    ),
+    (
+        config(
+            train_data={"layer": 6, "metadata": {"family": "dinov3"}},
+            val_data={"metadata": {"ckpt": "vits"}},
+        ),
+        {"shard_metadata": {"of": "val_data", "ckpt": "vits"}, "shard": None},
+    ),
     # Matryoshka means that the objective has prefixes.
     (config(objective={}), {"objective": "vanilla", "n_prefixes": None}),
     (
@@ -218,9 +230,9 @@ def test_a_record_is_read_as_saev_wrote_it(i):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{}", 'facts: stdin:1: no "wandb"; run bin/fetch-metrics first\n'),
-        ('{"wandb": null}\n\n{', "facts: stdin:3: not JSON\n"),
-        ("[1]", "facts: stdin:1: not a JSON object\n"),
+        ("{}", 'facts: stdin:1: no "wandb", which bin/fetch-metrics adds: {}\n'),
+        ('{"wandb": null}\n\n{', "facts: stdin:3: not JSON: {\n"),
+        ("[1]", "facts: stdin:1: not a JSON object: [1]\n"),
     ],
 )
 def test_bad_input_is_one_line_with_its_number(text, told):

@@ -21,9 +21,9 @@ def sha256(fpath: "pathlib.Path") -> str:
         OSError: The file can't be read.
     """
     stamp = _stamp(fpath)
-    found = _recall(fpath)
-    if found.get("stamp") == stamp and isinstance(found.get("sha256"), str):
-        return found["sha256"]
+    kept = _recall(fpath)
+    if kept.get("stamp") == stamp and isinstance(digest := kept.get("sha256"), str):
+        return digest
     with open(fpath, "rb") as fd:
         digest = hashlib.file_digest(fd, "sha256").hexdigest()
     if _stamp(fpath) == stamp:  # else it was changed while it was read

@@ -111,6 +111,7 @@ KEYS: dict[str, Kind] = {
     "d_sae": _kind("a whole number", int, null=True),
     "train_layer": _kind("a whole number", int, null=True),
     "shard": _kind("a shard's name", str, check=_is_id_or_null, null=True),
+    "shard_metadata": _kind("an object", dict, null=True),
     "state": _kind("text", str, null=True),
     "created_at": _kind("text", str, null=True),
     "wandb_url": _kind("text", str, null=True),

@@ -106,7 +106,9 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     """
     eligible = [run for run in runs if run.is_eligible]
     of_catalog = expected.get("shard")
-    shard = of_catalog if jsonl.is_id(of_catalog) else most_named(eligible)
+    shard = (
+        of_catalog if jsonl.is_id(of_catalog) else most_named(x.shard for x in eligible)
+    )
     place = {"repo": repo, "expected": expected}
     said: list[str] = []
     tried: list[Source] = []
@@ -132,9 +134,13 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     return said
 
 
-def most_named(runs: list[Run]) -> str | None:
-    """The shard that most of the runs were evaluated on, as W&B has it."""
-    n_of_shard = collections.Counter(run.shard for run in runs if run.shard)
+def most_named(shards: tp.Iterable[str | None]) -> str | None:
+    """The shard that most of some runs were evaluated on, as W&B has it.
+
+    Args:
+        shards: A line's `shard` each.
+    """
+    n_of_shard = collections.Counter(shard for shard in shards if shard)
     return min(n_of_shard, key=lambda shard: (-n_of_shard[shard], shard), default=None)
 
 
@@ -201,7 +207,7 @@ def _logged(
     source = Source("wandb", {}, {})
     complete = [run for run in runs if None not in (run.l0, run.nmse)]
     if shard not in {run.shard for run in complete}:
-        shard = most_named(complete)
+        shard = most_named(run.shard for run in complete)
     for run in runs:
         fault = f" ({run.fault})" if run.fault else ""
         if run.l0 is None:
@@ -292,7 +298,9 @@ def _nmse_of(metrics: object) -> tuple[float | None, str]:
     keys = ("normalized_mse", "sse_recon", "sse_baseline")
     for key in keys:
         value = metrics.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None, f'has no number "{key}"'
+        if not math.isfinite(value):
             return None, f'has no number "{key}"'
     nmse, sse_recon, sse_baseline = (float(metrics[key]) for key in keys)
     if sse_baseline <= 0 or not math.isclose(

@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     expected: dict[tuple[str, int], dict[str, tp.Any]] = {}
     for line, text in jsonl.read_with_text(KEYS):
         run = Run(
-            *(line[key] for key in ("run_id", "drop", "l0", "nmse", "n_dead", "shard")),
+            **{key: line[key] for key in ("run_id", "drop", "l0", "nmse", "n_dead")},
+            shard=line["shard"],
             fault=line.get("fault"),
         )
         runs.append(run)

@@ -19,6 +19,7 @@ from .. import settings
 from ..cli import UserError
 from ..text import progress
 from . import snapshot
+from .snapshot import Record
 
 PAGE = 250
 """Runs a request. Halved when a request fails, since a long page may be what failed."""
@@ -52,10 +53,12 @@ class _TimeIsUp(BaseException):
     """Not an Exception: the client would swallow it."""
 
 
-def fetch(run_ids: list[str]) -> dict[str, dict]:
+def fetch(entity: str, project: str, run_ids: list[str]) -> dict[str, Record]:
     """The record of each run that W&B has, by id.
 
     Args:
+        entity: Whose runs.
+        project: Of which project.
         run_ids: Different ids.
 
     Raises:
@@ -72,11 +75,13 @@ def fetch(run_ids: list[str]) -> dict[str, dict]:
         import wandb  # may take long from a shared disk, and no patience is lost on that
 
         try:
-            api = _patiently(functools.partial(_login, wandb), LOGIN_PATIENCE)
-            found = progress(_records(api, run_ids), len(run_ids), "runs from W&B")
+            login = functools.partial(wandb.Api, {"entity": entity, "project": project})
+            api = _patiently(login, LOGIN_PATIENCE)
+            records = _records(api, entity, project, run_ids)
+            found = progress(records, len(run_ids), "runs from W&B")
             return {record["name"]: record for record in found}
         except Exception as err:
-            raise _told(err, wandb) from err
+            raise _told(err, wandb, entity, project) from err
 
 
 @contextlib.contextmanager
@@ -91,14 +96,10 @@ def _quiet() -> tp.Iterator[None]:
         sys.stdin = stdin
 
 
-def _login(wandb) -> tp.Any:
-    entity, project = settings.get("WANDB_ENTITY"), settings.get("WANDB_PROJECT")
-    return wandb.Api(overrides={"entity": entity, "project": project})
-
-
-def _records(api, run_ids: list[str]) -> tp.Iterator[dict]:
+def _records(
+    api: tp.Any, entity: str, project: str, run_ids: list[str]
+) -> tp.Iterator[Record]:
     """The records of the runs that W&B has, in no particular order."""
-    entity, project = settings.get("WANDB_ENTITY"), settings.get("WANDB_PROJECT")
     # The client knows the host of W&B's pages, from its own settings file if need be.
     pages = api.project(project, entity).url.removesuffix("workspace") + "runs/"
     options: dict[str, tp.Any] = {"per_page": PAGE, "include_sweeps": False}
@@ -124,7 +125,7 @@ def _records(api, run_ids: list[str]) -> tp.Iterator[dict]:
                 )
 
 
-def _next_answer(runs, answer: dict | None) -> dict | None:
+def _next_answer(runs: tp.Any, answer: tp.Any) -> tp.Any:
     """W&B's answer with the page of runs after that of `answer`; None after the last.
 
     The answer itself and not the client's runs: it makes none of a whole page where it
@@ -171,7 +172,7 @@ def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) ->
 def _time_limit(seconds: float) -> tp.Iterator[None]:
     """Raises _TimeIsUp in the body when `seconds` are over."""
 
-    def ring(*_) -> tp.NoReturn:
+    def ring(*_: object) -> tp.NoReturn:
         raise _TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -208,8 +209,9 @@ def _status(err: BaseException) -> int | None:
     for e in _chain(err):
         response = getattr(e, "response", None)
         for name in ("http_status", "status_code"):
-            if getattr(response, name, None):
-                return getattr(response, name)
+            status = getattr(response, name, None)
+            if isinstance(status, int) and status:
+                return status
     return None
 
 
@@ -226,7 +228,7 @@ def _retry_after(err: BaseException) -> int:
     return 0
 
 
-def _told(err: Exception, wandb) -> UserError:
+def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError:
     """The one line for whatever the client raised."""
     root = _chain(err)[-1]
     status = _status(err)
@@ -244,8 +246,7 @@ def _told(err: Exception, wandb) -> UserError:
         )
     if isinstance(root, ValueError) and "find project" in str(root):
         return UserError(
-            f'{where} has no project "{settings.get("WANDB_PROJECT")}" of'
-            f' "{settings.get("WANDB_ENTITY")}" that this key may see;'
+            f'{where} has no project "{project}" of "{entity}" that this key may see;'
             f" set WANDB_ENTITY and WANDB_PROJECT"
         )
     if _may_pass(err):

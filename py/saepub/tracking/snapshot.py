@@ -14,6 +14,8 @@ from .. import jsonl
 from ..cli import UserError
 from ..files import write_aside
 
+Record = dict[str, tp.Any]
+
 KEYS = ("name", "state", "createdAt", "url", "config", "summary")
 
 CLIENTS_OWN = ("_wandb", "wandb_version")
@@ -29,7 +31,9 @@ MAX_TEXT = 200
 """How much is kept of a config or summary that is text but no JSON."""
 
 
-def read(fpath: str | os.PathLike, run_ids: tp.Collection[str]) -> dict[str, dict]:
+def read(
+    fpath: str | os.PathLike[str], run_ids: tp.Collection[str]
+) -> dict[str, Record]:
     """The records of those of `run_ids` that the export has, by id.
 
     Config and summary may be objects or JSON in a string, as W&B's own API has them.
@@ -61,14 +65,14 @@ def read(fpath: str | os.PathLike, run_ids: tp.Collection[str]) -> dict[str, dic
     return found
 
 
-def write(fpath: str | os.PathLike, records: tp.Iterable[dict]) -> None:
+def write(fpath: str | os.PathLike[str], records: tp.Iterable[Record]) -> None:
     """Write an export, sorted by name: the same runs give the same bytes."""
     with write_aside(fpath) as fd:
         for one in sorted(records, key=lambda r: r["name"]):
             fd.write(jsonl.dumps(one) + "\n")
 
 
-def _loads(text: bytes, where: str) -> dict:
+def _loads(text: bytes, where: str) -> Record:
     """Unlike on a line of ours, a bare NaN is let through: W&B's own client writes them."""
     try:
         raw = json.loads(text)
@@ -79,7 +83,7 @@ def _loads(text: bytes, where: str) -> dict:
     return raw
 
 
-def record(raw: dict) -> dict:
+def record(raw: Record) -> Record:
     """A run's record as a line can carry it, from what W&B's API or an export has.
 
     NaN and the infinities become the strings that W&B sends for them, whole numbers over
