@@ -128,7 +128,8 @@ def _plain(dpath: pathlib.Path, env: dict) -> Cost:
 
 def _ours(dpath: pathlib.Path, env: dict) -> list[tuple[str, Cost]]:
     env = env | {
-        "BUILD": dpath / "build",
+        "SAEPUB_BUILD": dpath / "build",
+        "RECORDS": dpath / "records",
         "CATALOG": dpath / "catalog.json",
         "RUNS_ROOT": dpath / "runs",
         "SAEV_DIR": "",
@@ -178,7 +179,7 @@ def _make_runs(dpath: pathlib.Path) -> int:
             line = {"repo": "bench", "layer": 13, "run_id": f"run{i:02d}"}
             line |= {"expected": expected, "l0": 2.0**i, "nmse": 1 / (i + 2)}
             line |= {
-                "numbers": "wandb",
+                "nmse_source": "wandb",
                 "n_prefixes": 10,
                 "activation": {"key": "relu"},
             }

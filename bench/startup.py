@@ -6,9 +6,7 @@ import sys
 from .measure import ROOT, best, table
 
 LIGHT = (
-    "facts",
     "classify",
-    "settle",
     "select",
     "stage",
     "fetch-metrics",

@@ -1,11 +1,49 @@
 # shellcheck shell=sh
-# Sourced by the programs in bin/: runs the stage of the same name with the project's Python.
-# Stages that need no package run on any python3 before `make setup` has been called.
-root=${0%/*}/..
-python=${VENV:-$root/.venv}/bin/python
-[ -x "$python" ] || python=python3
-PYTHONPATH=$root/py${PYTHONPATH:+:$PYTHONPATH} exec "$python" -c 'import signal, sys
+# Sourced by the programs in bin/, with self their real path: runs the jq filter or the Python
+# stage of the same name. A stage is the same in any shell: Python's -I leaves aside PYTHON* of
+# the environment, packages of the user's own and whatever lies in the current directory, and
+# jq gets no ~/.jq. Stages that need no package run on any python3 before `make setup`.
+root=${self%/*/*}
+name=${self##*/}
+story=$root/jq/$name.jq
+
+python() {
+    venv=${SAEPUB_VENV:-$root/.venv}
+    # It may stand in .env, too, which one program reads for all.
+    if [ -z "${SAEPUB_VENV:-}" ] && [ "$name" != settings ] && grep -qs VENV "$root/.env"; then
+        venv=$("$root/bin/settings" --value VENV) || exit
+    fi
+    python=$venv/bin/python
+    if ! [ -x "$python" ]; then
+        python=${PYTHON:-python3}
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+            echo "$name: $("$python" --version 2>&1) is too old; set PYTHON to python 3.11 or later" >&2
+            exit 1
+        }
+    fi
+    exec "$python" -I -X utf8 -c 'import signal, sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main can put Ctrl-C in a line
+sys.path.insert(0, sys.argv.pop(1))
 from saepub.cli import main
-main(sys.argv.pop(1))' "${0##*/}" "$@"
+main(sys.argv.pop(1))' "$root/py" "$name" "$@"
+}
+
+[ -f "$story" ] || python "$@"
+. "$root/py/about.sh"
+if [ $# -gt 0 ]; then
+    echo "usage: $name [--help] [--version] < LINES" >&2
+    exit 2
+fi
+command -v jq > /dev/null || {
+    echo "$name: jq is not installed; get it with: apt install jq, brew install jq or conda install jq" >&2
+    exit 1
+}
+# What a filter takes from the settings, it names in its text.
+if grep -q 'ENV\.EXCLUDE' "$story"; then
+    EXCLUDE=$("$root/bin/settings" --value EXCLUDE) || exit
+    export EXCLUDE
+fi
+# Its first line says how jq is to run it.
+read -r _ _ _ options < "$story"
+HOME=/dev/null exec jq "$options" "$story"

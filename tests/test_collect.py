@@ -257,7 +257,7 @@ def test_without_rights_the_release_stands_and_the_line_says_which_and_why(world
     done = world.release(HF_TOKEN=SCOPED)
     assert done.code == 1
     assert world.held() == world.expected()
-    assert (world.build / SLUG / "release.json").exists()
+    assert (world.records / SLUG / "release.json").exists()
     assert [line for line in done.err.splitlines() if line.startswith("collect: ")] == [
         (
             f'collect: collection "{TITLE}" of {LAB}: can\'t create it: Forbidden: this'

@@ -103,8 +103,8 @@ class Lab:
         return dpath, [row | {"documents": documents} for row in rows]
 
     def release(self, monkeypatch, *slugs: str) -> None:
-        monkeypatch.setenv("BUILD", str(self.build))
-        monkeypatch.delenv("RECORDS", raising=False)
+        monkeypatch.setenv("SAEPUB_BUILD", str(self.build))
+        monkeypatch.setenv("RECORDS", str(self.records))
         for slug in slugs:
             _, rows = self.stage(slug)
             record = release.from_lines(f"lab/SAE_{slug}", rows)
@@ -273,7 +273,7 @@ def test_slugs_choose_among_the_released(released):
 def test_every_path_that_is_named_was_released(released):
     released.docs()
     named = set(re.findall(r"layer_\d+/\w+/sae\.pt", released.text))
-    record = json.loads((released.build / "vits-relu/release.json").read_text())
+    record = json.loads((released.records / "vits-relu/release.json").read_text())
     assert named and named <= {file["path"] for file in record["files"]}
 
 
@@ -303,7 +303,7 @@ def test_without_any_release_it_says_what_to_do(lab):
 
 
 def test_a_record_that_names_no_repo_of_the_hub_is_refused(released):
-    fpath = released.build / "vits-relu" / "release.json"
+    fpath = released.records / "vits-relu" / "release.json"
     record = json.loads(fpath.read_text())
     for repo_id in ("a/b`](javascript:x)", 7):
         fpath.write_text(json.dumps(record | {"repo_id": repo_id}))

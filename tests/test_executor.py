@@ -327,8 +327,7 @@ def test_stage_splits_between_repos_and_not_within_one(tmp_path):
 def here(tmp_path, monkeypatch):
     """Settings for `executor.run` in this process; the log of executor_kit.double."""
     monkeypatch.setattr(sys, "argv", ["stage"])
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    monkeypatch.setenv("BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path / "build"))
     monkeypatch.setenv("EXECUTOR", "local")
     monkeypatch.delenv("SAEV_DIR", raising=False)
     return tmp_path / "log"

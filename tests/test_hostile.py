@@ -99,13 +99,11 @@ class Crowd:
 
     def choose(self, metrics: str, **env: str) -> str:
         classified = self.step("classify", metrics, **env)
-        settled = self.step("settle", classified)
-        return self.step("select", settled, "-n", "10000", *self.account)
+        return self.step("select", classified, "-n", "10000", *self.account)
 
     def check(self) -> str:
         """What preflight passes on, once those are excluded that it refuses, as it says."""
-        records = self.step("fetch-metrics", self.step("extract-ids", "", "tiny"))
-        metrics = self.step("facts", records)
+        metrics = self.step("fetch-metrics", self.step("extract-ids", "", "tiny"))
         told = self.step("preflight", self.choose(metrics), code=1).splitlines()
         assert told[-1].startswith("preflight: to go on"), told[-1][:500]
         command = shlex.split(told[-1].partition("to go on without: ")[2])
@@ -271,13 +269,9 @@ def test_a_hostile_setting_is_refused_or_data(world, texts, setting, name):
         return  # no environment can hold it
     env = made.settings | {setting: text, "BUILD": world.dpath / "settings"}
     candidates = (made.build / "tiny/candidates.jsonl").read_bytes()
-    classified, settled = (
-        (made.build / f"tiny/{name}.jsonl").read_bytes()
-        for name in ("classified", "settled")
-    )
+    classified = (made.build / "tiny/classified.jsonl").read_bytes()
     run("fetch-metrics", stdin=candidates, env=env)
-    run("settle", stdin=classified, env=env)
-    run("select", stdin=settled, env=env)
+    run("select", stdin=classified, env=env)
 
 
 def test_a_hostile_title_is_drawn_as_it_stands(world, texts, tmp_path):
@@ -292,8 +286,7 @@ def test_a_hostile_title_is_drawn_as_it_stands(world, texts, tmp_path):
 
 JOINTS = {
     "fetch-metrics": "candidates",
-    "settle": "classified",
-    "select": "settled",
+    "select": "classified",
     "stage": "checked",
     "render": "staged",
     "summary": "rendered",
@@ -333,7 +326,7 @@ def test_a_hostile_line_is_refused_or_data(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hostile_line_does_not_get_past_push(world, texts, monkeypatch, name):
     """In a key that says what is sent where: the line is refused, or its stage is."""
-    monkeypatch.setenv("BUILD", str(world.made.build))
+    monkeypatch.setenv("SAEPUB_BUILD", str(world.made.build))
     text = (world.made.build / "tiny/rendered.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in text]
     assert push.check_stage("tiny", rows) == []

@@ -125,7 +125,10 @@ def test_exclude_and_pin_change_the_choice(tree):
 def test_an_unknown_id_in_pin_or_exclude_stops_it(tree, setting):
     done = tree.make("dry-run", setting, code=None)
     assert done.returncode != 0
-    assert "PIN or EXCLUDE: nosuchid: not among the candidates" in done.stderr
+    assert (
+        f"{setting.replace(chr(61), chr(32))}: not among the candidates of any repo"
+        in done.stderr
+    )
 
 
 def test_four_jobs_give_the_same_stages(made, tmp_path, demo):
@@ -174,7 +177,7 @@ def test_a_killed_stage_leaves_nothing_that_is_trusted(tree, program, signal):
 
 def test_a_wrong_repo_is_one_line(made):
     done = made.make("dry-run", "REPO=vitl-tpk", code=2)
-    assert "has no repo vitl-tpk; it has: vits-relu vitb-relu" in done.stderr
+    assert 'has no repo "vitl-tpk"; it has: vits-relu vitb-relu' in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -56,7 +56,7 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     assert [[item["id"] for item in c["items"]] for c in collections] == [[repo_id]] * 2
 
     # No trace of it where a release leaves its own, and no token anywhere.
-    assert not (tree.dpath / f"build/{slug}/release.json").exists()
+    assert not (tree.dpath / f"records/{slug}/release.json").exists()
     assert (tree.dpath / f"build/hub/records/{slug}/release.json").exists()
     assert not (tmp_path / "home/.cache/huggingface").exists()
     assert subprocess.run(["grep", "-rqF", CANARY, tmp_path]).returncode == 1
@@ -133,7 +133,7 @@ def test_two_rehearsals_at_once_are_told_apart(go, tmp_path):
 
 
 def test_a_disk_without_room_is_told_before_anything(tmp_path, demo, monkeypatch):
-    monkeypatch.setenv("BUILD", str(tmp_path))
+    monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path))
     monkeypatch.setenv("CATALOG", str(demo / "catalog.json"))
     cat = catalog.load()
     for slug in (SLUG, "vits-relu"):

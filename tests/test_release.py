@@ -90,7 +90,7 @@ def test_first_second_and_changed_release_by_xet(tree):
     assert len(hub.commits(REPO_ID)) == 2
     links = re.findall(r"^(http\S+/collections/\S+): (\w+)", first.stderr, re.M)
     assert [how for _, how in links] == ["created", "gained"]
-    record = json.loads((tree.dpath / f"build/{SLUG}/release.json").read_text())
+    record = json.loads((tree.dpath / f"records/{SLUG}/release.json").read_text())
     assert record["commit"] == commit
 
     # Without a token: what a release would do, and whether it is still as released.

@@ -39,7 +39,7 @@ def later(world: World, *slugs: str, **env: object):
 
 
 def record(world: World, slug: str = SLUG) -> dict:
-    return json.loads((world.build / slug / "release.json").read_text())
+    return json.loads((world.records / slug / "release.json").read_text())
 
 
 def today() -> datetime.date:
@@ -63,7 +63,7 @@ def is_refused(world: World, done, *says: str) -> None:
     for words in (world.repo_id, *says):
         assert words in done.last
     assert "no collection was touched" in done.last
-    assert not (world.build / SLUG / "release.json").exists()
+    assert not (world.records / SLUG / "release.json").exists()
 
 
 # What passes.
@@ -213,7 +213,7 @@ def test_one_bad_repo_keeps_all_from_the_collections(world):
     corrupt(world.hub, world.repo_id, "README.md")
     done = world.run("verify", stdin=lines)
     is_refused(world, done, "README.md: expected")
-    assert not (world.build / OTHER / "release.json").exists()
+    assert not (world.records / OTHER / "release.json").exists()
 
 
 def test_lines_of_two_pushes_are_wrong_usage(world):
@@ -352,7 +352,7 @@ def test_without_a_record_it_says_so_and_checks_the_others(world):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": [1]}', "\xff"])
 def test_a_record_that_is_none_is_one_line(world, content):
-    fpath = world.build / SLUG / "release.json"
+    fpath = world.records / SLUG / "release.json"
     fpath.write_text(content)
     done = later(world)
     assert (done.code, done.out) == (1, "")
@@ -360,8 +360,7 @@ def test_a_record_that_is_none_is_one_line(world, content):
 
 
 def test_a_record_keeps_what_it_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("BUILD", str(tmp_path))
-    monkeypatch.delenv("RECORDS", raising=False)
+    monkeypatch.setenv("RECORDS", str(tmp_path))
     files = {"a": File("a", 1, "0" * 64)}
     of = release.Release(SLUG, "lab/x", "1" * 40, files, {"a": "builtin"})
     release.write(of, {"loaded": "a"}, 1.0)

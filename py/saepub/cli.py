@@ -8,6 +8,7 @@ import sys
 import threading
 import typing as tp
 
+from . import __version__
 from .text import printable
 
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
@@ -41,6 +42,9 @@ def parser(purpose: str, example: str) -> argparse.ArgumentParser:
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    p.add_argument(
+        "--version", action="version", version=f"{p.prog} (saepub) {__version__}"
     )
     p.add_argument("--debug", action="store_true", help="on an error, print where")
     return p

@@ -1,13 +1,16 @@
-"""Settings, from the environment or from `.env` in the checkout; the environment wins.
+"""Every setting: its name, its default, and where its value comes from.
 
-With no data of a lab's own named, every setting points at the demo under build/demo.
+A value comes from make's command line, else the environment, else `.env` in the checkout,
+else the demo (where no data of a lab's own is named), else the default. make and the stages
+run by hand resolve them here, and nowhere else. This runs before any package is installed,
+which is why `.env` is parsed here too: VENV may stand in it.
 """
 
 import os
 import re
 import typing as tp
 
-from .cli import UserError
+from .cli import UsageError, UserError
 
 if tp.TYPE_CHECKING:
     import pathlib
@@ -15,90 +18,273 @@ if tp.TYPE_CHECKING:
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """The checkout."""
 
-DEFAULTS = {
-    "WANDB_ENTITY": "samuelstevens",
-    "WANDB_PROJECT": "saev",
-    "CATALOG": os.path.join(ROOT, "catalog.json"),
-    "N": "6",
-}
+PATH, TEXT, NUMBER, IDS, SECRET = "path", "text", "number", "ids", "secret"
+
+
+class Setting(tp.NamedTuple):
+    name: str
+    kind: str
+    help: str
+    default: str = ""
+    shown: str = ""
+    """What people are told where no plain default says it."""
+
+
+SETTINGS = (
+    Setting("SAEV_DIR", PATH, "a saev checkout: its sweep files, and `src/` as the saev that loads checkpoints"),
+    Setting("RUNS_ROOT", PATH, "the runs: `<run_id>/checkpoint/sae.pt`", shown="the catalog's"),
+    Setting("SHARDS_ROOT", PATH, "cached activations, a directory a shard", shown="the catalog's"),
+    Setting("CATALOG", PATH, "the table of what is released", "catalog.json"),
+    Setting("REPO", TEXT, "the repo, by slug, that `make` is to work on", shown="all of the catalog"),
+    Setting("N", NUMBER, "checkpoints a layer, at most", "6"),
+    Setting("PIN", IDS, "run ids to choose, whatever the rule says"),
+    Setting("EXCLUDE", IDS, "run ids to drop"),
+    Setting("WANDB_ENTITY", TEXT, "whose runs", shown="the catalog's"),
+    Setting("WANDB_PROJECT", TEXT, "of which project", shown="the catalog's"),
+    Setting("WANDB_API_KEY", SECRET, "your W&B key; or `wandb login` once"),
+    Setting("WANDB_BASE_URL", TEXT, "a W&B server of your own", shown="W&B's own"),
+    Setting("METRICS_SNAPSHOT", PATH, "a JSONL export of runs to read in W&B's place (`bin/fetch-metrics --save-snapshot`)"),
+    Setting("NMSE_SHARD", TEXT, "the shard whose inference on disk gives older runs their NMSE"),
+    Setting("HF_TOKEN", SECRET, "a token that may write; from the environment only"),
+    Setting("HF_ENDPOINT", TEXT, "another Hub", shown="the Hub"),
+    Setting("HF_HUB_DISABLE_XET", TEXT, "1: upload by LFS, not by Xet"),
+    Setting("HF_HUB_DOWNLOAD_TIMEOUT", NUMBER, "seconds to wait for an answer of the Hub", "60"),
+    Setting("PRUNE", TEXT, "1: delete files on the Hub that are not in the stage"),
+    Setting("LOADER", TEXT, "`builtin`: publish checkpoints that no saev at hand can load; the card says so"),
+    Setting("JOBS", NUMBER, "how much at once: files; with `EXECUTOR`, the tasks that share the lines", shown="by cores and memory"),
+    Setting("EXECUTOR", TEXT, "`slurm`: preflight and measure as a Slurm array; `local`: the same in processes of this machine"),
+    Setting("SLURM_PARTITION", TEXT, "of that array"),
+    Setting("SLURM_ACCOUNT", TEXT, "of that array"),
+    Setting("SLURM_TIME", NUMBER, "minutes a task of it may take", "60"),
+    Setting("RECORDS", PATH, "what was measured and released, as small JSON for git; nothing is ever deleted there", "records"),
+    Setting("BUILD", PATH, "everything that can be made again; in the environment: `SAEPUB_BUILD`", "build"),
+    Setting("VENV", PATH, "the virtual environment; in the environment: `SAEPUB_VENV`", ".venv"),
+    Setting("DRY_RUN", TEXT, "1: `make docs` shows what it would write"),
+    Setting("PYTHON", TEXT, "the Python that the virtual environment is made with", "python3"),
+)  # fmt: skip
+
+KNOBS = ("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS")
+"""What single targets take on make's command line, and nothing else does."""
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 OWN_DATA = ("SAEV_DIR", "RUNS_ROOT", "CATALOG", "METRICS_SNAPSHOT", "NMSE_SHARD")
-"""Any of these set means that a lab's own data is meant, not the demo."""
+"""Any of these given means that a lab's own data is meant, not the demo."""
 
-ENVIRONMENT_ONLY = ("HF_TOKEN",)
-"""Never read from a file: a token for publishing should not lie about on a disk."""
+DEMO = {
+    "CATALOG": "catalog.json",
+    "SAEV_DIR": "saev",
+    "RUNS_ROOT": "runs",
+    "SHARDS_ROOT": "shards",
+    "METRICS_SNAPSHOT": "snapshot.jsonl",
+}
+"""What the demo gives, under BUILD/demo."""
+
+MADE = ("BUILD", "VENV")
+"""Directories that get made and removed. Compilers' scripts export such names for their own
+ends, so that the environment gives these two under a name of ours."""
+
+FOR_CLIENTS = ("HF_", "WANDB_")
+"""Read by the Hub's and W&B's clients too, which take an empty one for a value."""
+
+MARK = ".saepub"
+"""The file by which a directory is known as made by us."""
 
 
-def dotenv(fpath: str) -> dict[str, str]:
-    """The settings in an `.env` file: NAME=value lines, comments, optional quotes.
+class Value(tp.NamedTuple):
+    text: str
+    source: str
+    """For people: where it comes from."""
+
+
+def resolve(command_line: tp.Mapping[str, str] | None = None) -> dict[str, Value]:
+    """Every setting that is given somewhere, even as nothing; the demo's where none names data.
+
+    Args:
+        command_line: What make's command line gives.
 
     Raises:
-        UserError: A line is something else.
+        UserError: A setting is given that can't be, in a line that says which and where.
     """
-    settings = {}
+    in_file = dotenv(os.path.join(ROOT, ".env"))
+    found = {}
+    for name, setting in BY_NAME.items():
+        exported = in_environment(name)
+        if name in (command_line or {}):
+            value = Value((command_line or {})[name], "make's command line")
+        elif exported in os.environ:
+            value = Value(os.environ[exported], "the environment")
+        elif name in in_file:
+            value = in_file[name]
+        else:
+            continue
+        found[name] = Value(_clean(setting, value), value.source)
+    if not any(name in found and found[name].text for name in OWN_DATA):
+        build = found["BUILD"].text if "BUILD" in found else default("BUILD")
+        for name, path in DEMO.items():
+            found[name] = Value(os.path.join(build, "demo", path), "the demo")
+    return found
+
+
+def _clean(setting: Setting, value: Value) -> str:
+    """A value as it is used: ids apart by single spaces, a path without "~"."""
+    text = value.text.strip()
+    if setting.kind == IDS:
+        return " ".join(split(text))
+    if setting.kind == SECRET:
+        return text
+    if not text.isprintable():
+        raise UserError(
+            f"{setting.name} is {text!r} ({value.source}); it takes one line of text"
+        )
+    if setting.kind == PATH:
+        text = os.path.expanduser(text)
+    if setting.name in MADE and not text:
+        raise UserError(
+            f"{setting.name} is empty ({value.source}); name a directory or leave it out"
+        )
+    return text
+
+
+def split(text: str) -> list[str]:
+    """The ids of a list: commas, spaces, tabs and newlines are all the same."""
+    return [word for word in re.split(r"[\s,]+", text) if word]
+
+
+# ---- .env --------------------------------------------------------------------------------------
+
+_BINDING = re.compile(
+    r"""[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_]\w*)[ \t]*=
+    (?:[ \t]*(?:'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)")[ \t]*(?:\#[^\n]*)?
+      |(?P<bare>(?![ \t]*['"])[^\n]*))(?:\n|\Z)""",
+    re.VERBOSE | re.DOTALL | re.ASCII,
+)
+_VARIABLE = re.compile(r"\\([\\\"$`])|\$(\w+)|\$\{(\w+)\}", re.ASCII)
+
+
+def dotenv(fpath: str) -> dict[str, Value]:
+    """The settings in an `.env` file: NAME=value lines, comments, quotes as in a shell.
+
+    Raises:
+        UserError: It can't be read, a line is something else, or names no setting.
+    """
     try:
-        with open(fpath, encoding="utf-8") as fd:
-            raw_lines = fd.read().splitlines()
+        with open(fpath, encoding="utf-8-sig") as fd:
+            text = fd.read()
+    except FileNotFoundError:
+        return {}
     except UnicodeDecodeError:
         raise UserError(f"{fpath}: not text (UTF-8)") from None
-    for i, raw in enumerate(raw_lines, start=1):
-        text = raw.strip().removeprefix("export ")
-        if not text or text.startswith("#"):
+    found: dict[str, Value] = {}
+    at = 0
+    while at < len(text):
+        where = f"{fpath}:{text.count(chr(10), 0, at) + 1}"
+        if blank := re.compile(r"[^\S\n]*(#[^\n]*)?(\n|\Z)").match(text, at):
+            at = blank.end()
             continue
-        match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", text)
-        if match is None:
-            raise UserError(f"{fpath}:{i}: not NAME=value")
-        name, value = match.groups()
-        if name in ENVIRONMENT_ONLY:
+        binding = _BINDING.match(text, at)
+        if binding is None:
             raise UserError(
-                f"{fpath}:{i}: {name} is read from the environment only;"
-                f" delete this line and export it in your shell"
+                f"{where}: not NAME=value, or a quote in it is never closed"
             )
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        else:
-            value = re.sub(r"\s+#.*", "", value)
-        settings[name] = value
-    return settings
+        _check_name(binding["name"], where)
+        found[binding["name"]] = Value(_dotenv_value(binding, found, where), where)
+        at = binding.end()
+    return found
+
+
+def _check_name(name: str, where: str) -> None:
+    if name == "HF_TOKEN":
+        raise UserError(
+            f"{where}: HF_TOKEN is read from the environment only; delete this line and export it"
+            " in your shell"
+        )
+    if name not in BY_NAME:
+        raise UserError(f"{where}: {name} is no setting; {near(name, BY_NAME)}")
+
+
+def near(name: str, names: tp.Iterable[str]) -> str:
+    """What to tell of a name that isn't among `names`."""
+    import difflib  # slow to import
+
+    for same in names:
+        if same.replace("_", "") == name.upper().replace("_", ""):
+            return f"did you mean {same}?"
+    close = difflib.get_close_matches(name.upper(), list(names), n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return (
+        "README.md lists them; what is meant for other programs belongs in your shell"
+    )
+
+
+def _dotenv_value(binding: re.Match[str], above: dict[str, Value], where: str) -> str:
+    if binding["single"] is not None:
+        return _from_checkout(binding, binding["single"])
+    if binding["double"] is not None:
+        text, escapes = binding["double"], True
+    else:
+        # A comment starts behind a space, as in a shell.
+        text, escapes = re.sub(r"\s#.*", "", binding["bare"]).strip(), False
+    is_path = BY_NAME[binding["name"]].kind == PATH
+
+    def put(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[1] if escapes else match[0]
+        name = match[2] or match[3]
+        if not is_path:
+            return match[0]
+        if name in above:
+            return above[name].text
+        if name not in os.environ:
+            raise UserError(
+                f"{where}: ${name} is not set; in single quotes a $ is only that"
+            )
+        return os.environ[name]
+
+    return _from_checkout(binding, _VARIABLE.sub(put, text))
+
+
+def _from_checkout(binding: re.Match[str], text: str) -> str:
+    """A relative path in the checkout's `.env` starts from there."""
+    is_path = BY_NAME[binding["name"]].kind == PATH
+    return in_checkout(text) if is_path and text and text[0] != "~" else text
+
+
+def in_checkout(path: str) -> str:
+    """A path that is relative to the checkout, from where this process is."""
+    return path if os.getcwd() == ROOT else os.path.join(ROOT, path)
+
+
+# ---- for the stages ----------------------------------------------------------------------------
 
 
 def load() -> None:
-    """Put the settings of `.env` and, where none names data, the demo's into `os.environ`."""
-    load_dotenv()
-    if is_demo():
-        os.environ.update(demo())
+    """Resolve all settings into `os.environ`, for this process and what it starts.
+
+    Raises:
+        UserError: As `resolve`.
+    """
+    for name, value in resolve().items():
+        if value.text or not name.startswith(FOR_CLIENTS):
+            os.environ[in_environment(name)] = value.text
+        else:
+            os.environ.pop(name, None)
 
 
-def load_dotenv() -> None:
-    """Put the settings of `.env` into `os.environ`; what is there already wins."""
-    fpath = os.path.join(ROOT, ".env")
-    if os.path.isfile(fpath):
-        for name, value in dotenv(fpath).items():
-            os.environ.setdefault(name, value)
+def in_environment(name: str) -> str:
+    """What the environment calls a setting."""
+    return f"SAEPUB_{name}" if name in MADE else name
 
 
-def is_demo() -> bool:
-    return not any(os.environ.get(name) for name in OWN_DATA)
-
-
-def demo() -> dict[str, str]:
-    """The settings that make every stage work on the demo."""
-    names = {
-        "CATALOG": "catalog.json",
-        "SAEV_DIR": "saev",
-        "RUNS_ROOT": "runs",
-        "METRICS_SNAPSHOT": "snapshot.jsonl",
-    }
-    return {k: os.path.join(_build(), "demo", name) for k, name in names.items()}
-
-
-def is_demo_fpath(fpath: "pathlib.Path") -> bool:
-    return build_dpath() / "demo" in fpath.parents
+def default(name: str) -> str:
+    text = BY_NAME[name].default
+    return in_checkout(text) if text and BY_NAME[name].kind == PATH else text
 
 
 def get(name: str) -> str:
     """The setting's value; "" where it is not set and has no default."""
-    return os.environ.get(name) or DEFAULTS.get(name, "")
+    return os.environ.get(in_environment(name)) or default(name)
 
 
 def need(name: str, why: str) -> str:
@@ -113,19 +299,101 @@ def need(name: str, why: str) -> str:
     return value
 
 
+def ids(name: str) -> list[str]:
+    """The run ids that a setting lists."""
+    return split(get(name))
+
+
+def number(name: str, at_least: int = 1) -> int | None:
+    """A setting that is a whole number; None where it is not set.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    text = get(name).strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()) or int(text) < at_least:
+        raise UsageError(
+            f"{name} is {text!r}; it takes a whole number, {at_least} or more"
+        )
+    return int(text)
+
+
+def is_demo_fpath(fpath: "str | pathlib.Path") -> bool:
+    return os.path.abspath(fpath).startswith(
+        os.path.join(os.path.abspath(get("BUILD")), "demo", "")
+    )
+
+
 def build_dpath() -> "pathlib.Path":
-    """Where everything that the toolkit makes lies."""
+    """Where everything lies that can be made again."""
     import pathlib  # slow to import, and the light stages don't need it
 
-    return pathlib.Path(_build())
+    return pathlib.Path(get("BUILD"))
 
 
 def records_dpath() -> "pathlib.Path":
-    """The lab's memory: what was measured and released. Nothing of ours deletes there."""
+    """Where the records of releases and measurements lie. Nothing of ours deletes there."""
     import pathlib
 
-    return pathlib.Path(os.environ.get("RECORDS") or os.path.join(ROOT, "records"))
+    return pathlib.Path(get("RECORDS"))
 
 
-def _build() -> str:
-    return os.environ.get("BUILD") or os.path.join(ROOT, "build")
+# ---- directories that get made and removed -----------------------------------------------------
+
+
+def claim(name: str) -> None:
+    """Make the directory that a setting of `MADE` names, with our mark, unless it is ours already.
+
+    Raises:
+        UserError: It is somebody else's, or can't be one to make and remove.
+    """
+    path = get(name)
+    check_made(name, path)
+    if is_ours(path):
+        return
+    os.makedirs(path, exist_ok=True)
+    with open(os.path.join(path, MARK), "w") as fd:
+        fd.write(
+            "Made by saepub, which removes what is in here: make clean, make distclean.\n"
+        )
+
+
+def check_made(name: str, path: str) -> None:
+    """Raises UserError where a directory is not ours to make, fill and empty."""
+    real = os.path.realpath(path)
+    for kept, what in _kept(name).items():
+        if os.path.join(os.path.realpath(kept), "").startswith(os.path.join(real, "")):
+            raise UserError(
+                f"{name} is {path}, which holds {what}; name a directory of its own"
+            )
+    if (
+        not is_ours(path)
+        and os.path.lexists(path)
+        and (not os.path.isdir(path) or os.listdir(path))
+    ):
+        raise UserError(
+            f"{name} is {path}, which is not empty and not of our making (no {MARK} in it);"
+            " name another directory"
+        )
+
+
+def _kept(name: str) -> dict[str, str]:
+    """What no directory that gets removed may hold, and what it is."""
+    kept = {ROOT: "this checkout", os.path.expanduser("~"): "your home"}
+    demo = os.path.join(os.path.realpath(get("BUILD")), "demo", "")
+    hub = os.path.join(os.path.realpath(get("BUILD")), "hub", "")
+    for other in ("RECORDS", "SAEV_DIR", "RUNS_ROOT", "SHARDS_ROOT", "CATALOG", *MADE):
+        path = get(other)
+        if (
+            other != name
+            and path
+            and not os.path.realpath(path).startswith((demo, hub))
+        ):
+            kept[path] = other
+    return kept
+
+
+def is_ours(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, MARK))

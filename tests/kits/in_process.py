@@ -13,7 +13,9 @@ import unittest.mock
 
 from saepub import cli
 
-PASS_ON_LINES = ("extract-ids", "fetch-metrics", "settle", "select", "preflight")
+from .programs import in_environment
+
+PASS_ON_LINES = ("extract-ids", "fetch-metrics", "classify", "select", "preflight")
 PASS_ON_LINES += ("stage", "render", "remeasure", "plan", "push", "verify", "collect")
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -26,7 +28,7 @@ CHANGES = {
 """What Python tells an audit hook of, and which arguments are the paths that change."""
 
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
-MAY_RUN = ("git", "ldconfig")
+MAY_RUN = ("classify", "git", "ldconfig")
 """The last by Python's own ctypes, for the Hub's client."""
 
 
@@ -72,14 +74,14 @@ def run(
         ),
         "argv": [name, *argv],
     }
-    env = {"PATH": os.environ["PATH"]} | {k: str(v) for k, v in env.items()}
+    env = {"PATH": os.environ["PATH"]} | in_environment(env)
     code = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(unittest.mock.patch.dict(os.environ, env, clear=True))
         for key, value in streams.items():
             stack.enter_context(unittest.mock.patch.object(sys, key, value))
         stack.enter_context(_time_limit(seconds))
-        stack.enter_context(_watched(pathlib.Path(env["BUILD"])))
+        stack.enter_context(_watched(pathlib.Path(env["SAEPUB_BUILD"])))
         try:
             cli.main(name)
         except SystemExit as end:

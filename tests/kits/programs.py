@@ -13,10 +13,19 @@ def bare_env(**settings: object) -> dict[str, str]:
     keep = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_FIND_LINKS")
     env = {name: os.environ[name] for name in keep if name in os.environ}
     # make hands its VENV on relative to the checkout, and tests run elsewhere.
-    env |= {"VENV": sys.prefix}
+    env |= {"SAEPUB_VENV": sys.prefix}
     # The threads of several tests on few cores only get in each other's way.
     env |= {"OMP_NUM_THREADS": "1"}
-    return env | {name: str(value) for name, value in settings.items()}
+    return env | in_environment(settings)
+
+
+def in_environment(settings: dict[str, object]) -> dict[str, str]:
+    """Settings under the names that the environment has for them; records beside BUILD."""
+    if "BUILD" in settings:
+        beside = pathlib.Path(str(settings["BUILD"])).absolute().with_name("records")
+        settings = {"RECORDS": beside} | settings
+    ours = {"BUILD": "SAEPUB_BUILD", "VENV": "SAEPUB_VENV"}
+    return {ours.get(name, name): str(value) for name, value in settings.items()}
 
 
 def run_program(*argv: object, stdin: str | bytes = b"", cwd=ROOT, **settings: object):

@@ -233,9 +233,7 @@ def make(dpath: pathlib.Path, demo: pathlib.Path, stages: Stages) -> None:
 
     for slug, variants in VARIANTS.items():
         lines = run("fetch-metrics", stdin=run("extract-ids", slug))
-        for name in ("facts", "classify"):
-            lines = run_program(ROOT / "bin" / name, stdin=lines).out
-        lines = run("settle", stdin=lines)
+        lines = run_program(ROOT / "bin/classify", stdin=lines).out
         n_most = max(variants.values())
         checked = run("select", "-n", n_most, stdin=lines)
         checked = run("preflight", "--jobs", 1, stdin=checked)
@@ -284,7 +282,7 @@ class World:
 
     def __init__(self, dpath, made, demo, stages: Stages, hub: LoopbackHub):
         self.dpath, self.made, self.stages, self.hub = dpath, made, stages, hub
-        self.build = dpath / "build"
+        self.build, self.records = dpath / "build", dpath / "records"
         self.catalog = json.loads((demo / "catalog.json").read_text())
         self.repo_ids = {r["slug"]: r["repo_id"] for r in self.catalog["repos"]}
         self.repo_id = self.repo_ids[SLUG]

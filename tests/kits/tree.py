@@ -14,7 +14,6 @@ JOINTS = [
     "runs",
     "metrics",
     "classified",
-    "settled",
     "selected",
     "account",
     "checked",
@@ -75,6 +74,7 @@ def fresh(dpath: pathlib.Path, demo: pathlib.Path, *goals: str) -> Tree:
         (dpath / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, dpath / name)
     shutil.copytree(demo, dpath / "build/demo", copy_function=shutil.copy2)
+    (dpath / "build/.saepub").touch()
     tree = Tree(dpath)
     for goal in goals:
         tree.out = tree.make(goal).stdout

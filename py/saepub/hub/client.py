@@ -19,7 +19,7 @@ from ..text import one_line, say
 
 # The client reads its own settings while it is imported, and .env may have some. So every
 # module of ours has the client from here.
-settings.load_dotenv()
+settings.load()
 # One file at a time through the Xet library's memory: eight of them take over a gigabyte,
 # and a network is slower than the cutting of one file into chunks.
 os.environ.setdefault("HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION", "1")
@@ -61,7 +61,7 @@ TransportError = errors.HfHubHTTPError.__bases__[0]
 
 NETWORK = (TransportError, ConnectionError, TimeoutError)
 
-TIMEOUT = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 60)
+TIMEOUT = float(settings.get("HF_HUB_DOWNLOAD_TIMEOUT"))
 """Seconds without a sign of the Hub, where the client itself would wait for ever."""
 
 N_TRIES = 3

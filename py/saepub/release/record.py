@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import typing as tp
@@ -29,9 +28,7 @@ class Release(tp.NamedTuple):
 
 
 def fpath_of(slug: str) -> pathlib.Path:
-    """A rehearsal keeps its records apart, under RECORDS."""
-    dpath = pathlib.Path(settings.get("RECORDS") or settings.build_dpath())
-    return dpath / slug / "release.json"
+    return settings.records_dpath() / slug / "release.json"
 
 
 def from_lines(repo_id: str, rows: list[jsonl.Line]) -> Release:
@@ -55,7 +52,7 @@ def write(release: Release, verified: dict[str, tp.Any], seconds: float) -> None
         "commit": release.commit,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
-        "endpoint": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
+        "endpoint": settings.get("HF_ENDPOINT") or "https://huggingface.co",
         "tools": {
             "saepub": __version__,
             "python": platform.python_version(),

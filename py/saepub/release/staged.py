@@ -19,7 +19,7 @@ MANIFEST_KEYS = (
     "layer",
     "l0",
     "nmse",
-    "numbers",
+    "nmse_source",
     "activation",
     "objective",
     "d_model",

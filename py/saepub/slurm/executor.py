@@ -49,7 +49,7 @@ def n_jobs(option: int | None) -> int | None:
         if option < 1:
             raise UsageError(f"--jobs is {option}; it takes 1 or more")
         return option
-    return executor_tasks.count("JOBS")
+    return settings.number("JOBS")
 
 
 def run(

@@ -14,7 +14,7 @@ import time
 import typing as tp
 
 from .. import machine, settings
-from ..cli import UsageError, UserError
+from ..cli import UserError
 from ..text import n_of, one_line, progress, say
 from . import work as executor_work
 from .work import Function, Part
@@ -25,9 +25,6 @@ if tp.TYPE_CHECKING:
     from .array import Array
 
 SLURM, LOCAL = KINDS = ("slurm", "local")
-
-MINUTES = 60
-"""How long a task may take where SLURM_TIME does not say."""
 
 ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
@@ -66,18 +63,6 @@ class Awaited(tp.NamedTuple):
         return self.fpath.exists() or self.job.done()
 
 
-def count(name: str) -> int | None:
-    """A setting that is a number above 0; None where it is not set.
-
-    Raises:
-        UsageError: It is something else.
-    """
-    text = settings.get(name)
-    if text and not (text.isdecimal() and int(text)):
-        raise UsageError(f"{name} is {text!r}; it takes a whole number, 1 or more")
-    return int(text) if text else None
-
-
 def do(
     kind: str,
     function: Function,
@@ -107,7 +92,7 @@ def do(
     name = f"saepub-{sys.argv[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     logs_dpath = dpath / "logs" / name
     n_lines = sum(part.n_lines for part in todo.values())
-    sent = Sent(kind, _environment(kind, n_tasks) | env)
+    sent = Sent(kind, _environment(kind, n_tasks, function) | env)
     try:
         with _interrupts_held():
             sent.send(name, function, todo, n_tasks, needs, logs_dpath)
@@ -153,7 +138,7 @@ class Sent:
         """Start tasks that share the parts evenly. As `do`."""
         if self.kind == SLURM and not shutil.which("sbatch"):
             raise UserError("EXECUTOR is slurm, and there is no sbatch on this machine")
-        minutes = count("SLURM_TIME") or MINUTES
+        minutes = settings.number("SLURM_TIME")
         limits: dict[str, tp.Any] = {"time": minutes}
         if self.kind == SLURM:
             limits |= {
@@ -244,11 +229,22 @@ def _interrupts_held() -> tp.Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-def _environment(kind: str, n_tasks: int) -> dict[str, str]:
-    """`ENVIRONMENT`, as far as it is set, and the package to import."""
+def _path_of(function: Function) -> str:
+    """The directory from which a function's package is imported."""
+    module = sys.modules[function.__module__]
+    return str(
+        pathlib.Path(module.__file__ or "")
+        .resolve()
+        .parents[module.__name__.count(".")]
+    )
+
+
+def _environment(kind: str, n_tasks: int, function: Function) -> dict[str, str]:
+    """`ENVIRONMENT`, as far as it is set; and Python that imports what we do, nothing else."""
     env = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    paths = [os.path.join(settings.ROOT, "py"), os.environ.get("PYTHONPATH", "")]
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    paths = dict.fromkeys((os.path.join(settings.ROOT, "py"), _path_of(function)))
+    env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    env |= {"PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1"}
     if kind == LOCAL:  # tasks on one machine share its cores
         n_threads = max(1, machine.n_cores() // n_tasks)
         env.setdefault("OMP_NUM_THREADS", str(n_threads))

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     p.add_argument("--force", action="store_true", help="make it again")
     args = p.parse_args(argv)
     settings.load()
+    settings.claim("BUILD")
     root = settings.build_dpath() / "demo"
     with _lock(root):
         if not args.force and is_complete(root):

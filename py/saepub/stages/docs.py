@@ -5,7 +5,6 @@ No other byte of the page is touched.
 """
 
 import difflib
-import os
 import pathlib
 import re
 import sys
@@ -72,7 +71,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{fpath}: {err}") from None
     if new == old:
         say(f"docs: {fpath}: up to date")
-    elif args.dry_run or os.environ.get("DRY_RUN", "0") not in ("", "0"):
+    elif args.dry_run or settings.get("DRY_RUN") not in ("", "0"):
         sys.stdout.write(diff(old, new))
     else:
         # Through a symlink, so that it stays one.

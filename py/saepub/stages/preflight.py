@@ -5,7 +5,6 @@ What is checked of one run: preflight_check.py. Here: many at once, and what the
 
 import collections
 import contextlib
-import os
 import signal
 import typing as tp
 
@@ -31,8 +30,8 @@ class Result(tp.NamedTuple):
 def main(argv: list[str]) -> int | None:
     p = parser(
         "Check the runs' checkpoints against header, W&B and catalog; add what they are.",
-        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
-        " | bin/settle | bin/select | bin/preflight | jq -c '[.run_id, .sha256, .warnings]'",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/classify | bin/select"
+        " | bin/preflight | jq -c '[.run_id, .sha256, .warnings]'",
     )
     p.add_argument(
         "--jobs",
@@ -191,7 +190,7 @@ def report(results: list[Result]) -> None:
 
 def without(failed: list[Result]) -> str:
     """The command that releases without the failed runs."""
-    excluded = os.environ.get("EXCLUDE", "").replace(",", " ").split()
+    excluded = settings.ids("EXCLUDE")
     ids = [*filter(jsonl.is_id, excluded), *(r.line["run_id"] for r in failed)]
     slugs = {r.line["repo"] for r in failed}
     repo = f" REPO={slugs.pop()}" if len(slugs) == 1 else ""

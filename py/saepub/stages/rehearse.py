@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
         raise UsageError("name a command to run")
     settings.load()
     cat = catalog.load()
+    settings.claim("BUILD")
     dpath = settings.build_dpath() / "hub"
     check_room(cat, dpath)
     namespaces = sorted(
@@ -82,8 +83,8 @@ def check_room(cat: catalog.Catalog, dpath: pathlib.Path) -> None:
 
     The Hub keeps each file once as it is and, by Xet, once in chunks.
     """
-    chosen = os.environ.get("REPO")
-    slugs = [repo.slug for repo in cat.repos if chosen in (None, "", repo.slug)]
+    chosen = settings.split(settings.get("REPO"))
+    slugs = [repo.slug for repo in cat.repos if not chosen or repo.slug in chosen]
     n_staged = sum(n_bytes(staged.dpath_of(slug)) for slug in slugs)
     dpath.mkdir(parents=True, exist_ok=True)
     needed = max(2 * n_staged - n_bytes(dpath), 0)

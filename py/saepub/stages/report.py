@@ -64,6 +64,11 @@ def main(argv: list[str]) -> None:
     )
     p.add_argument("slugs", nargs="+", metavar="SLUG", help="a repo of the catalog")
     p.add_argument(
+        "--others",
+        action="store_true",
+        help="with each other repo that a dry run has left whole",
+    )
+    p.add_argument(
         "--out",
         metavar="FILE",
         help="where to write it (report.html in the build directory)",
@@ -72,12 +77,23 @@ def main(argv: list[str]) -> None:
     settings.load()
     cat = catalog.load()
     repos = [cat.get(slug) for slug in dict.fromkeys(args.slugs)]
+    if args.others:
+        repos = [repo for repo in cat.repos if repo in repos or is_whole(repo.slug)]
     out_fpath = args.out or settings.build_dpath() / "report.html"
     html = page([section(repo, *read(repo.slug)) for repo in repos])
     with write_aside(out_fpath) as fd:
         fd.write(html)
     n_repos = n_of(len(repos), "repo")
     say(f"report: {out_fpath}: {n_repos}, {human(len(html.encode()))}")
+
+
+def is_whole(slug: str) -> bool:
+    """Whether a dry run of the repo has ended, and none since has failed."""
+    try:
+        read(slug)
+    except UserError:
+        return False
+    return (settings.build_dpath() / slug / "summary.txt").is_file()
 
 
 def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
@@ -153,7 +169,7 @@ def in_force(account: list[jsonl.Line]) -> tuple[list[str], list[str]]:
     exclude = [run["run_id"] for run in account if run["drop"] == BY_HAND]
 
     def named(name: str, found: list[str]) -> list[str]:
-        ids = settings.get(name).replace(",", " ").split()
+        ids = settings.ids(name)
         return [run_id for run_id in dict.fromkeys(ids + found) if run_id in known]
 
     return named("PIN", pin), named("EXCLUDE", exclude)
@@ -179,7 +195,7 @@ def command(slug: str, run: jsonl.Line, pin: list[str], exclude: list[str]) -> s
     elif fate in (NOT_NEEDED, OFF_FRONTIER):
         pin.append(run_id)
     words = ["make dry-run", f"REPO={slug}"]
-    if (n := settings.get("N")) != settings.DEFAULTS["N"] and n.isdecimal():
+    if (n := settings.get("N")) != settings.default("N") and n.isdecimal():
         words.append(f"N={n}")
     for name, ids in (("PIN", pin), ("EXCLUDE", exclude)):
         # An empty one takes back what the environment or .env names.

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
     )
     p.parse_args(argv)
     settings.load()
+    settings.claim("BUILD")
     keys = ("repo", "layer", "run_id", "checkpoint", "bytes", "mtime_ns", "sha256")
     rows = [row | {"path": staged.path_of(row)} for row in jsonl.read(*keys)]
     for slug, of_repo in staged.by_repo(rows).items():

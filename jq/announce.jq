@@ -1,0 +1,18 @@
+#!/usr/bin/env -S jq -nrf
+# Say what was released, a line a repo, from the lines that verify and collect pass on.
+#
+# example:
+#   bin/plan < build/vitl-topk/rendered.jsonl | bin/push | bin/verify | bin/announce
+
+def human:
+  if . < 999.5 then "\(.) B"
+  elif . < 999500 then "\(. / 100 | round / 10) kB"
+  elif . < 999500000 then "\(. / 1e5 | round / 10) MB"
+  else "\(. / 1e7 | round / 100) GB"
+  end;
+
+try (
+  [inputs] | group_by(.repo)[]
+  | ([.[].bytes] + [.[0].documents[].bytes]) as $sizes
+  | "\(.[0].url)  \($sizes | length) files, \($sizes | add | human), \(.[0].seconds) s, verified"
+) catch ("announce: \(.)\n" | halt_error(1))

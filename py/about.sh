@@ -1,0 +1,12 @@
+# shellcheck shell=sh
+# Sourced by programs whose story is the comment at the top of $story: --help and --version.
+case ${1-} in
+    --help | -h)
+        sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "$story"
+        exit
+        ;;
+    --version)
+        sed -n "s/^__version__ = \"\(.*\)\"/${story##*/} (saepub) \1/p" "${story%/*/*}/py/saepub/__init__.py"
+        exit
+        ;;
+esac

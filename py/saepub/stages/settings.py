@@ -1,0 +1,414 @@
+"""settings: show every setting as it is resolved; or tell make, which asks at each call.
+
+For make it also sets up what the Makefile can't be read without: the virtual environment, and
+the demo where no data is named. Joints depend on one file a setting, under BUILD/.settings,
+whose time is that of the setting's last change; of a file that a setting names, its size and
+time are part of the value. So no path of the user's is ever a word of make's.
+"""
+
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import typing as tp
+
+from .. import settings
+from ..cli import UsageError, UserError, parser
+from ..files import write_aside
+from ..text import say
+
+LINE_END = "¶"
+"""Between two lines for make, whose $(shell) makes a space of every newline."""
+
+FOR_MAKE = r"[\w./+@,-]+"
+"""A path that can be a target: nothing that make or a shell reads as more than itself."""
+
+AT_LEAST = {"N": 2}
+
+
+class Call(tp.NamedTuple):
+    """How make was called."""
+
+    flags: str = ""
+    goals: str = ""
+    overrides: str = ""
+    """Of variables on its command line, as its MAKEOVERRIDES has them."""
+    need_no_data: str = ""
+    """The goals that need nothing but settings."""
+
+    @property
+    def changes_nothing(self) -> bool:
+        """-n, -q: only ask what would be done."""
+        letters = self.flags.split(" ")[0]
+        return not letters.startswith("--") and bool({"n", "q"} & set(letters))
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Show every setting as make and the stages resolve it, and where its value comes from.",
+        "bin/settings\nbin/settings --value RUNS_ROOT",
+    )
+    p.add_argument(
+        "--value", metavar="NAME", help="print the value of one, and nothing else"
+    )
+    p.add_argument(
+        "--claim", metavar="NAME", help="make BUILD or VENV, with our mark; print it"
+    )
+    p.add_argument("--table", action="store_true", help="print README's table of them")
+    p.add_argument(
+        "--example", action="store_true", help="print what .env.example holds"
+    )
+    p.add_argument(
+        "--make", nargs="*", metavar="KEY=TEXT", help="print all for the Makefile"
+    )
+    args = p.parse_args(argv)
+    if args.make is not None:
+        print(
+            LINE_END.join(
+                for_make(Call(**dict(word.split("=", 1) for word in args.make)))
+            )
+        )
+    elif args.table:
+        print(table())
+    elif args.example:
+        print(example(), end="")
+    elif args.claim:
+        settings.load()
+        settings.claim(args.claim)
+        print(settings.get(args.claim))
+    elif args.value:
+        print(value_of(args.value))
+    else:
+        show()
+
+
+def value_of(name: str) -> str:
+    if name not in settings.BY_NAME:
+        raise UsageError(
+            f"{name} is no setting; {settings.near(name, settings.BY_NAME)}"
+        )
+    found = settings.resolve()
+    return (found[name].text if name in found else "") or settings.default(name)
+
+
+def show() -> None:
+    found = settings.resolve()
+    for name, setting in settings.BY_NAME.items():
+        text, source = found.get(name, settings.Value("", ""))
+        if not text:
+            text, source = (
+                settings.default(name),
+                "the default" if setting.default else "",
+            )
+        if setting.kind == settings.SECRET and text:
+            text = "(set)"
+        print(f"{name:24} {text:40} {source}".rstrip())
+
+
+# ---- for README.md and .env.example ------------------------------------------------------------
+
+
+def table() -> str:
+    rows = ["| setting | default | what it is |", "|---|---|---|"]
+    for name, _, told, default, shown in settings.SETTINGS:
+        rows.append(f"| `{name}` | {shown or (default and f'`{default}`')} | {told} |")
+    return "\n".join(rows)
+
+
+def example() -> str:
+    out = [
+        "# Copy to .env and fill in. What the environment or make's command line gives wins.",
+        f"# With {', '.join(settings.OWN_DATA[:-1])} and {settings.OWN_DATA[-1]} all unset,",
+        "# everything works on a demo that `make` builds.",
+        "# In a path, ~ and $NAME stand for what they do in a shell; a relative one starts here.",
+    ]
+    for name, _, told, default, shown in settings.SETTINGS:
+        out += [
+            "",
+            f"# {told[0].upper()}{told[1:]}."
+            + (f" Default: {shown}." if shown else ""),
+        ]
+        out.append(
+            f"# {name} is never read from a file."
+            if name == "HF_TOKEN"
+            else f"#{name}={default}"
+        )
+    return "\n".join(out) + "\n"
+
+
+# ---- for make ----------------------------------------------------------------------------------
+
+
+def for_make(call: Call) -> tp.Iterator[str]:
+    """Lines of make's language. An error is one of them, so that make says it, and stops."""
+    goals = call.goals.split()
+    try:
+        given = command_line(call.overrides)
+        found = settings.resolve(given)
+        check(found)
+        for name, value in found.items():
+            os.environ[settings.in_environment(name)] = value.text
+        yield from assignments(found, given)
+        yield f"export AGAIN := {quote(os.environ.get('AGAIN') or again(goals, given))}"
+        if not set(goals) <= {"help", *call.need_no_data.split()}:
+            yield from pipe(found, call.changes_nothing)
+    except UserError as err:
+        yield f"$(error {quote(' '.join(str(err).split()))})"
+
+
+def command_line(overrides: str) -> dict[str, str]:
+    """What make's command line gives: words apart by spaces, which "\\" keeps, and "$" doubled.
+
+    Raises:
+        UserError: It gives what nothing here takes, or a secret.
+    """
+    given = {}
+    for word in re.findall(r"(?:[^\s\\]|\\.)+", overrides, re.DOTALL):
+        name, _, text = re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL).partition("=")
+        name = name.rstrip(":+?!")
+        if name in settings.BY_NAME and settings.BY_NAME[name].kind == settings.SECRET:
+            raise UserError(
+                f"{name} on a command line is there for all to see; export it instead"
+            )
+        names = (*settings.BY_NAME, *settings.KNOBS)
+        if name not in (*names, "AGAIN"):
+            raise UserError(f"{name} is no setting; {settings.near(name, names)}")
+        given[name] = text.replace("$$", "$")
+    return given
+
+
+def check(found: tp.Mapping[str, settings.Value]) -> None:
+    """Raises UserError where a value can't be, before anything is made."""
+    for name, (text, source) in found.items():
+        least = AT_LEAST.get(name, 1)
+        is_number = text.isascii() and text.isdecimal() and int(text) >= least
+        if settings.BY_NAME[name].kind == settings.NUMBER and text and not is_number:
+            raise UserError(
+                f"{name} is {text!r} ({source}); it takes a whole number, {least} or more"
+            )
+        if name in settings.MADE and not re.fullmatch(FOR_MAKE, text):
+            raise UserError(
+                f"{name} is {text} ({source}); make takes letters, digits and . / _ + @ , - in it,"
+                " so name another directory"
+            )
+        if LINE_END in text:
+            raise UserError(
+                f"{name} ({source}) has a {LINE_END} in it, which make can't be told"
+            )
+
+
+def assignments(
+    found: tp.Mapping[str, settings.Value], given: tp.Mapping[str, str]
+) -> tp.Iterator[str]:
+    """Every setting that is given, for make and for all that it starts."""
+    for name in settings.MADE:
+        text = found[name].text if name in found else settings.BY_NAME[name].default
+        yield f"override {name} := {quote(text)}"
+        yield f"export SAEPUB_{name} := {quote(text)}"
+        yield f"unexport {name}"
+    for name, value in found.items():
+        if name not in settings.MADE and settings.BY_NAME[name].kind != settings.SECRET:
+            yield f"override export {name} := {quote(value.text)}"
+    for name in settings.KNOBS:
+        yield f"override {name} := {quote(given.get(name, ''))}"
+
+
+def quote(text: str) -> str:
+    """Text as the right side of an assignment has it."""
+    text = re.sub(r"(\\*)#", r"\1\1\\#", text.replace("$", "$$"))
+    return re.sub(r"\\$", "\\\\\\\\", text) if text.endswith("\\") else text
+
+
+def again(goals: list[str], given: tp.Mapping[str, str]) -> str:
+    """The command that goes on where this one stops."""
+    import shlex
+
+    return " ".join(
+        ["make", *goals, *(f"{k}={shlex.quote(v)}" for k, v in given.items())]
+    )
+
+
+# ---- for make: what the pipe needs -------------------------------------------------------------
+
+
+def pipe(
+    found: tp.Mapping[str, settings.Value], changes_nothing: bool
+) -> tp.Iterator[str]:
+    """The repos of the catalog, and a file a setting whose time is that of its last change."""
+    is_demo = "CATALOG" in found and found["CATALOG"].source == "the demo"
+    lacks_demo = is_demo and not os.path.exists(settings.get("CATALOG"))
+    if changes_nothing and (not is_set_up() or lacks_demo):
+        yield "$(error nothing is set up yet: make setup demo)"
+        return
+    settings.check_made("BUILD", settings.get("BUILD"))
+    set_up()
+    if not changes_nothing:
+        settings.claim("BUILD")
+        tidy()
+    if lacks_demo:
+        run("bin/demo")
+    joints = Joints(settings.get("BUILD"), changes_nothing)
+    repos = of_catalog(joints)
+    chosen = settings.split(settings.get("REPO")) or list(repos)
+    for slug in chosen:
+        if slug not in repos:
+            raise UserError(
+                f'REPO: {settings.get("CATALOG")} has no repo "{slug}"; it has: {" ".join(repos)}'
+            )
+    yield f"SLUGS := {' '.join(repos)}"
+    yield f"CHOSEN := {' '.join(chosen)}"
+    yield f"is_demo := {'yes' if settings.is_demo_fpath(settings.get('CATALOG')) else ''}"
+    for name, setting in settings.BY_NAME.items():
+        if (
+            name not in ("CATALOG", "METRICS_SNAPSHOT", *settings.MADE)
+            and setting.kind != settings.SECRET
+        ):
+            joints.tell(name, settings.get(name))
+    joints.tell("METRICS_SNAPSHOT", with_time(settings.get("METRICS_SNAPSHOT")))
+    for slug, entry in repos.items():
+        joints.tell(f"entry.{slug}", json.dumps(entry))
+        joints.tell(f"sources.{slug}", "".join(map(with_time, files_of(entry))))
+    if joints.changed and changes_nothing:
+        yield f".PHONY: {' '.join(joints.changed)}"
+
+
+class Joints:
+    """One file a setting, rewritten where its value changed: what joints depend on."""
+
+    def __init__(self, build: str, changes_nothing: bool):
+        self._dpath = os.path.join(build, ".settings")
+        self._changes_nothing = changes_nothing
+        self.changed: list[str] = []
+
+    def knows(self, name: str, value: str) -> bool:
+        """Whether a value is that of the last call."""
+        try:
+            with open(os.path.join(self._dpath, name), encoding="utf-8") as fd:
+                return fd.read() == value
+        except (OSError, ValueError):
+            return False
+
+    def tell(self, name: str, value: str) -> None:
+        if self.knows(name, value):
+            return
+        fpath = os.path.join(self._dpath, name)
+        self.changed.append(fpath)
+        if not self._changes_nothing:
+            with write_aside(fpath) as fd:
+                fd.write(value)
+
+
+def of_catalog(joints: Joints) -> dict[str, tp.Any]:
+    """Each repo's entry, with what the catalog says of all.
+
+    A catalog that was found right is not checked again until it changes: that takes longer than
+    all else that make does where there is nothing to do.
+
+    Raises:
+        UserError: It is wrong.
+    """
+    fpath = settings.get("CATALOG")
+    value = with_time(fpath)
+    if not joints.knows("CATALOG", value):
+        from .. import catalog  # slow to import
+
+        catalog.load()
+    with open(fpath, encoding="utf-8") as fd:
+        whole = json.load(fd)
+    joints.tell("CATALOG", value)
+    rest = {
+        key: what for key, what in whole.items() if key not in ("repos", "collections")
+    }
+    return {entry["slug"]: [entry, rest] for entry in whole["repos"]}
+
+
+def files_of(entry: object) -> list[str]:
+    """Every file that an entry names, under SAEV_DIR or beside the catalog."""
+    if isinstance(entry, str):
+        roots = (settings.get("SAEV_DIR"), os.path.dirname(settings.get("CATALOG")))
+        paths = [os.path.join(root, entry) for root in roots if entry]
+        return [path for path in paths if os.path.isfile(path)]
+    parts = (
+        entry.values()
+        if isinstance(entry, dict)
+        else entry
+        if isinstance(entry, list)
+        else ()
+    )
+    return [path for part in parts for path in files_of(part)]
+
+
+def with_time(path: str) -> str:
+    """A path, with what changes when the file changes."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return path
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}\n"
+
+
+def is_set_up() -> bool:
+    """Whether this runs in VENV, and that has today's packages."""
+    venv = settings.get("VENV")
+    files = [
+        os.path.join(settings.ROOT, name)
+        for name in ("requirements.txt", "constraints.txt")
+    ]
+    try:
+        ready = os.stat(os.path.join(venv, ".ready")).st_mtime_ns
+    except OSError:
+        return False
+    return os.access(os.path.join(venv, "bin/python"), os.X_OK) and all(
+        os.stat(fpath).st_mtime_ns <= ready for fpath in files
+    )
+
+
+def set_up() -> None:
+    """Go on in VENV, with today's packages."""
+    venv = settings.get("VENV")
+    if not is_set_up():
+        run("bin/setup")
+    if os.path.realpath(sys.prefix) != os.path.realpath(venv):
+        program = os.path.join(settings.ROOT, "bin/settings")
+        os.execv(program, [program, *sys.argv[1:]])
+
+
+def run(program: str) -> None:
+    """Raises UserError where a program of ours fails; it has told why."""
+    done = subprocess.run([os.path.join(settings.ROOT, program)], stdout=sys.stderr)
+    if done.returncode:
+        raise UserError(f"{program} failed")
+
+
+def tidy() -> None:
+    """Drop what killed programs left, and let what is dated in the future be made again.
+
+    The clock was set back, and such a file would look newer than all that it is made from.
+    """
+    build, soon = settings.get("BUILD"), time.time() + 60
+    names = (
+        "*/*.jsonl",
+        "known-ids",
+        "*/summary.txt",
+        "*/.*.tmp",
+        "*/*.tmp",
+        "*.html",
+        ".settings/*",
+    )
+    for fpath in (
+        f for name in names for f in glob.glob(os.path.join(glob.escape(build), name))
+    ):
+        if left := re.search(r"\.(\d+)\.tmp$", fpath):
+            if not os.path.exists(f"/proc/{left[1]}"):
+                os.unlink(fpath)
+        elif os.stat(fpath).st_mtime > soon:
+            say(f"make: {fpath} is dated in the future, and is made again")
+            os.utime(fpath, None if ".settings" in fpath else (0, 0))
+    for fpath in glob.glob(os.path.join(glob.escape(build), "*/staged.jsonl")):
+        if not os.path.exists(
+            os.path.join(os.path.dirname(fpath), "stage/manifest.jsonl")
+        ):
+            os.utime(fpath, (0, 0))  # the stage was removed by hand
