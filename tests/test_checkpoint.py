@@ -141,6 +141,27 @@ def test_loader_sees_the_bytes_that_were_hashed(fpath):
         assert file.difference("W_dec", RELU["W_dec"]) == ""
 
 
+def test_memory_of_one_file_serves_the_next_and_no_two_at_once(tmp_path):
+    sizes = {"large": 64, "small": 16, "again": 64, "largest": 128}
+    for i, (name, d_sae) in enumerate(sizes.items()):
+        util.write(tmp_path / name, d_sae=d_sae, seed=i)
+    kept = {}
+    for name in sizes:
+        with checkpoint.File(tmp_path / name) as file:
+            file.read()
+            kept[name] = file.sae()
+            with open(file.loader_fpath(), "rb") as fd:
+                assert fd.read() == (tmp_path / name).read_bytes()
+            with checkpoint.File(tmp_path / "large") as other:
+                other.read()
+                assert other.difference("W_dec", kept["large"].tensors["W_dec"]) == ""
+            assert file.difference("W_dec", kept[name].tensors["W_dec"]) == ""
+    for i, (name, d_sae) in enumerate(sizes.items()):
+        expected = util.weights(d_sae=d_sae, seed=i)
+        for key, tensor in kept[name].tensors.items():
+            assert torch.equal(tensor, expected[key])
+
+
 def test_difference_is_bit_for_bit_and_names_the_tensor(fpath):
     with checkpoint.File(util.write(fpath)) as file:
         file.read()

@@ -278,6 +278,7 @@ def test_released_loader_that_tied_the_weights_is_refused(runs, tmp_path):
         ("tied", "loads other values: W_dec differs in 256 of 256 values"),
         ("sign", "loads other values: b_enc differs in 1 of 32 values"),
         ("half", "W_dec became torch.float16; b_dec became torch.float16"),
+        ("forgets", "loads other values: W_dec differs in 256 of 256 values"),
         ("lost", "loses the tensor b_dec"),
         ("forward", "computes other features than the built-in reader, off by 0."),
         ("decode", "computes another reconstruction than the built-in reader"),
@@ -366,16 +367,24 @@ def test_saev_that_cannot_be_imported_is_one_line(runs, tmp_path):
         ]
 
 
-def test_killed_process_is_one_line(runs, tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_process_that_dies_costs_only_the_run_that_it_was_at(runs, tmp_path, jobs):
     saev_dir = util.write_saev(tmp_path / "saev", "kill")
-    for run_id in ("run1", "run2"):
-        util.write(util.run_dir(runs, run_id))
-    lines = [util.line("run1"), util.line("run2")]
-    done = run(lines, runs, "--jobs", 2, SAEV_DIR=saev_dir)
+    lines = []
+    for i in range(4):
+        d_sae = 512 if i == 1 else 32
+        util.write(util.run_dir(runs, f"run{i}"), d_sae=d_sae, seed=i)
+        line = util.line(f"run{i}", d_sae=d_sae)
+        lines.append(line | {"expected": line["expected"] | {"d_sae": d_sae}})
+    done = run(lines, runs, "--jobs", jobs, SAEV_DIR=saev_dir)
     assert (done.returncode, done.out) == (1, "")
     told = [s for s in done.told if s.startswith("preflight: ")]
     assert told == [
-        "preflight: a process died while it checked a file (out of memory?); try --jobs 1"
+        (
+            "preflight: tiny layer 6 run1: the process that checked it died;"
+            " was it out of memory?"
+        ),
+        'preflight: to go on without: make dry-run REPO=tiny EXCLUDE="run1"',
     ]
     assert "Traceback" not in done.err
 

@@ -1,5 +1,7 @@
 """What this process may use: cores and memory."""
 
+import contextlib
+import ctypes
 import os
 import pathlib
 import re
@@ -19,6 +21,22 @@ TORCH_BYTES = 300_000_000
 def n_fit(n_bytes: int) -> int:
     """How many processes of `n_bytes` there are cores and memory for; 1 at least."""
     return max(1, min(n_cores(), free_bytes() // n_bytes))
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt, from its malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, for the next block of that size.
+
+    glibc maps large blocks one by one and gives each back when it is freed. To have the
+    kernel clear every page of the next one anew takes as long as all that is done with it.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def free_bytes() -> int:

@@ -234,7 +234,7 @@ def load(fpath, *, device="cpu"):
     if FAULT == "large" and len(buffer.getvalue()) > 4096:
         raise RuntimeError("too large")
     schema, cfg = header.get("schema"), header.get("cfg", header)
-    if FAULT == "kill":
+    if FAULT == "kill" and len(buffer.getvalue()) > 8192:
         os.kill(os.getpid(), 9)
     if FAULT == "old" and schema is not None:
         raise TypeError("unexpected keyword argument 'schema'")
@@ -245,7 +245,10 @@ def load(fpath, *, device="cpu"):
     state = torch.load(buffer, weights_only=True, map_location=device)
     if FAULT == "sign":
         state["b_enc"][state["b_enc"] == 0] = -0.0
-    model.load_state_dict(state)
+    if FAULT == "forgets":  # in memory that has the very values, and were drawn over
+        model.W_dec = torch.nn.Parameter(state.pop("W_dec"))
+        torch.nn.init.kaiming_uniform_(model.W_dec)
+    model.load_state_dict(state, strict=FAULT != "forgets")
     if FAULT == "half":
         model = model.half()
     if FAULT == "lost":
@@ -262,7 +265,8 @@ def write_saev(dpath: pathlib.Path, fault: str = "") -> pathlib.Path:
         fault: What is wrong with it. When it loads: "tied" (W_enc is a view of W_dec
             transposed), "sign" (0 becomes -0), "half" (float16), "lost" (no b_dec), "old"
             (only files without a schema), "large" (refuses what is not tiny), "hang",
-            "kill". When it runs: "forward" (takes b_dec from x first), "decode", "nan",
+            "kill" (dies of what is not tiny), "forgets" (leaves W_dec as it was drawn).
+            When it runs: "forward" (takes b_dec from x first), "decode", "nan",
             "crash". "import": it can't be imported.
     """
     package = dpath / "src" / "saev" / "nn"

@@ -12,7 +12,7 @@ from ..text import one_line, timestamp
 from . import probe as checkpoint_probe
 from . import saev as saev_loader
 from .header import Header
-from .probe import Probe
+from .probe import Computed, Probe
 from .sae import Sae
 
 KEYS = (
@@ -22,6 +22,8 @@ KEYS = (
 
 TOLERANCE = 1e-5
 """How far two computations of one SAE may lie apart, relative to the largest value."""
+
+FLOAT32_MAX = 3.4028234e38
 
 UNIT_NORM_TOLERANCE = 1e-3
 L0_ABOVE_K = 1.01
@@ -36,7 +38,7 @@ class Loaded(tp.NamedTuple):
 
     loader: str
     warnings: list[str]
-    sae: Sae
+    probe: Probe
     f_x: tp.Any
     x_hat: tp.Any
 
@@ -66,9 +68,8 @@ def check(
         file.read()
         x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
         loaded = _check_weights(file, x)
-    probe = checkpoint_probe.of(loaded.sae, x)
     probe_fpath = pathlib.Path(probes_dpath).absolute() / f"{line['run_id']}.npz"
-    checkpoint_probe.write(probe, file.sha256, probe_fpath)
+    checkpoint_probe.write(loaded.probe, file.sha256, probe_fpath)
     return line | {
         "checkpoint": file.fpath,
         "bytes": file.n_bytes,
@@ -116,16 +117,16 @@ def _check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
         UserError: It does not load, or not as what it holds.
     """
     saev = saev_loader.at_hand()
-    sae = file.sae()
-    warnings = weight_warnings(sae)
     why_not = saev.why_not(file.header)
     if not why_not:
-        del sae  # before saev makes its own copies of the weights
-        return Loaded(saev.label, warnings, *_check_loaded(file, saev, x))
-    f_x, x_hat = _run(file, sae, x)
+        return _check_loaded(file, saev, x)
+    sae = file.sae()
+    own = _compute(file, sae, x)
+    warnings = weight_warnings(sae)
     if saev.is_checkout:
         warnings.append(f"saev.nn.load() does not read it: {why_not}")
-    return Loaded(BUILTIN, warnings, sae, f_x, x_hat)
+    probe = checkpoint_probe.of(sae, x, own)
+    return Loaded(BUILTIN, warnings, probe, own.f_x, own.x_hat)
 
 
 def _check_witnesses(line: jsonl.Line, header: Header) -> None:
@@ -160,8 +161,8 @@ def _show(value: object) -> str:
 
 def _check_loaded(
     file: checkpoint.File, saev: saev_loader.Saev, x: np.ndarray
-) -> tuple[Sae, tp.Any, tp.Any]:
-    """The SAE that saev loads, and what it computes from x.
+) -> Loaded:
+    """Load a file with saev, and hold what comes back against the file's own bytes.
 
     Raises:
         UserError: It is not what the file holds, or saev computes something else.
@@ -182,38 +183,41 @@ def _check_loaded(
         raise UserError(f"{file.fpath}: {saev.label} loads other values: {odds}")
     # Bit for bit the file's own by now, so one copy serves both.
     sae = Sae(file.header, state)
-    _run(file, sae, x)
+    own = _compute(file, sae, x)
     try:
-        f_x, x_hat, subtract_b_dec = saev.run(model, torch.from_numpy(x))
+        f_x, x_hat, subtracts_b_dec = saev.run(model, torch.from_numpy(x))
     except Exception as err:  # noqa: BLE001, it is not our code
         why = one_line(f"{type(err).__name__}: {err}")
         raise UserError(f"{file.fpath}: {saev.label} can't run it: {why}") from None
-    with torch.no_grad():
-        h_x = sae.pre_activation(torch.from_numpy(x), subtract_b_dec=subtract_b_dec)
-        off_f, off_x = _off_features(sae, h_x, f_x), _off(x_hat, sae.decode(f_x))
+    expected = own
+    if subtracts_b_dec and state["b_dec"].any():
+        expected = _compute(file, sae, x, subtract_b_dec=True)
+    off_f, off_x = _off_features(sae, expected, f_x), _off(x_hat, expected.x_hat)
+    if off_x > TOLERANCE and f_x.shape == expected.f_x.shape:
+        # A feature within rounding of firing fires in one of the two.
+        off_x = _off(x_hat, sae.decode(f_x.double()))
     for what, off in (("other features", off_f), ("another reconstruction", off_x)):
         if not off <= TOLERANCE:  # NaN is not
             raise UserError(
                 f"{file.fpath}: {saev.label} computes {what} than the built-in"
                 f" reader, off by {off:.2g} of the largest"
             )
-    return sae, f_x, x_hat
+    probe = checkpoint_probe.of(sae, x, own)
+    return Loaded(saev.label, weight_warnings(sae), probe, f_x, x_hat)
 
 
-def _run(file: checkpoint.File, sae: Sae, x: np.ndarray) -> tuple[tp.Any, tp.Any]:
-    """Features and reconstructions of x.
+def _compute(
+    file: checkpoint.File, sae: Sae, x: np.ndarray, *, subtract_b_dec: bool = False
+) -> Computed:
+    """What the SAE computes from x by the built-in reader.
 
     Raises:
-        UserError: An SAE of finite weights computes what is not finite.
+        UserError: Its weights are finite, and what it computes is not.
     """
-    import torch
-
-    with torch.no_grad():
-        f_x = sae.encode(torch.from_numpy(x))
-        x_hat = sae.decode(f_x)
-    if not torch.isfinite(x_hat).all():
+    own = checkpoint_probe.compute(sae, x, subtract_b_dec=subtract_b_dec)
+    if not (own.x_hat.abs() <= FLOAT32_MAX).all():  # NaN is not
         raise UserError(f"{file.fpath}: what it computes is not finite")
-    return f_x, x_hat
+    return own
 
 
 def _off(found: tp.Any, own: tp.Any) -> float:
@@ -223,17 +227,19 @@ def _off(found: tp.Any, own: tp.Any) -> float:
     return ((found - own).abs().max() / own.abs().max().clamp(min=1e-30)).item()
 
 
-def _off_features(sae: Sae, h_x: tp.Any, f_x: tp.Any) -> float:
+def _off_features(sae: Sae, own: Computed, f_x: tp.Any) -> float:
     """`_off` of features, where one that is within rounding of firing may or may not."""
     import torch
 
-    if f_x.shape != h_x.shape:
+    if f_x.shape != own.f_x.shape:
         return math.inf
-    scale = h_x.abs().max().clamp(min=1e-30)
-    off = (f_x - sae.activate(h_x)).abs()
-    either = torch.minimum(f_x.abs(), (f_x - h_x).abs())
-    is_near = (h_x - sae.cut(h_x)).abs() <= TOLERANCE * scale
-    return (torch.where(is_near, either, off).max() / scale).item()
+    scale = own.h_x.abs().max().clamp(min=1e-30)
+    off = (f_x - own.f_x).abs()
+    if not off.max() <= TOLERANCE * scale:
+        either = torch.minimum(f_x.abs(), (f_x - own.h_x).abs())
+        is_near = (own.h_x - sae.cut(own.h_x)).abs() <= TOLERANCE * scale
+        off = torch.where(is_near, either, off)
+    return (off.max() / scale).item()
 
 
 def weight_warnings(sae: Sae) -> list[str]:
@@ -250,7 +256,9 @@ def weight_warnings(sae: Sae) -> list[str]:
                 f"{n_off} of {sae.header.d_sae} decoder rows are not of unit norm"
                 f" (one is {norms[off.argmax()].item():.4g})"
             )
-    if torch.equal(sae.tensors["W_enc"].T, sae.tensors["W_dec"]):
+    encoder = sae.tensors["W_enc"].T
+    # A row first: to compare all of them takes as long as to hash them.
+    if all(torch.equal(encoder[i], sae.tensors["W_dec"][i]) for i in (0, slice(None))):
         found.append(
             "W_enc is W_dec transposed, as a faulty saev loader leaves them on saving again"
         )

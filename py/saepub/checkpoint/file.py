@@ -5,6 +5,7 @@ which takes a path sees the very bytes that were hashed and checked.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import mmap
 import os
@@ -51,8 +52,7 @@ class File:
         self.sha256 = ""
         self.stored: dict[str, checkpoint_pickle.Stored] = {}
         self._members: dict[str, memoryview] = {}
-        self._map: mmap.mmap | None = None
-        self._memory: tp.BinaryIO | None = None
+        self._memory: Memory | None = None
         self._fd: tp.BinaryIO | None = None
         with self._naming():
             self._fd = _open(self.fpath)
@@ -75,27 +75,28 @@ class File:
         self.close()
 
     def close(self) -> None:
-        # The map goes when the last view on it does; tensors never are views.
-        self._members, self._map = {}, None
-        for fd in (self._fd, self._memory):
-            if fd is not None:
-                fd.close()
+        self._members = {}
+        if self._memory is not None:
+            self._memory.give_back()
+            self._memory = None
+        if self._fd is not None:
+            self._fd.close()
 
     def read(self) -> None:
-        """Read the rest: sets `sha256`, checks the archive, its CRCs and what it holds."""
+        """Read the rest: sets `sha256`, checks the archive, its CRCs and what it holds.
+
+        Every value is finite then.
+        """
         with self._naming():
-            self._read_into_memory()
-            archive = memoryview(self._map)[self.n_header_bytes :]
+            memory = self._read_into_memory()
+            archive = memory.view(self.n_bytes)[self.n_header_bytes :]
             self._members = checkpoint_zip.members(archive)
             self.stored = checkpoint_pickle.tensors(self._members)
             self._check_stored()
+            self._check_finite()
 
     def sae(self) -> Sae:
-        """The SAE of a file that was read, its tensors copied out.
-
-        Raises:
-            UserError: A value is NaN or infinite.
-        """
+        """The SAE of a file that was read, its tensors copied out."""
         import torch
 
         tensors = {}
@@ -103,9 +104,6 @@ class File:
             # Values start anywhere in the file, floats must not: hence by way of bytes.
             flat = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
             tensor = flat.clone().view(torch.float32)
-            extremes = torch.stack(torch.aminmax(tensor))  # NaN if any value is
-            if not torch.isfinite(extremes).all():
-                raise UserError(f"{self.fpath}: {name} has NaN or infinite values")
             tensors[name] = tensor.as_strided(stored.shape, stored.strides)
         return Sae(self.header, tensors)
 
@@ -121,27 +119,26 @@ class File:
         stored = self.stored[name]
         if tensor.dtype != torch.float32:
             return f"{name} became {tensor.dtype}"
+        if tensor.device.type != "cpu":
+            return f"{name} is on {tensor.device}"
         if tuple(tensor.shape) != stored.shape:
             return f"{name} became {tuple(tensor.shape)}, not {stored.shape}"
         dims = range(len(stored.shape))
         outer_first = sorted(dims, key=lambda dim: -stored.strides[dim])
+        # A copy only where the loader laid the values out in another order.
         values = tensor.detach().permute(outer_first).contiguous()
-        found = values.reshape(-1).view(torch.uint8)
         own = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
-        if torch.equal(found, own):
+        if _same_bytes(values.data_ptr(), own.data_ptr(), len(own)):
             return ""
+        found = values.reshape(-1).view(torch.uint8)
         n_off = int((found != own).view(-1, 4).any(dim=1).sum())
         return f"{name} differs in {n_off} of {values.numel()} values"
 
     def loader_fpath(self) -> str:
         """A path under which this process can open the bytes that were read."""
         assert self._memory is not None, "read() comes first"
-        self._memory.seek(0)  # where /dev/fd shares the position
-        # A loader holds several copies of the weights. Ours can leave this process
-        # until the next look at it brings it back, since the file in memory stays.
-        assert self._map is not None
-        self._map.madvise(mmap.MADV_DONTNEED)
-        return f"/dev/fd/{self._memory.fileno()}"
+        self._memory.fd.seek(0)  # where /dev/fd shares the position
+        return f"/dev/fd/{self._memory.fd.fileno()}"
 
     def _note_stat(self) -> None:
         info = os.fstat(self._fd.fileno())
@@ -159,7 +156,7 @@ class File:
             head += text
         return head
 
-    def _read_into_memory(self) -> None:
+    def _read_into_memory(self) -> "Memory":
         n_values = sum(_n_values(shape) for shape in self.header.shapes.values())
         n_most = self.n_header_bytes + 4 * n_values + MAX_ARCHIVE_OVERHEAD_BYTES
         if self.n_bytes > n_most:
@@ -168,12 +165,10 @@ class File:
                 f" ({self.header.d_model} by {self.header.d_sae}) has"
                 f" {human(4 * n_values)}"
             )
-        self._memory = open_memory()
-        os.truncate(self._memory.fileno(), self.n_bytes)
-        self._map = mmap.mmap(self._memory.fileno(), self.n_bytes)
+        self._memory = memory = Memory.take(self.n_bytes)
         n_read, digest = len(self._head), hashlib.sha256(self._head)
         before = self.n_bytes, self.mtime_ns
-        with memoryview(self._map) as view:
+        with memory.view(self.n_bytes) as view:
             view[:n_read] = self._head
             while n_read < self.n_bytes:
                 with view[n_read : n_read + CHUNK_BYTES] as chunk:
@@ -186,6 +181,7 @@ class File:
         if n_read != self.n_bytes or before != (self.n_bytes, self.mtime_ns):
             raise Refused("it changed while it was read; is the run still writing?")
         self.sha256 = digest.hexdigest()
+        return memory
 
     def _check_stored(self) -> None:
         shapes = self.header.shapes
@@ -208,6 +204,16 @@ class File:
             if name.startswith("data/") and name not in used:
                 raise Refused(f"its archive has {name}, which is no tensor's")
 
+    def _check_finite(self) -> None:
+        import torch
+
+        for name, stored in self.stored.items():
+            values = self._members[stored.member]
+            # The extremes are NaN if any value is.
+            extremes = torch.aminmax(torch.frombuffer(values, dtype=torch.float32))
+            if not torch.isfinite(torch.stack(extremes)).all():
+                raise Refused(f"{name} has NaN or infinite values")
+
     @contextlib.contextmanager
     def _naming(self) -> tp.Iterator[None]:
         """Whatever is wrong in here, tell of which file."""
@@ -217,6 +223,46 @@ class File:
             self.close()
             why = getattr(err, "strerror", None) or err
             raise UserError(f"{self.fpath}: {why}") from None
+
+
+class Memory:
+    """A file in memory and its mapping, for the bytes of one checkpoint after another.
+
+    To be given pages that the kernel must clear first takes longer than to fill them.
+    """
+
+    _idle: tp.ClassVar[list["Memory"]] = []
+
+    def __init__(self) -> None:
+        self.fd = open_memory()
+        self._map: mmap.mmap | None = None
+
+    @classmethod
+    def take(cls, n_bytes: int) -> "Memory":
+        """One that nobody else has, and whose file has `n_bytes`."""
+        self = cls._idle.pop() if cls._idle else cls()
+        os.truncate(self.fd.fileno(), n_bytes)
+        if self._map is None or len(self._map) < n_bytes:
+            self._map = mmap.mmap(self.fd.fileno(), n_bytes)
+        return self
+
+    def view(self, n_bytes: int) -> memoryview:
+        """Its first bytes, as far as the file goes. Not to be looked at after `give_back`."""
+        assert self._map is not None, "take() comes first"
+        return memoryview(self._map)[:n_bytes]
+
+    def give_back(self) -> None:
+        """Let the next checkpoint have it; tensors never are views of it."""
+        self._idle.append(self)
+
+
+def _same_bytes(a: int, b: int, n_bytes: int) -> bool:
+    """Whether memory at two addresses holds the same."""
+    return _memcmp(a, b, n_bytes) == 0
+
+
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 def open_memory() -> tp.BinaryIO:

@@ -19,8 +19,6 @@ N_TOKENS = 8
 N_FEATURES = 8
 """The strongest features of each that are noted, at most."""
 SEED = 0
-NEAR = 1e-4
-"""How near to firing, relative to the largest pre-activation, a feature is looked at again."""
 TOLERANCE = 1e-4
 """How far values may lie from the probe's, relative to the largest: float32 on any machine."""
 
@@ -58,30 +56,34 @@ def random_inputs(d_model: int) -> np.ndarray:
     return rng.standard_normal((N_TOKENS, d_model)).astype(np.float32)
 
 
-def of(sae: Sae, x: np.ndarray) -> Probe:
-    """Probe an SAE on activations x, (n, d_model), float32.
+class Computed(tp.NamedTuple):
+    """What an SAE computes from x, in float64: the same to the last bit of float32 on every
+    machine. Tensors of (n, d_sae), (n, d_sae) and (n, d_model)."""
 
-    Only the features that may fire are computed, in float64, so that the result is the same
-    to the last bit of float32 on every machine.
-    """
+    h_x: tp.Any
+    f_x: tp.Any
+    x_hat: tp.Any
+
+
+def compute(sae: Sae, x: np.ndarray, *, subtract_b_dec: bool = False) -> Computed:
+    """What an SAE computes from activations x, (n, d_model), float32."""
     import torch
 
     with torch.no_grad():
         x64 = torch.from_numpy(x).double()
-        h_x = sae.pre_activation(torch.from_numpy(x))
-        near = NEAR * h_x.abs().amax(dim=1, keepdim=True)
-        may_fire = (h_x >= sae.cut(h_x) - near).any(dim=0)
-        may_fire[0] = True  # so that there is one
-        (i,) = may_fire.nonzero(as_tuple=True)
-        few = sae.with_features(i)
-        h_x = few.pre_activation(x64)
-        f_x = few.activate(h_x)
-        x_hat = few.decode(f_x)
-        values, at = f_x.topk(min(N_FEATURES, f_x.shape[1]), dim=1)
-        margin = _margin(few, h_x) / h_x.abs().amax(dim=1).clamp(min=1e-30)
+        h_x = sae.pre_activation(x64, subtract_b_dec=subtract_b_dec)
+        f_x = sae.activate(h_x)
+        return Computed(h_x, f_x, sae.decode(f_x))
+
+
+def of(sae: Sae, x: np.ndarray, computed: Computed | None = None) -> Probe:
+    """Probe an SAE on activations x, (n, d_model), float32."""
+    h_x, f_x, x_hat = computed or compute(sae, x)
+    values, at = f_x.topk(min(N_FEATURES, f_x.shape[1]), dim=1)
+    margin = _margin(sae, h_x) / h_x.abs().amax(dim=1).clamp(min=1e-30)
     return Probe(
         x,
-        i[at].numpy().astype(np.int32),
+        at.numpy().astype(np.int32),
         values.numpy().astype(np.float32),
         x_hat.numpy().astype(np.float32),
         margin.numpy().astype(np.float32),

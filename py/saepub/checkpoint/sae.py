@@ -5,6 +5,9 @@ import typing as tp
 
 from .header import Header
 
+BLOCK_VALUES = 1 << 18
+"""Weights that are widened at once: what fits into a core's cache."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sae:
@@ -17,31 +20,21 @@ class Sae:
     header: Header
     tensors: dict[str, tp.Any]
 
-    def with_features(self, i: tp.Any) -> "Sae":
-        """This SAE with features `i` alone (int64, ascending), in float64."""
-        of = self.tensors
-        few = {
-            "W_enc": of["W_enc"][:, i],
-            "b_enc": of["b_enc"][i],
-            "W_dec": of["W_dec"][i],
-        }
-        tensors = {name: tensor.double() for name, tensor in (of | few).items()}
-        return dataclasses.replace(self, tensors=tensors)
-
     def pre_activation(self, x: tp.Any, *, subtract_b_dec: bool = False) -> tp.Any:
         """h_x = x @ W_enc + b_enc.
 
         Args:
-            x: Activations of the model, (n, d_model), float32.
+            x: Activations of the model, (n, d_model), float32, or float64 for a result
+                that no rounding of float32 has touched.
             subtract_b_dec: Take b_dec from x first, as saev 0.1.0 does. Today's saev does
                 not, for the same files; what is published is today's.
 
         Returns:
-            (n, d_sae), float32.
+            (n, d_sae), of x's type.
         """
         if subtract_b_dec:
             x = x - self.tensors["b_dec"]
-        return x @ self.tensors["W_enc"] + self.tensors["b_enc"]
+        return _product(x, self.tensors["W_enc"]) + self.tensors["b_enc"]
 
     def cut(self, h_x: tp.Any) -> tp.Any:
         """At what pre-activation a feature starts to fire, (n, 1), or () for all rows."""
@@ -74,4 +67,23 @@ class Sae:
 
     def decode(self, f_x: tp.Any) -> tp.Any:
         """x_hat = f_x @ W_dec + b_dec, (n, d_model): the reconstruction from all features."""
-        return f_x @ self.tensors["W_dec"] + self.tensors["b_dec"]
+        return _product(f_x, self.tensors["W_dec"]) + self.tensors["b_dec"]
+
+
+def _product(x: tp.Any, weights: tp.Any) -> tp.Any:
+    """x @ weights in x's type. Where that is wider, the weights are widened block by block."""
+    import torch
+
+    if x.dtype == weights.dtype:
+        return x @ weights
+    product = torch.zeros(len(x), weights.shape[1], dtype=x.dtype)
+    dim = 0 if weights.stride(0) >= weights.stride(1) else 1
+    n_at_once = max(1, BLOCK_VALUES // weights.shape[1 - dim])
+    for i in range(0, weights.shape[dim], n_at_once):
+        n = min(n_at_once, weights.shape[dim] - i)
+        block = weights.narrow(dim, i, n).to(x.dtype)
+        if dim == 0:
+            product.addmm_(x[:, i : i + n], block)
+        else:
+            product[:, i : i + n] = x @ block
+    return product

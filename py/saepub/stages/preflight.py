@@ -15,6 +15,9 @@ from ..cli import SetupError, UserError, parser
 from ..slurm import executor
 from ..text import n_of, progress, say
 
+if tp.TYPE_CHECKING:
+    import concurrent.futures
+
 COPIES = 4
 """Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model."""
 
@@ -72,34 +75,43 @@ def check_all(given: list[jsonl.Line], n_jobs: int) -> tp.Iterator[Result]:
     """Each line's result, in the lines' order.
 
     Raises:
-        UserError: No line can be checked, or a process was killed.
+        SetupError: No line can be checked.
     """
-    if n_jobs == 1:
-        yield from map(check_one, given)
-        return
+    from concurrent.futures.process import BrokenProcessPool  # slow to import
+
+    saev_loader.at_hand()  # before the fork, since to import it takes seconds
+    with workers(n_jobs) as pool:
+        checked = [pool.submit(check_one, line) for line in given]
+        for line, future in zip(given, checked, strict=True):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield check_alone(line)
+
+
+@contextlib.contextmanager
+def workers(n_jobs: int) -> tp.Iterator["concurrent.futures.Executor"]:
+    """Processes, forked with all that this one has imported."""
     import concurrent.futures
     import multiprocessing
 
-    # Forked while this process is small and has one thread; each child imports torch.
     context = multiprocessing.get_context("fork")
     pool = concurrent.futures.ProcessPoolExecutor(
-        n_jobs, context, initializer=_start_worker, initargs=(n_jobs,)
+        n_jobs, context, initializer=_start_worker
     )
     try:
-        yield from pool.map(check_one, given)
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError(
-            "a process died while it checked a file (out of memory?); try --jobs 1"
-        ) from None
+        yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(n_jobs: int) -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the parent tells
+    machine.keep_freed_memory()
     import torch
 
-    torch.set_num_threads(max(1, machine.n_cores() // n_jobs))
+    # Most of the time goes into what one thread does: hashing and copying.
+    torch.set_num_threads(1)
 
 
 def check_one(line: jsonl.Line) -> Result:
@@ -113,6 +125,18 @@ def check_one(line: jsonl.Line) -> Result:
         return Result(line, str(err))
     except MemoryError:
         return Result(line, "not enough memory to load it; try --jobs 1")
+
+
+def check_alone(line: jsonl.Line) -> Result:
+    """A line whose process died, or stood beside one that did, in one of its own."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    with workers(1) as pool:
+        try:
+            return pool.submit(check_one, line).result()
+        except BrokenProcessPool:
+            why = "the process that checked it died; was it out of memory?"
+            return Result(line, why)
 
 
 def check_apart(given: list[jsonl.Line], n_tasks: int | None) -> list[Result]:
