@@ -2,8 +2,9 @@
 #
 # One repo is one pipe, and each of its joints is a file under build/<slug>/:
 #
-#   extract-ids > candidates | fetch-metrics > runs, metrics | classify > classified
-#     | select > selected, account | preflight > checked | stage > staged
+#   extract-ids > candidates | fetch-metrics > runs | facts > metrics
+#     | classify > classified | settle > settled | select > selected, account
+#     | preflight > checked | stage > staged
 #     | render > rendered | summary > summary.txt            (make dry-run ends here)
 #     | plan, push, collect, verify > records/<slug>/        (make release)
 #
@@ -61,19 +62,22 @@ $(BUILD)/%/candidates.jsonl: $(call setting,SAEV_DIR entry.% sources.%) $(call m
 	@bin/extract-ids $* $(aside)
 
 # W&B is asked once, and what it said is kept; `make refresh` asks again.
-$(BUILD)/%/runs.jsonl: $(BUILD)/%/candidates.jsonl $(call module,runs snapshot) \
+$(BUILD)/%/runs.jsonl: $(BUILD)/%/candidates.jsonl $(call module,fetch_metrics runs snapshot) \
         $(call setting,WANDB_ENTITY WANDB_PROJECT WANDB_BASE_URL METRICS_SNAPSHOT)
-	@bin/fetch-metrics --save-snapshot $@ < $< > /dev/null
+	@bin/fetch-metrics < $< $(aside)
 
-$(BUILD)/%/metrics.jsonl: $(BUILD)/%/candidates.jsonl $(BUILD)/%/runs.jsonl jq/classify.jq \
-        $(call module,fetch_metrics snapshot run_facts numbers) $(call setting,NMSE_SHARD RUNS_ROOT EXCLUDE)
-	@bin/fetch-metrics --snapshot $(BUILD)/$*/runs.jsonl < $< $(aside)
+$(BUILD)/%/metrics.jsonl: $(BUILD)/%/runs.jsonl jq/facts.jq
+	@bin/facts < $< $(aside)
 
 $(BUILD)/%/classified.jsonl: $(BUILD)/%/metrics.jsonl jq/classify.jq $(call setting,EXCLUDE)
 	@bin/classify < $< $(aside)
 
-$(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/classified.jsonl \
-        $(call module,select panel frontier) $(call setting,N PIN)
+$(BUILD)/%/settled.jsonl: $(BUILD)/%/classified.jsonl $(wildcard $(or $(RECORDS),records)/measured) \
+        $(call module,settle numbers measured digests) $(call setting,NMSE_SHARD RUNS_ROOT)
+	@bin/settle < $< $(aside)
+
+$(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/settled.jsonl \
+        $(call module,select panel frontier account) $(call setting,N PIN)
 	@bin/select --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 $(BUILD)/%/checked.jsonl: $(BUILD)/%/selected.jsonl $(wildcard py/saepub/checkpoint/*.py) \
@@ -88,7 +92,7 @@ $(BUILD)/%/rendered.jsonl: $(BUILD)/%/staged.jsonl $(BUILD)/%/account.jsonl temp
 	@bin/render --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl \
-        $(call module,summary account frontier)
+        $(call module,summary numbers account frontier)
 	@bin/summary --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 # Besides the chosen repos, each other that an earlier dry run left whole.
@@ -102,7 +106,7 @@ $(BUILD)/known-ids: $(call joint,candidates.jsonl) $(call setting,CATALOG REPO P
 
 # Named here, so that make doesn't take them for intermediate files, which it would delete.
 .PHONY: joints
-joints: $(foreach j,candidates runs metrics classified selected account checked staged \
+joints: $(foreach j,candidates runs metrics classified settled selected account checked staged \
     rendered,$(call joint,$j.jsonl))
 
 # ---- the verbs -------------------------------------------------------------------------------
@@ -129,7 +133,7 @@ refresh: ## ask W&B again, then dry-run
 	@$(MAKE) dry-run
 
 recheck: ## read the chosen checkpoints again, then dry-run
-	@rm -f $(call joint,checked.jsonl) $(BUILD)/executor/*.json
+	@rm -f $(call joint,settled.jsonl) $(call joint,checked.jsonl) $(BUILD)/executor/*.json
 	@$(MAKE) dry-run
 
 .PHONY: remeasure report doctor plan release rehearse verify docs

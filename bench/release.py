@@ -179,7 +179,7 @@ def _make_runs(dpath: pathlib.Path) -> int:
             line = {"repo": "bench", "layer": 13, "run_id": f"run{i:02d}"}
             line |= {"expected": expected, "l0": 2.0**i, "nmse": 1 / (i + 2)}
             line |= {
-                "nmse_source": "wandb",
+                "numbers": "wandb",
                 "n_prefixes": 10,
                 "activation": {"key": "relu"},
             }

@@ -87,11 +87,13 @@ def _pipe(dpath: pathlib.Path, n: int):
 
     yield "extract-ids", stage("extract-ids", None, "vits-relu")
     rnd = random.Random(0)
-    _write(dpath / "metrics.jsonl", (_line(i, rnd) for i in range(n)))
-    yield "classify", stage("classify", str(dpath / "metrics.jsonl"))
+    _write(dpath / "runs.jsonl", (_with_record(_line(i, rnd)) for i in range(n)))
+    yield "facts", stage("facts", str(dpath / "runs.jsonl"))
+    yield "classify", stage("classify", str(dpath / "facts.jsonl"))
+    yield "settle", stage("settle", str(dpath / "classify.jsonl"))
     yield (
         "select",
-        stage("select", str(dpath / "classify.jsonl"), "--account", dpath / "account"),
+        stage("select", str(dpath / "settle.jsonl"), "--account", dpath / "account"),
     )
     # Were all of them chosen, this is what staging and rendering them takes.
     _write(dpath / "checked.jsonl", (_checked(dpath, i, rnd) for i in range(n)))
@@ -115,7 +117,7 @@ def _line(i: int, rnd: random.Random) -> dict:
         "expected": EXPECTED,
         "l0": rnd.lognormvariate(4, 1),
         "nmse": rnd.random(),
-        "nmse_source": "wandb",
+        "numbers": "wandb",
         "objective": "matryoshka",
         "n_prefixes": 10,
         "activation": {"key": "relu"},
@@ -127,6 +129,21 @@ def _line(i: int, rnd: random.Random) -> dict:
         "wandb_url": f"https://wandb.ai/samuelstevens/saev/runs/run{i:07d}",
         "n_dead": 0,
     }
+
+
+def _with_record(line: dict) -> dict:
+    """A line as fetch-metrics passes it on."""
+    keys = ("repo", "layer", "run_id", "commented", "source", "expected")
+    config = {
+        "sae": {"d_model": 8, "d_sae": 32, "activation": {"key": "relu"}},
+        "objective": {"n_prefixes": 10},
+        "train_data": {"layer": line["layer"]},
+        "val_data": {"shards": "/scratch/shards/52ec5790"},
+    }
+    summary = {"eval/l0": line["l0"], "eval/normalized_mse": line["nmse"]}
+    record = {"state": "finished", "createdAt": line["created_at"], "url": None}
+    record |= {"config": config, "summary": summary | {"eval/n_dead": 0}}
+    return {key: line[key] for key in keys} | {"wandb": record}
 
 
 def _checked(dpath: pathlib.Path, i: int, rnd: random.Random) -> dict:

@@ -6,7 +6,9 @@ import sys
 from .measure import ROOT, best, table
 
 LIGHT = (
+    "facts",
     "classify",
+    "settle",
     "select",
     "stage",
     "fetch-metrics",

@@ -339,7 +339,14 @@ def test_whether_it_is_there_is_told_without_loading_torch(built):
 
 def test_every_stage_passes_on_it_and_no_misfit_is_chosen(built):
     text = run_program(ROOT / "bin/extract-ids", "--all", BUILD=built.build).stdout
-    for stage in ("fetch-metrics", "classify", "select", "preflight"):
+    for stage in (
+        "fetch-metrics",
+        "facts",
+        "classify",
+        "settle",
+        "select",
+        "preflight",
+    ):
         done = run_program(ROOT / "bin" / stage, stdin=text, BUILD=built.build)
         assert done.returncode == 0, done.err
         text = done.stdout

@@ -1,12 +1,13 @@
 """extract-ids reads sweep files as people write them, and never runs them."""
 
 import json
-import pathlib
+import re
 import textwrap
+import types
 
 import pytest
 
-from kits.programs import ROOT, run_program
+from kits.in_process import run
 
 REPO = {
     "slug": "vits-relu",
@@ -27,23 +28,24 @@ REPO = {
 def lab(tmp_path):
     """Runs extract-ids over a sweep file's text; keywords change the catalog's entry."""
 
-    def extract(text: str, *argv: str, n_repos: int = 1, **entry):
+    def extract(text: str | bytes, *argv: str, n_repos: int = 1, **entry):
         (tmp_path / "sweeps").mkdir(exist_ok=True)
-        (tmp_path / "sweeps/vits.py").write_text(textwrap.dedent(text))
+        text = textwrap.dedent(text).encode() if isinstance(text, str) else text
+        (tmp_path / "sweeps/vits.py").write_bytes(text)
         repos = [{k: v for k, v in (REPO | entry).items() if v is not None}]
         if n_repos == 2:
-            repos.append(REPO | {"slug": "other", "repo_id": "lab/other"} | entry)
+            repos.append(repos[0] | {"slug": "other", "repo_id": "lab/other"})
         catalog = tmp_path / "catalog.json"
         catalog.write_text(json.dumps({"collections": [], "repos": repos}))
-        argv = argv or ("vits-relu",)
-        done = run_program(
-            ROOT / "bin/extract-ids", *argv, SAEV_DIR=tmp_path, CATALOG=catalog
+        env = {"SAEV_DIR": tmp_path, "CATALOG": catalog, "BUILD": tmp_path / "build"}
+        code, out, told = run(
+            "extract-ids", *argv or ("vits-relu",), stdin=b"", env=env
         )
-        done.rows = [json.loads(line) for line in done.out.splitlines()]
-        done.ids = [
-            (row["layer"], row["run_id"], row["commented"]) for row in done.rows
-        ]
-        return done
+        rows = [json.loads(line) for line in out.splitlines()]
+        ids = [(row["layer"], row["run_id"], row["commented"]) for row in rows]
+        return types.SimpleNamespace(
+            returncode=code, rows=rows, ids=ids, out=out.decode(), err=told
+        )
 
     return extract
 
@@ -144,10 +146,15 @@ def test_prose_in_comments_is_not_an_id_and_words_after_an_id_are_not_either(lab
         }  # "eeee5555"
         # "ffff6666"
         """)
-    assert done.ids == [
-        (6, "aaaa1111", False),
-        (6, "bbbb2222", True),
-        (7, "dddd4444", False),
+    assert done.ids == [(6, "aaaa1111", False), (7, "dddd4444", False)]
+    named = [line.split(": not taken for a run id: ") for line in done.err.splitlines()]
+    assert [(where.rpartition(":")[2], text) for where, text in named] == [
+        ("4", '# the layers "that" we keep'),
+        ("5", '# "Dense" runs were left out'),
+        ("7", '# see the "bad" ones in the notebook; 3zih0tpa diverged'),
+        ("8", '# lr=1e-3, "cccc3333" is its twin'),
+        ("9", '# "bbbb2222" diverged at step 3000'),
+        ("12", '# "eeee5555"'),
     ]
 
 
@@ -180,6 +187,190 @@ def test_a_sweep_is_never_run(lab, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("comment", "ids", "is_named"),
+    [
+        ('"best" of the three', [], True),
+        ('(dead) "aaaaaaa4",', [], True),
+        ('"bbbb2222"', ["bbbb2222"], False),
+        ('"bbbb2222",', ["bbbb2222"], False),
+        ("'bbbb2222', 'cccc3333'],", ["bbbb2222", "cccc3333"], False),
+        ('"bbbb2222", from an earlier sweep', ["bbbb2222"], False),
+        ('"bbbb2222", and not "cccc3333"', ["bbbb2222"], True),
+        ('"bbbb2222",  # "cccc3333",', ["bbbb2222"], True),
+        ("don't, it's over", [], False),
+    ],
+)
+@pytest.mark.parametrize("place", ["behind", "in", "whole layer"])
+def test_one_rule_for_every_comment(lab, comment, ids, is_named, place):
+    text = {
+        "behind": f'run_ids = {{6: ["aaaa1111"],  # {comment}\n7: ["dddd4444"]}}',
+        "in": f'run_ids = {{6: [\n# {comment}\n"aaaa1111"], 7: ["dddd4444"]}}',
+        "whole layer": 'run_ids = {6: ["aaaa1111"], 7: ["dddd4444"],\n'
+        f"# 6: [\n# {comment}\n}}",
+    }[place]
+    done = lab(text)
+    assert done.returncode == 0, done.err
+    assert [i for _, i, commented in done.ids if commented] == ids
+    assert all(layer == 6 for layer, _, commented in done.ids if commented)
+    assert ("not taken for a run id" in done.err) == is_named, done.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'run_ids = {6: ["a"],\f 7: ["b"]}',
+        '\f\nrun_ids = {6: ["a"],\n\f 7: ["b"]}',
+        'def f():\n\f    run_ids = {6: ["a"],\n  \f  7: ["b"]}',
+        'x = "\x0b\x1c\x1d\u2028\u2029\x85"; run_ids = {6: ["a"], 7: ["b"]}',
+        'x = """\x1c\u2028\x85\n"""\nrun_ids = {6: ["a"],  # \x1c\u2028 é\n7: ["b"]}',
+        'run_ids = {6: ["a"],\r\n7: ["b"]}\r\n',
+        'run_ids = {6: ["a"],\r7: ["b"]}\r',
+        '\ufeffrun_ids = {6: ["a"], 7: ["b"]}',
+        '# coding: latin-1\nx = "é"; run_ids = {6: ["a"], 7: ["b"]}',
+    ],
+)
+def test_lines_and_columns_are_those_that_people_see(lab, text):
+    encoding = "latin-1" if "latin" in text else "utf-8"
+    done = lab(text.encode(encoding))
+    assert [i for _, i, _ in done.ids] == ["a", "b"], done.err
+
+
+def test_tuple_keys_have_the_layer_where_the_catalog_says(lab):
+    text = """
+        run_ids = {
+            (256, 6): ["aaaa1111"], (384, 6): ["bbbb2222"],
+            # (256, 7): ["cccc3333"],
+            (256, 7): ["dddd4444"],
+        }
+        for (n, layer), ids in run_ids.items():
+            print(n, layer, ids)
+        """
+    assert lab(text, layer_at=1).ids == [
+        (6, "aaaa1111", False),
+        (6, "bbbb2222", False),
+        (7, "cccc3333", True),
+        (7, "dddd4444", False),
+    ]
+    done = lab(text)
+    assert done.returncode == 1
+    assert (
+        'vits.py:3: the key (256, 6) is a tuple; say where it has the layer with "layer_at" in the catalog (1 for 6)'
+        in done.err
+    )
+    assert "the key (256, 6) has no layer's number at 5" in lab(text, layer_at=5).err
+
+
+def test_a_list_is_of_the_only_layer(lab):
+    text = 'run_ids = ["aaaa1111",  # "bbbb2222",\n# "cccc3333",\n"dddd4444"]'
+    ids = [(6, "aaaa1111", False), (6, "bbbb2222", True), (6, "cccc3333", True)]
+    assert lab(text, layers=[6]).ids == [*ids, (6, "dddd4444", False)]
+    done = lab(text)
+    assert done.returncode == 1
+    assert (
+        'a list that says no layer; give the catalog\'s repo one layer ("layers": [23]), or list'
+        in done.err
+    )
+
+
+BASE = 'run_ids = {6: ["a"], 7: ["b"]}\n'
+CHANGES = {
+    "item": 'run_ids[7] = ["c"]',
+    "element": 'run_ids[7][0] = "c"',
+    "slice": 'run_ids[7][:] = ["c"]',
+    "append": 'run_ids[7].append("c")',
+    "extend": 'run_ids[7].extend(["c"])',
+    "in place": 'run_ids[7] += ["c"]',
+    "union in place": 'run_ids |= {7: ["c"]}',
+    "update": 'run_ids.update({7: ["c"]})',
+    "setdefault": 'run_ids.setdefault(8, []).append("c")',
+    "pop": "run_ids.pop(7)",
+    "clear": "run_ids.clear()",
+    "del item": "del run_ids[7]",
+    "del element": "del run_ids[7][0]",
+    "del": "del run_ids",
+    "tuple": 'x, run_ids[7] = 1, ["c"]',
+    "star": "*run_ids[7], x = list_of()",
+    "loop target": "for run_ids[7] in [[]]: pass",
+    "loop variable": "for run_ids in [{}]: pass",
+    "with": "with open('x') as run_ids[7]: pass",
+    "walrus": "print(run_ids := {})",
+    "walrus in a comprehension": "[x for x in [1] if (run_ids := {})]",
+    "import": "import run_ids",
+    "import as": "import json as run_ids",
+    "from import": "from x import y as run_ids",
+    "star import": "from x import *",
+    "def": "def run_ids(): pass",
+    "class": "class run_ids: pass",
+    "except": "try: pass\nexcept E as run_ids: pass",
+    "match": "match {}:\n  case run_ids: pass",
+    "global": "def f():\n  global run_ids\n  run_ids = {}\n  run_ids[7] = []",
+    "in a function": 'def f():\n  run_ids[7].append("c")',
+    "alias": 'ids = run_ids\nids[7] = ["c"]',
+    "alias of a list": 'ids = run_ids[7]\nids.append("c")',
+    "alias by get": 'ids = run_ids.get(7)\nids += ["c"]',
+    "alias in a loop": 'for layer, ids in run_ids.items():\n  ids.append("c")',
+    "alias by values": 'for ids in run_ids.values():\n  ids.remove("b")',
+    "alias by enumerate": 'for i, ids in enumerate(run_ids.values()):\n  ids[0] = "c"',
+    "alias by zip": 'for x, ids in zip("ab", run_ids.values()):\n  ids[0] = "c"',
+    "alias in a container": 'pair = (1, run_ids)\npair[1][7] = ["c"]',
+    "alias in a list": 'all = []\nall.append(run_ids[7])\nall[0].append("c")',
+    "alias in a dict": 'cfg = {}\ncfg["ids"] = run_ids[7]\ncfg["ids"].append("c")',
+    "alias in a comprehension": '[ids.append("c") for ids in run_ids.values()]',
+    "alias by a walrus": '(ids := run_ids[7]).append("c")',
+    "alias by a copy": 'run_ids.copy()[7].append("c")',
+    "alias by dict": 'dict(run_ids)[7].append("c")',
+    "alias by a conditional": 'ids = run_ids[7] if 1 else []\nids.append("c")',
+    "method": 'add = run_ids[7].append\nadd("c")',
+    "own function": 'def add(ids):\n  ids[7] = ["c"]\nadd(run_ids)',
+    "own function, by name": "def add(n, ids=None):\n  ids.clear()\nadd(1, ids=run_ids)",
+    "own function's default": "def add(ids=run_ids):\n  ids.clear()\nadd()",
+    "own function's result": "def same(ids):\n  return ids\nsame(run_ids).clear()",
+    "own function's star": "def f(*args):\n  args[0].clear()\nf(run_ids)",
+    "generator": "def each():\n  yield from run_ids.values()\nfor ids in each():\n  ids.clear()",
+    "lambda": "f = lambda: run_ids.clear()",
+    "foreign function": "from x import add\nadd(run_ids)",
+    "foreign method": "x.add(run_ids[7])",
+    "operator": "import operator\noperator.setitem(run_ids, 7, [])",
+    "dict.update": "dict.update(run_ids, {})",
+    "exec": 'exec("run_ids = {}")',
+    "globals": 'globals()["run_ids"] = {}',
+    "setattr": 'import sys\nsetattr(sys.modules[__name__], "run_ids", {})',
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_any_other_statement_that_may_change_the_variable_stops(lab, name):
+    done = lab(BASE + CHANGES[name])
+    assert (done.returncode, done.out) == (1, "")
+    lineno = re.search(r"vits\.py:(\d+): ", done.err)[1]
+    n_lines = CHANGES[name].count("\n") + 1
+    assert 2 <= int(lineno) <= 1 + n_lines, done.err
+    assert "or list the ids in the catalog instead" in done.err
+    assert done.err.count("\n") == 1
+
+
+READS = {
+    "loop": "for layer, ids in run_ids.items():\n  for i in ids:\n    cfgs.append({'run': join(root, i), 'layer': f(layer)})",
+    "items of two": "for layer, ids in list(run_ids.items()) + list(more.items()):\n  for i in ids: make(i)",
+    "loop over several": "for ids_by, x in ((run_ids, 1), (other, 2)):\n  for layer, ids in ids_by.items(): print(ids)",
+    "sorted": "for layer in sorted(run_ids): make(layer, len(run_ids[layer]))",
+    "copies": "all = [i for ids in run_ids.values() for i in ids]\nall.append('x')\nall[0] = 'y'",
+    "config": "cfgs = []\nfor layer, ids in run_ids.items():\n  cfgs.append({'ids': ids})\n  cfgs.sort()\ncfgs += [1]",
+    "copy of a list": "ids = list(run_ids[7])\nids.append('c')\nids = run_ids[7] + ['x']\nids.clear()",
+    "another scope": "def f(run_ids):\n  run_ids[7] = []\n  run_ids = 1",
+    "another variable": "other = {}\nother[7] = []\ndef g():\n  ids = []\n  ids.append(1)",
+    "returned": "def f():\n  return run_ids\nfor layer, ids in f().items(): print(ids)",
+    "text": "print(f'{run_ids}', ', '.join(run_ids[7]), 7 in run_ids, run_ids == {})",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_only_reads_the_variable_does_not(lab, name):
+    done = lab(BASE + READS[name])
+    assert [i for _, i, _ in done.ids] == ["a", "b"], done.err
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ('run_ids = {6: ["aaaa1111"],\n 7: ["aaaa1111"]}', "vits.py:2: aaaa1111 is under layer 7, and under layer 6 at line 1"),
@@ -188,20 +379,18 @@ def test_a_sweep_is_never_run(lab, tmp_path):
         ('run_ids = {6: ["aaaa1111"],\n 7: [\n# "no/slash",\n]}', "vits.py:3: 'no/slash' is not a run id"),
         ('run_ids = {6: ["a"], 7: ["b"],\n 8: ["c"]}', "vits.py:2: layer 8 is not among the catalog's"),
         ('run_ids = {6: ["a"]}', "no run id under layer 7"),
-        ('\nother = {6: ["a"]}', 'vits.py:1: assigns no "run_ids"'),
+        ('\nother = {6: ["a"]}', 'vits.py:1: assigns no "run_ids", which the catalog names; it has other'),
         ('run_ids = {}\nrun_ids = {6: ["a"]}', 'vits.py:2: assigns "run_ids" at lines 1 and 2'),
-        ('run_ids = {6: ["a"], **more}', "vits.py:1: a key that is not a layer's number"),
-        ('run_ids = {"6": ["a"]}', "vits.py:1: a key that is not a layer's number"),
+        ('run_ids = {6: ["a"], **more}', "vits.py:1: the key ** has no layer's number"),
+        ('run_ids = {"6": ["a"]}', "vits.py:1: the key '6' has no layer's number; list the ids in the catalog"),
         ('run_ids = {6: base + ["a"]}', "vits.py:1: layer 6 is not a list of strings"),
         ('run_ids = {6: [x]}', "vits.py:1: layer 6 holds what is not a string"),
+        ('run_ids = {6: [f"a{x}"]}', "vits.py:1: layer 6 holds what is not a string"),
         ('run_ids = {6: ["aaaa1111"\n"bbbb2222"]}', "vits.py:1: layer 6 lacks a comma"),
-        ('run_ids = {6: ["a"],\n 6: ["b"]}', "vits.py:2: layer 6 again, after line 1"),
+        ('run_ids = {6: ["a"],\n 6: ["b"]}', "vits.py:2: key 6 again, after line 1"),
         ('run_ids = {\n# "aaaa1111",\n6: ["b"]}', 'vits.py:2: a commented-out "aaaa1111" that stands under no layer'),
-        ("run_ids = {6: [", "vits.py:1: not Python"),
-        ("run_ids = " + "(" * 500 + ")" * 500, "vits.py:1: not Python"),
-        ("\0", "vits.py:1: not Python"),
-        ("# coding: nonsense\nrun_ids = {}", "not Python"),
-        ("run_ids = dict(a=1)", 'vits.py:1: "run_ids" is not a dict literal'),
+        ("run_ids = dict(a=1)", 'vits.py:1: "run_ids" is not a dict or a list written out'),
+        ("run_ids = {i: [] for i in x}", 'vits.py:1: "run_ids" is not a dict or a list written out'),
     ],
 )  # fmt: skip
 def test_stops_with_file_and_line_at(lab, text, told):
@@ -210,6 +399,68 @@ def test_stops_with_file_and_line_at(lab, text, told):
     assert done.out == ""
     assert told in done.err
     assert done.err.startswith("extract-ids: ") and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["run_ids = {6: [", "run_ids = " + "(" * 500 + ")" * 500, "\0", "x = = 1",
+     "# coding: nonsense\nrun_ids = {}", "x = " + "-" * 100_000 + "1"],
+)  # fmt: skip
+def test_what_this_python_cannot_parse_may_be_newer_python(lab, text):
+    done = lab(text)
+    assert done.returncode == 1 and done.err.count("\n") == 1
+    assert re.search(r"vits\.py:\d: Python 3\.\d+\.\d+ can't parse this: ", done.err)
+    assert "if a newer one can, set PYTHON to it" in done.err
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ids.csv", "layer,run_id,note\n6,aaaa1111,x\n7,bbbb2222,\n"),
+        ("ids.csv", "\ufeffrun_id,layer\r\naaaa1111,6\r\nbbbb2222,7\r\n"),
+        ("ids.json", '{"6": ["aaaa1111"], "7": ["bbbb2222"]}'),
+        ("ids.json", '[{"run_id": "aaaa1111", "layer": 6},\n{"run_id": "bbbb2222", "layer": "7"}]'),
+        ("ids.jsonl", '{"run_id": "aaaa1111", "layer": 6}\n\n{"run_id": "bbbb2222", "layer": 7}\n'),
+    ],
+)  # fmt: skip
+def test_ids_from_a_file(lab, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    done = lab("", sweep=None, variable=None, run_ids_file=name)
+    assert done.ids == [(6, "aaaa1111", False), (7, "bbbb2222", False)], done.err
+    assert re.search(rf"/{name}:\d$", done.rows[1]["source"])
+
+
+def test_ids_from_a_text_file_for_each_layer(lab, tmp_path):
+    for layer, text in ((6, "# the good ones\naaaa1111\n\n"), (7, "bbbb2222 # best\n")):
+        (tmp_path / f"layer_{layer}.txt").write_text(text)
+    done = lab("", sweep=None, variable=None, run_ids_file="layer_{layer}.txt")
+    assert done.ids == [(6, "aaaa1111", False), (7, "bbbb2222", False)], done.err
+    done = lab("", sweep=None, variable=None, run_ids_file="layer_6.txt", layers=[6])
+    assert done.ids == [(6, "aaaa1111", False)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("ids.csv", "id,layer\na,6\n", 'ids.csv:2: no "run_id"; its keys: id, layer'),
+        ("ids.csv", "run_id\na\n", "ids.csv:2: no layer's number as \"layer\""),
+        ("ids.txt", "a\n", "ids.txt:1: no layer's number"),
+        ("ids.jsonl", "{}\n[]\n", 'ids.jsonl:1: no "run_id"'),
+        ("ids.jsonl", "x\n", "ids.jsonl:1: not JSON"),
+        ("ids.json", "7", "ids.json:1: neither a list of runs"),
+        ("ids.yaml", "", "not one of .txt, .csv, .json, .jsonl"),
+        ("ids.csv", "run_id,layer\n../x,6\nb,7", "ids.csv:2: '../x' is not a run id"),
+        ("gone.csv", None, "gone.csv: No such file or directory; the catalog names it"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_told_by_line(lab, tmp_path, name, text, told):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    done = lab("", sweep=None, variable=None, run_ids_file=name)
+    assert done.returncode == 1 and told in done.err, done.err
 
 
 def test_ids_in_the_catalog_replace_the_sweep(lab):
@@ -250,4 +501,4 @@ def test_wrong_usage_exits_2(lab, argv, told):
 def test_a_missing_sweep_names_the_file(lab):
     done = lab("x = 1", sweep="sweeps/gone.py")
     assert done.returncode == 1
-    assert str(pathlib.Path("sweeps/gone.py: no such sweep file")) in done.err
+    assert "sweeps/gone.py: No such file or directory; the catalog names it" in done.err

@@ -26,7 +26,12 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-JOINTS = {"fetch-metrics": "candidates", "select": "classified", "stage": "checked"}
+JOINTS = {
+    "fetch-metrics": "candidates",
+    "settle": "classified",
+    "select": "settled",
+    "stage": "checked",
+}
 JOINTS |= {"summary": "rendered"}
 
 

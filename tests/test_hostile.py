@@ -99,11 +99,13 @@ class Crowd:
 
     def choose(self, metrics: str, **env: str) -> str:
         classified = self.step("classify", metrics, **env)
-        return self.step("select", classified, "-n", "10000", *self.account)
+        settled = self.step("settle", classified)
+        return self.step("select", settled, "-n", "10000", *self.account)
 
     def check(self) -> str:
         """What preflight passes on, once those are excluded that it refuses, as it says."""
-        metrics = self.step("fetch-metrics", self.step("extract-ids", "", "tiny"))
+        records = self.step("fetch-metrics", self.step("extract-ids", "", "tiny"))
+        metrics = self.step("facts", records)
         told = self.step("preflight", self.choose(metrics), code=1).splitlines()
         assert told[-1].startswith("preflight: to go on"), told[-1][:500]
         command = shlex.split(told[-1].partition("to go on without: ")[2])
@@ -269,9 +271,13 @@ def test_a_hostile_setting_is_refused_or_data(world, texts, setting, name):
         return  # no environment can hold it
     env = made.settings | {setting: text, "BUILD": world.dpath / "settings"}
     candidates = (made.build / "tiny/candidates.jsonl").read_bytes()
-    classified = (made.build / "tiny/classified.jsonl").read_bytes()
+    classified, settled = (
+        (made.build / f"tiny/{name}.jsonl").read_bytes()
+        for name in ("classified", "settled")
+    )
     run("fetch-metrics", stdin=candidates, env=env)
-    run("select", stdin=classified, env=env)
+    run("settle", stdin=classified, env=env)
+    run("select", stdin=settled, env=env)
 
 
 def test_a_hostile_title_is_drawn_as_it_stands(world, texts, tmp_path):
@@ -286,7 +292,8 @@ def test_a_hostile_title_is_drawn_as_it_stands(world, texts, tmp_path):
 
 JOINTS = {
     "fetch-metrics": "candidates",
-    "select": "classified",
+    "settle": "classified",
+    "select": "settled",
     "stage": "checked",
     "render": "staged",
     "summary": "rendered",

@@ -207,7 +207,9 @@ def test_the_demos_numbers_are_reproduced(demo):
     for program, *argv in (
         ("extract-ids", "vits-relu", "vitl-topk"),
         ("fetch-metrics",),
+        ("facts",),
         ("classify",),
+        ("settle",),
         ("select", "-n", "2"),
         ("preflight",),
         ("remeasure", "--shards", demo / "shards"),

@@ -226,7 +226,13 @@ def test_commands_do_what_they_say(tmp_path):
     for i in range(30):
         l0 = 10 ** rng.uniform(0.3, 2.8)
         more = {"expected": expected, **expected, "activation": {"key": "relu"}}
-        more |= {"train_layer": 6, "state": "finished", "nmse_source": "wandb"}
+        more |= {
+            "train_layer": 6,
+            "state": "finished",
+            "aux": None,
+            "n_dead": 0,
+            "shard": None,
+        }
         nmse = None if i == 7 else 0.9 * l0**-0.35 * rng.uniform(1, 1.2)
         runs.append(run(f"run{i}", l0, nmse, "") | more)
     # A pin that the rule would not have chosen, and a hand's exclusion.
@@ -250,9 +256,10 @@ def test_commands_do_what_they_say(tmp_path):
 def chain(tmp_path, runs: list[dict], pin: str, exclude: str) -> list[dict]:
     stdin = "".join(json.dumps(x) + "\n" for x in runs)
     classified = run_program(ROOT / "bin/classify", stdin=stdin, EXCLUDE=exclude)
+    settled = run_program(ROOT / "bin/settle", stdin=classified.out)
     fpath = tmp_path / "account.jsonl"
     argv = (ROOT / "bin/select", "--account", fpath, "--pin", pin)
-    done = run_program(*argv, stdin=classified.out)
+    done = run_program(*argv, stdin=settled.out)
     assert done.returncode == 0, done.err
     return [json.loads(text) for text in fpath.read_text().splitlines()]
 

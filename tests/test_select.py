@@ -189,8 +189,8 @@ def test_what_is_said_stays_short_however_many_runs_there_are():
     ("rows", "told"),
     [
         ([{"repo": "r"}], 'select: stdin:1: no "layer": {"repo": "r"}\n'),
-        ([row("a", "NaN", 1)], "run bin/classify before bin/select"),
-        ([row("a", 0, 1)], "run bin/classify before bin/select"),
+        ([row("a", "NaN", 1)], "run bin/settle before bin/select"),
+        ([row("a", 0, 1)], "run bin/settle before bin/select"),
         ([row("a", 1, 1), row("a", 2, 1)], "a of r is on two lines"),
         ([row("a", 1, 1), row("../a", 2, 1)], 'stdin:2: "run_id" is "../a", not a run id'),
         ([row("a", True, 1)], '"l0" is true, not a number or null'),

@@ -7,6 +7,7 @@ it is for. `bin/tables` writes both.
 
 import difflib
 import functools
+import glob
 import json
 import pathlib
 import re
@@ -14,7 +15,7 @@ import typing as tp
 
 import pydantic
 from pydantic import Field
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from . import settings
 from .cli import UsageError, UserError, report
@@ -77,80 +78,97 @@ def _several(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _distinct(values: tuple) -> tuple:
+def _distinct(values: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
     if len(set(values)) != len(values):
         raise _error("different from each other")
     return values
 
 
-def _some(values: tuple) -> tuple:
+def _some(values: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
     if not values:
         raise PydanticCustomError("saepub", "empty")
     return values
 
 
-def _matches(pattern: re.Pattern, what: str) -> tp.Callable[[str], str]:
-    def check(text: str) -> str:
-        if pattern.fullmatch(text) is None:
-            raise _error(what)
+class _Form:
+    """Text of a form that the schema states too."""
+
+    def __init__(
+        self, what: str, is_right: tp.Callable[[str], object], **schema: object
+    ):
+        self.what, self.is_right, self.schema = what, is_right, schema
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            self._check, handler(source)
+        )
+
+    def _check(self, text: str) -> str:
+        if not self.is_right(text):
+            raise _error(self.what)
         return text
 
-    return check
+    def __get_pydantic_json_schema__(
+        self, of: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, tp.Any]:
+        return handler(of) | self.schema
 
 
-def _like(pattern: str, what: str) -> tp.Any:
-    """Text of a form that the schema states too."""
-    form = {"pattern": f"^{pattern}$"}
-    return tp.Annotated[
-        str,
-        pydantic.Strict(),
-        pydantic.AfterValidator(_matches(re.compile(pattern), what)),
-        Field(json_schema_extra=form),
-    ]
+def _like(pattern: str, what: str) -> _Form:
+    return _Form(what, re.compile(pattern).fullmatch, pattern=f"^{pattern}$")
 
 
-Slug = _like(ID.pattern, f"a slug ({ID.pattern})")
-RepoId = _like(REPO_ID.pattern, "namespace/name")
-WholeSlug = _like(
-    COLLECTION.pattern, "a collection's whole slug, namespace/name-<24 hex digits>"
-)
-Shard = _like(ID.pattern, "a shard's name")
-Word = _like(r"[a-z][a-z -]{0,30}", "a word in lower case")
-Url = _like(r"https?://[^\s<>()\"'`\\]+", "an address (https://…)")
-Name = _like(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a name as W&B has them")
-Line = tp.Annotated[str, pydantic.Strict(), pydantic.AfterValidator(_one_line)]
+def _one_of(known: tp.Collection[str]) -> _Form:
+    what = f"one of {', '.join(known)}, which is all that is known"
+    return _Form(what, known.__contains__, enum=list(known))
+
+
+SLUG = "a collection's whole slug, namespace/name-<24 hex digits>"
+Slug = tp.Annotated[str, _like(ID.pattern, f"a slug ({ID.pattern})")]
+RepoId = tp.Annotated[str, _like(REPO_ID.pattern, "namespace/name")]
+WholeSlug = tp.Annotated[str, _like(COLLECTION.pattern, SLUG)]
+Shard = tp.Annotated[str, _like(ID.pattern, "a shard's name")]
+Word = tp.Annotated[str, _like(r"[a-z][a-z -]{0,30}", "a word in lower case")]
+Url = tp.Annotated[str, _like(r"https?://[^\s<>()\"'`\\]+", "an address (https://…)")]
+Name = tp.Annotated[
+    str, _like(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a name as W&B has them")
+]
+Line = tp.Annotated[str, pydantic.AfterValidator(_one_line)]
 Text = tp.Annotated[
     str,
-    pydantic.Strict(),
     pydantic.BeforeValidator(_lines),
     pydantic.AfterValidator(_text),
     pydantic.WithJsonSchema(
         {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     ),
 ]
-Relative = tp.Annotated[str, pydantic.Strict(), pydantic.AfterValidator(_relative)]
-Template = tp.Annotated[str, pydantic.Strict(), pydantic.AfterValidator(_checkpoint)]
+Relative = tp.Annotated[str, pydantic.AfterValidator(_relative)]
+Template = tp.Annotated[str, pydantic.AfterValidator(_checkpoint)]
 Size = tp.Annotated[int, pydantic.Strict(), Field(gt=0, lt=2**24)]
 Layer = tp.Annotated[int, pydantic.Strict(), Field(ge=0, lt=1000)]
 Place = tp.Annotated[int, pydantic.Strict(), Field(ge=0, lt=8)]
-Some = (pydantic.AfterValidator(_some), Field(json_schema_extra={"minItems": 1}))
-Layers = tp.Annotated[tuple[Layer, ...], *Some, pydantic.AfterValidator(_distinct)]
-ActivationName = tp.Literal[tuple(ACTIVATIONS)]  # type: ignore[valid-type]
+AT_LEAST_ONE = Field(json_schema_extra={"minItems": 1})
+Layers = tp.Annotated[
+    tuple[Layer, ...],
+    pydantic.AfterValidator(_some),
+    pydantic.AfterValidator(_distinct),
+    AT_LEAST_ONE,
+]
+ActivationName = tp.Annotated[str, _one_of(ACTIVATIONS)]
+ObjectiveName = tp.Annotated[str, _one_of(OBJECTIVES)]
+NAMES = {"enum": list(ACTIVATIONS)}
 Activations = tp.Annotated[
     tuple[ActivationName, ...],
     pydantic.BeforeValidator(_several),
-    *Some,
+    pydantic.AfterValidator(_some),
     pydantic.AfterValidator(_distinct),
     pydantic.WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": list(ACTIVATIONS)},
-                {"type": "array", "items": {"enum": list(ACTIVATIONS)}, "minItems": 1},
-            ]
-        }
+        {"anyOf": [NAMES, {"type": "array", "items": NAMES, "minItems": 1}]}
     ),
 ]
-LayerKey = _like(r"\d{1,3}", "a layer's number")
+LayerKey = tp.Annotated[str, _like(r"\d{1,3}", "a layer's number")]
 ByLayer = dict[LayerKey, tuple[str, ...]]
 
 
@@ -258,7 +276,7 @@ class Repo(Lab):
     base_model: Line = Field(
         description="the model that the SAEs were trained on, on the Hub"
     )
-    objective: tp.Literal[tuple(OBJECTIVES)] = Field(  # type: ignore[valid-type]
+    objective: ObjectiveName = Field(
         description="what a run must have been trained with"
     )
     activation: Activations = Field(
@@ -304,9 +322,8 @@ class Repo(Lab):
             "d_model": self.d_model,
             "d_sae": self.d_sae,
         }
-        names = ("aux", "shard", "entity", "project")
-        names += ("runs_root", "shards_root", "checkpoint")
-        also = {name: getattr(self, name) for name in names}
+        names = "aux shard entity project runs_root shards_root checkpoint"
+        also = {name: getattr(self, name) for name in names.split()}
         also["metrics"] = self.metrics.model_dump() if self.metrics else None
         return always | {
             name: value for name, value in also.items() if value is not None
@@ -327,8 +344,12 @@ class Catalog(_Model):
     schema_: str | None = Field(
         None, alias="$schema", description="for editors: `catalog.schema.json`"
     )
-    lab: Lab = Field(Lab(), description="what is the same for all repos")
-    repos: tp.Annotated[tuple[Repo, ...], *Some] = Field(description="the model repos")
+    lab: Lab = Field(
+        Lab.model_validate({}), description="what is the same for all repos"
+    )
+    repos: tp.Annotated[
+        tuple[Repo, ...], pydantic.AfterValidator(_some), AT_LEAST_ONE
+    ] = Field(description="the model repos")
     collections: tuple[Collection, ...] = Field(
         (), description="the collections that get all of them"
     )
@@ -350,6 +371,20 @@ class Catalog(_Model):
         near = difflib.get_close_matches(slug, slugs, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(slugs)}"
         raise UsageError(f'{self.fpath} has no repo "{slug}"; {hint}')
+
+    def source(self, path: str) -> pathlib.Path:
+        """A file that the catalog names: under SAEV_DIR where it is there, else beside it."""
+        beside = self.fpath.parent / path
+        saev_dir = settings.get("SAEV_DIR")
+        under = pathlib.Path(saev_dir) / path
+        if not saev_dir or (not _is_there(under) and _is_there(beside)):
+            return beside
+        return under
+
+
+def _is_there(fpath: pathlib.Path) -> bool:
+    """Whether a file is there, or with "{layer}" in its name one of several."""
+    return any(fpath.parent.glob(glob.escape(fpath.name).replace("{layer}", "*")))
 
 
 # ---- reading ---------------------------------------------------------------------------------
@@ -428,7 +463,7 @@ SOURCES = ("sweep", "run_ids", "run_ids_file", "wandb")
 """Where candidates may come from; a repo has one of them."""
 
 
-def _across(raw: dict) -> tp.Iterator[str]:
+def _across(raw: dict[str, tp.Any]) -> tp.Iterator[str]:
     """What is wrong between keys, whatever else is wrong with each of them."""
     repos = raw.get("repos")
     entries = (
@@ -470,7 +505,7 @@ def _across(raw: dict) -> tp.Iterator[str]:
             yield f'{at}: no "namespace", which goes with "title"'
 
 
-def _told(raw: dict, error: tp.Any) -> str:
+def _told(raw: dict[str, tp.Any], error: tp.Any) -> str:
     """One of pydantic's errors, with the key's path."""
     loc, kind = error["loc"], error["type"]
     if kind == "missing":
@@ -490,7 +525,7 @@ def _told(raw: dict, error: tp.Any) -> str:
     return f"{_path(raw, loc)}: is {found}: {why}"
 
 
-def _path(raw: tp.Any, loc: tuple) -> str:
+def _path(raw: tp.Any, loc: tuple[int | str, ...]) -> str:
     """Where something stands, as in `repos[0] (vits-relu).d_model`."""
     out, node = "", raw
     for part in loc:
@@ -509,11 +544,11 @@ def _path(raw: tp.Any, loc: tuple) -> str:
     return out.removeprefix(".")
 
 
-MODELS = {"lab": Lab, "repos": Repo, "collections": Collection}
-BELOW = {"links": Link, "metrics": Metrics, "wandb": FromWandb}
+MODELS: dict[str, type[_Model]] = {"lab": Lab, "repos": Repo, "collections": Collection}
+BELOW: dict[str, type[_Model]] = {"links": Link, "metrics": Metrics, "wandb": FromWandb}
 
 
-def _model_at(loc: tuple) -> type[_Model]:
+def _model_at(loc: tuple[int | str, ...]) -> type[_Model]:
     """The model of the object at a place."""
     model: type[_Model] = Catalog
     for part in loc:
@@ -521,13 +556,13 @@ def _model_at(loc: tuple) -> type[_Model]:
     return model
 
 
-def known_keys(loc: tuple) -> list[str]:
+def known_keys(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that an object may have, by its place."""
     fields = _model_at(loc).model_fields
     return [field.alias or name for name, field in fields.items()]
 
 
-def description(loc: tuple) -> str:
+def description(loc: tuple[int | str, ...]) -> str:
     """What the key at a place is for; "" for an unknown one."""
     field = _model_at(loc[:-1]).model_fields.get(str(loc[-1]))
     return (field.description or "") if field else ""

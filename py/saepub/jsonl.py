@@ -17,6 +17,9 @@ from .text import excerpt, say
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run id or a slug may be. Both become parts of paths."""
 
+SOURCE = re.compile(rf"wandb|(measured|disk):{ID.pattern}")
+"""Where the numbers of a line come from."""
+
 CHOSEN, PINNED = "chosen", "pinned"
 NOT_NEEDED, OFF_FRONTIER, DROPPED = "not needed", "off the frontier", "dropped"
 FATES = (CHOSEN, PINNED, NOT_NEEDED, OFF_FRONTIER, DROPPED)
@@ -30,8 +33,16 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and ID.fullmatch(value) is not None
 
 
+def _is_id_or_null(value: object) -> bool:
+    return value is None or is_id(value)
+
+
 def _is_measure(value: object) -> bool:
     return type(value) is not str or value in NOT_FINITE
+
+
+def _is_source(value: str | None) -> bool:
+    return value is None or SOURCE.fullmatch(value) is not None
 
 
 def _is_sha256(value: str) -> bool:
@@ -86,22 +97,34 @@ KEYS: dict[str, Kind] = {
     "commented": _kind("true or false", bool),
     "source": _kind("text", str),
     "expected": _kind("an object", dict),
-    # fetch-metrics
+    # fetch-metrics; facts puts what it reads in the place of "wandb"
+    "wandb": _kind("a run's record", dict, null=True),
+    # facts; l0 and nmse are settle's from there on
     "l0": _kind("a number", int, float, str, check=_is_measure, null=True),
     "nmse": _kind("a number", int, float, str, check=_is_measure, null=True),
-    "nmse_source": _kind("text", str, null=True),
     "objective": _kind("text", str, null=True),
     "n_prefixes": _kind("a whole number", int, null=True),
     "n_dead": _kind("a number", int, float, null=True),
     "activation": _kind("an object", dict, null=True),
+    "aux": _kind("text", str, null=True),
     "d_model": _kind("a whole number", int, null=True),
     "d_sae": _kind("a whole number", int, null=True),
     "train_layer": _kind("a whole number", int, null=True),
+    "shard": _kind("a shard's name", str, check=_is_id_or_null, null=True),
+    "shard_metadata": _kind("an object", dict, null=True),
     "state": _kind("text", str, null=True),
     "created_at": _kind("text", str, null=True),
     "wandb_url": _kind("text", str, null=True),
+    "fault": _kind("text", str, null=True),
     # classify
     "drop": _kind("text", str, null=True),
+    # settle
+    "numbers": _kind(
+        "measured:<shard>, wandb or disk:<shard>", str, check=_is_source, null=True
+    ),
+    "l0_logged": _kind("a number", int, float, str, check=_is_measure, null=True),
+    "nmse_logged": _kind("a number", int, float, str, check=_is_measure, null=True),
+    "n_tokens": _kind("a whole number", int, null=True),
     # select, in its account
     "fate": _kind(f"one of {', '.join(FATES)}", str, check=FATES.__contains__),
     # preflight

@@ -1,61 +1,257 @@
-"""Where each (repo, layer) takes its NMSE from: W&B, or its runs' inference on disk.
+"""Where the L0 and NMSE of each (repo, layer) come from: measured, logged, or on disk.
 
-All NMSE of one (repo, layer) come from one source: two sources measure on different data,
-and such numbers don't belong on one frontier.
+All numbers of one (repo, layer) come from one source and one shard: two sources measure on
+different data, and such numbers don't belong on one frontier.
 """
 
 import collections
+import dataclasses
 import json
+import math
 import os
 import stat
-import subprocess
+import typing as tp
 
-from . import jsonl, settings
+from . import digests, jsonl, measured, places, settings
 from .cli import UserError
-from .jsonl import Line
-from .text import human, say
-from .tracking.run_facts import measure
+from .text import human, n_of
+
+if tp.TYPE_CHECKING:
+    import pathlib
+
+DEAD_L0 = 0.05
+"""An L0 below it is 0.0 in a table: a dead SAE, whose log L0 would spread the choice over
+nothing."""
+
+SAME_RATIO = 1e-6
+"""How far a normalized_mse on disk may be from its two sums' ratio, relative to it."""
 
 MAX_METRICS_BYTES = 2**20
 
+OVERWRITTEN = (
+    'has "sse_sae": made between 26 November 2025 and 3 March 2026, when saev overwrote'
+    " one weight matrix as it loaded a checkpoint"
+)
 
-def settle(found: list[Line]) -> list[str]:
-    """Set `nmse` and `nmse_source` of each line.
+NO_L0, NO_NMSE = "no L0", "no NMSE"
+"""How the reasons of runs start that have no numbers."""
 
-    The source is W&B if all eligible runs have their NMSE there, else the shard that
-    NMSE_SHARD names if it has more of them. Eligible is what `classify` would not drop for
-    any reason but NMSE. A line that its source has no NMSE for gets null.
+Measure = float | str | None
+"""A finite number, or one of jsonl.NOT_FINITE, or null."""
+
+
+@dataclasses.dataclass(slots=True)
+class Run:
+    """What is known of one candidate, and what `settle` makes of it."""
+
+    run_id: str
+    drop: str | None
+    l0: Measure
+    """As training logged it; then the settled one. So is `nmse`."""
+    nmse: Measure
+    n_dead: float | None
+    shard: str | None
+    """The one on which W&B says that it was evaluated."""
+    fault: str | None
+    """What is odd about its W&B record."""
+    numbers: str | None = None
+    n_tokens: int | None = None
+
+    @property
+    def is_eligible(self) -> bool:
+        return self.drop is None
+
+
+class Found(tp.NamedTuple):
+    """What one source has of a run."""
+
+    l0: Measure
+    nmse: Measure
+    n_tokens: int | None = None
+    n_dead: float | None = None
+
+
+class Source(tp.NamedTuple):
+    name: str
+    """As on a line: "measured:<shard>", "wandb" or "disk:<shard>"."""
+    found: dict[str, Found]
+    why_not: dict[str, str]
+    """Of the eligible runs that it lacks, by id, why."""
+
+
+def is_lacking(drop: str | None) -> bool:
+    """Whether a run was dropped for having no numbers."""
+    return drop is not None and drop.startswith((NO_L0, NO_NMSE))
+
+
+# ---- one (repo, layer) -----------------------------------------------------------------------
+
+
+def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]:
+    """Settle the runs of one (repo, layer) on one source, and drop those that it lacks.
+
+    The first source that has every eligible run, else the one that has most; of equal ones
+    the earlier. Runs that were dropped before have no say, and keep what was logged.
 
     Args:
-        found: Lines of runs that are in W&B, with W&B's own `nmse`.
+        runs: All candidates of the (repo, layer). Changed in place.
+        repo: Its slug.
+        expected: What the catalog says of its runs; of it, the shard and where things are.
 
     Returns:
-        A sentence for each (repo, layer) whose NMSE are not all W&B's.
+        What was refused on the way, a sentence each.
 
     Raises:
-        UserError: NMSE_SHARD is not a name, or RUNS_ROOT is not a directory.
+        UserError: NMSE_SHARD is not a name, or it is set and the runs root is not a directory.
     """
-    shard = _shard()
-    groups = collections.defaultdict(list)
-    for line in found:
-        line["nmse_source"] = "wandb"
-        groups[line["repo"], line["layer"]].append(line)
-    lacking = {
-        key: group
-        for key, group in groups.items()
-        if any(line["nmse"] is None for line in group)
-    }
-    eligible = _eligible([line for group in lacking.values() for line in group])
-    said = []
-    for (repo, layer), group in lacking.items():
-        outcome = _settle_group(group, eligible, shard)
-        if outcome:
-            said.append(f"{repo} layer {layer}: {outcome}")
+    eligible = [run for run in runs if run.is_eligible]
+    of_catalog = expected.get("shard")
+    shard = (
+        of_catalog if jsonl.is_id(of_catalog) else most_named(x.shard for x in eligible)
+    )
+    place = {"repo": repo, "expected": expected}
+    said: list[str] = []
+    tried: list[Source] = []
+    for source_of in (_measured, _logged, _on_disk):
+        tried.append(source_of(eligible, shard, place, said))
+        if len(tried[-1].found) == len(eligible):
+            break
+    best = max(tried, key=lambda source: len(source.found))
+    if not best.found:
+        for run in eligible:
+            _drop_without(run, tried)
+        return said
+    for run in eligible:
+        run.numbers = best.name
+        if run.run_id not in best.found:
+            run.drop = best.why_not[run.run_id]
+            continue
+        found = best.found[run.run_id]
+        run.l0, run.nmse, run.n_tokens = found.l0, found.nmse, found.n_tokens
+        if found.n_dead is not None:
+            run.n_dead = found.n_dead
+        run.drop = _cannot_be(found)
     return said
 
 
-def _shard() -> str:
-    """The shard's name; "" where none is named."""
+def most_named(shards: tp.Iterable[str | None]) -> str | None:
+    """The shard that most of some runs were evaluated on, as W&B has it.
+
+    Args:
+        shards: A line's `shard` each.
+    """
+    n_of_shard = collections.Counter(shard for shard in shards if shard)
+    return min(n_of_shard, key=lambda shard: (-n_of_shard[shard], shard), default=None)
+
+
+def _drop_without(run: Run, tried: list[Source]) -> None:
+    """Drop a run of a (repo, layer) of which no source has anything."""
+    lack = NO_L0 if run.l0 is None else NO_NMSE
+    *_, disk = (source.why_not[run.run_id] for source in tried)
+    on_disk = f", on disk {disk.partition(': ')[2]}" if ": " in disk else ""
+    fault = f" ({run.fault})" if run.fault else ""
+    run.drop = f"{lack}: not measured, not in W&B{fault}{on_disk}"
+
+
+def _cannot_be(found: Found) -> str | None:
+    """Why a run with these numbers is dropped; None where it isn't."""
+    for what, value in (("L0", found.l0), ("NMSE", found.nmse)):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"not finite: {what} {value}"
+    l0 = tp.cast(float, found.l0)
+    return f"L0 is {l0:.3g}: a dead SAE" if l0 < DEAD_L0 else None
+
+
+# ---- the sources -----------------------------------------------------------------------------
+
+
+def _measured(
+    runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
+) -> Source:
+    """What `make measure` found of the very bytes that would be published."""
+    source = Source(f"measured:{shard}", {}, {})
+    for run in runs:
+        try:
+            record = measured.find(run.run_id, shard) if shard else None
+        except UserError as err:
+            said.append(str(err))
+            record = None
+        if record is None:
+            why = f"not measured on {shard}" if shard else "not measured"
+        else:
+            line = place | {"run_id": run.run_id}
+            why = _not_of(record, places.checkpoint_fpath(line))
+        if why:
+            source.why_not[run.run_id] = f"{NO_L0}: {why}"
+        elif record is not None:
+            source.found[run.run_id] = Found(
+                record.l0, record.nmse, record.n_tokens, record.n_dead
+            )
+    return source
+
+
+def _not_of(record: measured.Record, fpath: "pathlib.Path") -> str:
+    """Why a measurement says nothing of a checkpoint; "" where it does."""
+    try:
+        is_same = fpath.stat().st_size == record.bytes
+        is_same = is_same and digests.sha256(fpath) == record.sha256
+    except OSError as err:
+        return f"measured on {record.shard}, but its checkpoint: {err.strerror}"
+    return "" if is_same else f"measured on {record.shard}, but of other bytes"
+
+
+def _logged(
+    runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
+) -> Source:
+    """W&B's summaries; of runs that name their shards, those of one shard."""
+    source = Source("wandb", {}, {})
+    complete = [run for run in runs if None not in (run.l0, run.nmse)]
+    if shard not in {run.shard for run in complete}:
+        shard = most_named(run.shard for run in complete)
+    for run in runs:
+        fault = f" ({run.fault})" if run.fault else ""
+        if run.l0 is None:
+            source.why_not[run.run_id] = f"{NO_L0} in W&B{fault}"
+        elif run.nmse is None:
+            source.why_not[run.run_id] = f"{NO_NMSE} in W&B{fault}"
+        elif run.shard not in (None, shard):
+            why = f"{NO_NMSE} of {shard} in W&B, which has that of {run.shard}"
+            source.why_not[run.run_id] = why
+        else:
+            source.found[run.run_id] = Found(run.l0, run.nmse)
+    return source
+
+
+def _on_disk(
+    runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
+) -> Source:
+    """NMSE of the runs' inference on disk; L0 stays W&B's."""
+    shard = _nmse_shard(place) or shard
+    source = Source(f"disk:{shard}", {}, {})
+    refused = collections.defaultdict(list)
+    for run in runs:
+        nmse, why = None, ""
+        if shard:
+            dpath = places.run_dpath(place | {"run_id": run.run_id})
+            nmse, why = read(dpath / "inference" / shard / "metrics.json")
+        if why:
+            refused[why].append(run.run_id)
+        if run.l0 is None:
+            source.why_not[run.run_id] = f"{NO_L0} in W&B"
+        elif nmse is None:
+            of = f" of {shard}" if shard else ""
+            tail = f": {why}" if why else ""
+            source.why_not[run.run_id] = f"{NO_NMSE} on disk{of}{tail}"
+        else:
+            source.found[run.run_id] = Found(run.l0, nmse)
+    for why, ids in refused.items():
+        named = " ".join(ids[:6]) + (f" and {len(ids) - 6} more" if ids[6:] else "")
+        said.append(f"metrics.json of {shard} not used, it {why}: {named}")
+    return source
+
+
+def _nmse_shard(place: jsonl.Line) -> str:
+    """The shard that NMSE_SHARD names; "" where it isn't set."""
     shard = settings.get("NMSE_SHARD")
     if not shard:
         return ""
@@ -63,80 +259,78 @@ def _shard() -> str:
         raise UserError(
             f"NMSE_SHARD is {shard!r}, not a shard's name ({jsonl.ID.pattern})"
         )
-    runs_root = settings.get("RUNS_ROOT")
-    if not os.path.isdir(runs_root):
-        raise UserError(
-            f"{runs_root}: no such directory; set RUNS_ROOT, where NMSE_SHARD is"
-        )
+    runs_root = places.runs_root(place)
+    if not runs_root.is_dir():
+        raise UserError(f"{runs_root}: no such directory; set RUNS_ROOT")
     return shard
 
 
-def _eligible(candidates: list[Line]) -> set[int]:
-    """The `id()` of each line that classify would not drop if it had an NMSE."""
-    if not candidates:
-        return set()
-    stdin = "".join(
-        jsonl.dumps(line | {"nmse": 1}) + "\n" for line in candidates
-    ).encode()
-    classify = os.path.join(settings.ROOT, "bin", "classify")
-    done = subprocess.run([classify], input=stdin, capture_output=True)
-    if done.returncode != 0:
-        why = done.stderr.decode(errors="replace").strip()
-        raise UserError(why or f"{classify}: exit {done.returncode}")
-    drops = [jsonl.loads(text)["drop"] for text in done.stdout.splitlines()]
-    return {
-        id(line) for line, drop in zip(candidates, drops, strict=True) if drop is None
-    }
+def read(fpath: "pathlib.Path") -> tuple[float | None, str]:
+    """The NMSE in a metrics.json, which a run's inference on a shard left, of the full prefix.
 
-
-def _settle_group(group: list[Line], eligible: set[int], shard: str) -> str:
-    """Settle one (repo, layer), whose lines have W&B's NMSE or none; what there is to say."""
-    judged = [line for line in group if id(line) in eligible]
-    n_wandb = sum(line["nmse"] is not None for line in judged)
-    if n_wandb == len(judged):
-        return ""
-    lack = (
-        f"{len(judged) - n_wandb} of {len(judged)} runs have no"
-        f" eval/normalized_mse in W&B"
-    )
-    if not shard:
-        return f"{lack}; set NMSE_SHARD=<shard>"
-    on_disk = {id(line): read(line["run_id"], shard) for line in group}
-    n_disk = sum(on_disk[id(line)] is not None for line in judged)
-    if n_disk <= n_wandb:
-        return f"{lack}, and no more have it on disk in shard {shard} ({n_disk})"
-    for line in group:
-        line["nmse"], line["nmse_source"] = on_disk[id(line)], f"disk:{shard}"
-    return f"NMSE from disk:{shard} for {n_disk} of {len(judged)} runs"
-
-
-def read(run_id: str, shard: str) -> float | str | None:
-    """The NMSE that a run's inference on a shard measured on the full prefix.
-
-    Null where it didn't; a file that can't be trusted is named on stderr, and null too.
+    Returns:
+        The NMSE, or None; and where there is a file that can't be trusted, why.
     """
-    fpath = os.path.join(
-        settings.get("RUNS_ROOT"), run_id, "inference", shard, "metrics.json"
-    )
     try:
         # Not waiting for a writer, should it be a FIFO.
         fd = os.open(fpath, os.O_RDONLY | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ValueError("not a file")
+                return None, "is not a file"
             text = file.read(MAX_METRICS_BYTES + 1)
         if len(text) > MAX_METRICS_BYTES:
-            raise ValueError(f"over {human(MAX_METRICS_BYTES)}")
-        metrics = json.loads(text)
-        if not isinstance(metrics, dict):
-            raise ValueError("not a JSON object")
-        nmse = measure(metrics.get("normalized_mse"))
-        if nmse is None:
-            raise ValueError('no number "normalized_mse"')
+            return None, f"is over {human(MAX_METRICS_BYTES)}"
+        return _nmse_of(json.loads(text))
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as err:
-        why = getattr(err, "strerror", None) or err
-        say(f"fetch-metrics: {fpath}: {why}; passed over")
-        return None
-    return nmse
+        return None, ""
+    except OSError as err:
+        return None, f"can't be read ({err.strerror})"
+    except (ValueError, RecursionError):
+        return None, "is not JSON"
+
+
+def _nmse_of(metrics: object) -> tuple[float | None, str]:
+    """NMSE of the content of a metrics.json, or why it has none to be trusted."""
+    if not isinstance(metrics, dict):
+        return None, "is not a JSON object"
+    if "sse_sae" in metrics:
+        return None, OVERWRITTEN
+    keys = ("normalized_mse", "sse_recon", "sse_baseline")
+    for key in keys:
+        value = metrics.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None, f'has no number "{key}"'
+        if not math.isfinite(value):
+            return None, f'has no number "{key}"'
+    nmse, sse_recon, sse_baseline = (float(metrics[key]) for key in keys)
+    if sse_baseline <= 0 or not math.isclose(
+        nmse, sse_recon / sse_baseline, rel_tol=SAME_RATIO
+    ):
+        return None, 'has a "normalized_mse" that is not sse_recon / sse_baseline'
+    return nmse, ""
+
+
+# ---- as people read it -----------------------------------------------------------------------
+
+
+def describe(lines: list[jsonl.Line]) -> str:
+    """Where the numbers of one (repo, layer) come from, in words.
+
+    Args:
+        lines: All of its candidates, settled.
+    """
+    have = [line for line in lines if line["numbers"] and not is_lacking(line["drop"])]
+    n_lacking = sum(is_lacking(line["drop"]) for line in lines)
+    told = [f"{n_of(n_lacking, 'run')} without numbers"] if n_lacking else []
+    for source, n in sorted(collections.Counter(x["numbers"] for x in have).items()):
+        kind, _, shard = source.partition(":")
+        if kind == "measured":
+            tokens = {x["n_tokens"] for x in have if x["numbers"] == source}
+            n_tokens = " or ".join(f"{n:,}" for n in sorted(tokens))
+            words = f"measured on {n_tokens} tokens of {shard}"
+        elif kind == "disk":
+            words = f"L0 from W&B, NMSE from inference on {shard}"
+        else:
+            words = "numbers from W&B"
+        told.insert(0, f"{n_of(n, 'run')}, {words}")
+    return "; ".join(told) or "no run has numbers"

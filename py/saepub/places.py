@@ -28,7 +28,7 @@ def shards_root(line: Line) -> pathlib.Path:
 
 def run_dpath(line: Line) -> pathlib.Path:
     """A run's own directory."""
-    return runs_root(line) / line["run_id"]
+    return runs_root(line) / str(line["run_id"])
 
 
 def checkpoint_fpath(line: Line) -> pathlib.Path:

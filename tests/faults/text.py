@@ -3,10 +3,8 @@
 import json
 
 from kits import checkpoints as util
-from kits.fault_lab import Lab, Row, Seen, World
+from kits.fault_lab import SELECTION, Lab, Row, Seen, World
 from kits.hostile_text import texts
-
-SELECTION = ("extract-ids", "fetch-metrics", "classify", "select")
 
 
 def in_sweep(name: str):

@@ -5,10 +5,9 @@ import json
 import os
 
 from kits import checkpoints as util
-from kits.fault_lab import MTIME, Lab, Row, Seen, World
+from kits.fault_lab import MTIME, SELECTION, Lab, Row, Seen, World
 
 DAY = 86400
-SELECTION = ("extract-ids", "fetch-metrics", "classify", "select")
 DRY_RUN = (*SELECTION, "preflight")
 
 
@@ -142,10 +141,10 @@ def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
             if run_id in disk:
                 dpath = lab.runs_root / run_id / "inference" / "val"
                 dpath.mkdir(parents=True)
-                metrics = {"normalized_mse": 0.45 - i / 10}
+                metrics = util.metrics(0.45 - i / 10)
                 (dpath / "metrics.json").write_text(json.dumps(metrics))
         seen = lab.stages(*SELECTION, NMSE_SHARD="val")
-        sources = {line["nmse_source"] for line in seen.lines}
+        sources = {line["numbers"] for line in seen.lines}
         assert len(sources) == 1, f"one frontier of {sources}"
         return seen
 
@@ -272,25 +271,25 @@ ROWS = [
     Row("nothing odd: no warning", "layer_6/good0/sae.pt", report_of_good_runs, 0),
     Row(
         "NMSE of a layer partly W&B's, partly the disk's",
-        "NMSE from disk:val for 4 of 5 runs",
+        "1 no NMSE on disk of val",
         provenance(wandb="ab", disk="abcd"),
         0,
     ),
     Row(
         "run that the layer's NMSE source lacks",
-        "no NMSE from disk:val: e)",
+        "1 no NMSE on disk of val",
         provenance(wandb="abe", disk="abcd"),
         0,
     ),
     Row(
         "disk shard that has no more runs than W&B",
-        "no NMSE from wandb: d e)",
+        "2 no NMSE in W&B",
         provenance(wandb="abc", disk="cde"),
         0,
     ),
     Row(
         "run with eval/mse and no eval/normalized_mse",
-        "1 no NMSE from wandb); set NMSE_SHARD=<shard>",
+        "1 no NMSE: not measured, not in W&B); measure them: make measure",
         mse_alone,
     ),
 ]

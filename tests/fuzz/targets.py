@@ -93,10 +93,11 @@ def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
     catalog, snapshot = lab.dpath / "catalog.json", lab.dpath / "snapshot.jsonl"
     metrics = lab.runs_root / "run0/inference/val/metrics.json"
     metrics.parent.mkdir(parents=True)
-    without_nmse = [json.loads(text) for text in snapshot.read_text().splitlines()]
-    del without_nmse[0]["summary"]["eval/normalized_mse"]
-    old = lab.dpath / "old.jsonl"
-    old.write_text("".join(json.dumps(row) + "\n" for row in without_nmse))
+    without_nmse = [json.loads(text) for text in joint("classified")[0].splitlines()]
+    for row in without_nmse:
+        if row["run_id"] == "run0":
+            row["nmse"] = None
+    old = "".join(json.dumps(row) + "\n" for row in without_nmse).encode()
     shards = lab.dpath / "shards"
     shards.mkdir()
     rows = np.random.default_rng(0).standard_normal((16, 8), dtype="float32")
@@ -120,14 +121,14 @@ def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
         ),
         "nmse": of_file(
             metrics,
-            [b'{"normalized_mse": 0.25, "mse": 3.5}'],
+            [b'{"normalized_mse": 0.25, "sse_recon": 1.0, "sse_baseline": 4.0}'],
             mutate.of_json,
-            "fetch-metrics",
-            stdin=candidates,
+            "settle",
+            stdin=old,
             NMSE_SHARD="val",
-            METRICS_SNAPSHOT=old,
         ),
-        "select": of_stdin("select", joint("classified"), "--account", account),
+        "settle": of_stdin("settle", joint("classified")),
+        "select": of_stdin("select", joint("settled"), "--account", account),
         "preflight": of_stdin("preflight", joint("selected"), "--jobs", 1),
         "checkpoint": of_file(
             lab.fpath("run0"),
@@ -163,11 +164,10 @@ def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
     measured = b"".join(with_measures(joint("checked")[0]))
     for name, seeds in {"announce": told, "compare": [measured]}.items():
         found[name] = of_jq(name, seeds)
-    found["nmse"] = found["nmse"]._replace(is_slow=True)  # it starts classify
     return found
 
 
-JQ = {"classify": "metrics"}
+JQ = {"facts": "runs", "classify": "metrics"}
 
 
 def of_jq(name: str, seeds: list[bytes], mutator: Mutate = mutate.of_lines) -> Target:

@@ -219,7 +219,7 @@ def _run_fields(run: dict) -> dict:
         "readOnly": True,
         "historyLineCount": 1,
         "historyKeys": {"keys": {}},
-        "user": {"name": "Someone", "username": "someone"},
+        "user": run.get("user", {"name": "Someone", "username": "someone"}),
     }
 
 

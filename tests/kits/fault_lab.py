@@ -18,6 +18,11 @@ CREATED_AT = "2026-01-10T00:00:00Z"
 MTIME = 1768003200 + 3600
 """An hour after CREATED_AT, in seconds since the epoch."""
 
+SELECTION = (
+    *("extract-ids", "fetch-metrics", "facts", "classify", "settle", "select"),
+)
+"""The stages up to the choice."""
+
 PARTS = ("Makefile", "bin", "jq", "py", "templates", "catalog.json")
 PARTS += ("requirements.txt", "constraints.txt")
 
@@ -209,7 +214,7 @@ class Lab:
 
     def selected(self) -> str:
         """The lines that preflight gets."""
-        seen = self.stages("extract-ids", "fetch-metrics", "classify", "select")
+        seen = self.stages(*SELECTION)
         assert seen.code == 0, seen.err
         return seen.out
 

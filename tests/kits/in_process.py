@@ -15,7 +15,7 @@ from saepub import cli
 
 from .programs import in_environment
 
-PASS_ON_LINES = ("extract-ids", "fetch-metrics", "classify", "select", "preflight")
+PASS_ON_LINES = ("extract-ids", "fetch-metrics", "settle", "select", "preflight")
 PASS_ON_LINES += ("stage", "render", "remeasure", "plan", "push", "verify", "collect")
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -28,7 +28,7 @@ CHANGES = {
 """What Python tells an audit hook of, and which arguments are the paths that change."""
 
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
-MAY_RUN = ("classify", "git", "ldconfig")
+MAY_RUN = ("git", "ldconfig")
 """The last by Python's own ctypes, for the Hub's client."""
 
 

@@ -233,7 +233,9 @@ def make(dpath: pathlib.Path, demo: pathlib.Path, stages: Stages) -> None:
 
     for slug, variants in VARIANTS.items():
         lines = run("fetch-metrics", stdin=run("extract-ids", slug))
-        lines = run_program(ROOT / "bin/classify", stdin=lines).out
+        for name in ("facts", "classify"):
+            lines = run_program(ROOT / "bin" / name, stdin=lines).out
+        lines = run("settle", stdin=lines)
         n_most = max(variants.values())
         checked = run("select", "-n", n_most, stdin=lines)
         checked = run("preflight", "--jobs", 1, stdin=checked)

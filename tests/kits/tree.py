@@ -14,6 +14,7 @@ JOINTS = [
     "runs",
     "metrics",
     "classified",
+    "settled",
     "selected",
     "account",
     "checked",

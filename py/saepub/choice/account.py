@@ -89,6 +89,14 @@ def left_out(account: list[Line]) -> list[str]:
     return out
 
 
+def aux_of(rows: list[Line]) -> dict[str, int]:
+    """How many runs were trained with which auxiliary loss.
+
+    Runs of before there was any have none named, and had none.
+    """
+    return collections.Counter(row["aux"] or "no-aux" for row in rows)
+
+
 def warnings(rows: list[Line], account: list[Line]) -> list[str]:
     """One repo's warnings, a line of text each.
 
@@ -96,12 +104,15 @@ def warnings(rows: list[Line], account: list[Line]) -> list[str]:
         rows: The lines to publish, each with the warnings that preflight gave it.
         account: Every candidate with its fate.
     """
-    out = []
+    out: list[str] = []
     for layer in sorted({run["layer"] for run in account}):
         panel = [r for r in account if r["layer"] == layer and frontier.has_place(r)]
         n = len(frontier.of_account(panel))
         if n < FEW:
             out.append(f"layer {layer}: a frontier of {n_of(n, 'run')} only")
+    if len(aux := aux_of(rows)) > 1:
+        told = ", ".join(f"{n} {name}" for name, n in sorted(aux.items()))
+        out.append(f"runs of different auxiliary losses: {told}")
     for row in rows:
         for text in row["warnings"]:
             out.append(f"layer {row['layer']} {row['run_id']}: {one_line(text)}")

@@ -115,7 +115,7 @@ REPOS = (
         d_model=64,
         d_sae=256,
         panels=(
-            Panel(13, "2025-11-27", n_good=6, n_slow=3),
+            Panel(13, "2025-12-12", n_good=6, n_slow=3),
             Panel(23, "2025-12-16", n_good=8, n_slow=1, misfits=("diverged",)),
         ),
         activation="topk",
@@ -154,6 +154,7 @@ class Run:
             widths = {"d_sae": self.repo.d_sae}
         return {
             "train_data": {"layer": self.layer, "shards": f"shards/{self.repo.slug}"},
+            "val_data": {"layer": self.layer, "shards": f"shards/{self.repo.slug}"},
             "sae": {
                 "d_model": self.repo.d_model,
                 **widths,

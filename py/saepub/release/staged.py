@@ -19,7 +19,7 @@ MANIFEST_KEYS = (
     "layer",
     "l0",
     "nmse",
-    "nmse_source",
+    "numbers",
     "activation",
     "objective",
     "d_model",

@@ -1,21 +1,21 @@
-"""fetch-metrics: add to each line what W&B knows of its run, and where its NMSE comes from."""
+"""fetch-metrics: add to each line the run's record as W&B has it. What is in it is for facts."""
 
+import collections
 import os
 import pathlib
 
-from .. import jsonl, settings
-from .. import numbers as nmse
+from .. import jsonl, places, settings
 from ..cli import UserError, parser
-from ..text import say
 from ..tracking import runs as wandb_runs
 from ..tracking import snapshot as wandb_snapshot
-from ..tracking.run_facts import NULLS, facts
+from ..tracking.snapshot import Record
 
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Add each run's metrics and configuration, from W&B or an export of it.",
-        "bin/extract-ids vitl-topk | bin/fetch-metrics | jq -c '[.run_id, .l0, .nmse]'",
+        "Add each run's record in W&B (or in an export of it), or null.",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics"
+        " | jq -c '[.run_id, .wandb.state, .wandb.summary[\"eval/l0\"]]'",
     )
     p.add_argument(
         "--snapshot",
@@ -28,24 +28,31 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     settings.load()
     candidates = list(jsonl.read("repo", "layer", "run_id", "expected"))
-    run_ids = list(dict.fromkeys(line["run_id"] for line in candidates))
-    records = _records(run_ids, args.snapshot or settings.get("METRICS_SNAPSHOT"))
+    snapshot = args.snapshot or settings.get("METRICS_SNAPSHOT")
+    records = _exported(snapshot, candidates) if snapshot else _fetched(candidates)
     if args.save_snapshot:
         wandb_snapshot.write(args.save_snapshot, records.values())
     for line in candidates:
         record = records.get(line["run_id"])
-        line |= facts(record) if record else NULLS
-    said = nmse.settle([line for line in candidates if line["run_id"] in records])
-    for line in candidates:
-        jsonl.write(line)
-    for sentence in said:
-        say(f"fetch-metrics: {sentence}")
+        if record is not None:
+            record = {key: record[key] for key in wandb_snapshot.KEYS if key != "name"}
+        jsonl.write(line | {"wandb": record})
 
 
-def _records(run_ids: list[str], snapshot: str) -> dict[str, dict]:
-    """The records of those of `run_ids` that W&B, or the export, has."""
-    if not snapshot:
-        return wandb_runs.fetch(run_ids) if run_ids else {}
+def _exported(snapshot: str, candidates: list[jsonl.Line]) -> dict[str, Record]:
+    """The records that the export has of the candidates."""
     if not os.path.exists(snapshot) and settings.is_demo_fpath(pathlib.Path(snapshot)):
         raise UserError("no data is named and there is no demo yet; run: make demo")
-    return wandb_snapshot.read(snapshot, frozenset(run_ids))
+    run_ids = frozenset(line["run_id"] for line in candidates)
+    return wandb_snapshot.read(snapshot, run_ids)
+
+
+def _fetched(candidates: list[jsonl.Line]) -> dict[str, Record]:
+    """The records that W&B has of the candidates, a project at a time."""
+    run_ids: dict[tuple[str, str], dict[str, None]] = collections.defaultdict(dict)
+    for line in candidates:
+        run_ids[places.project(line)][line["run_id"]] = None
+    found: dict[str, Record] = {}
+    for (entity, project), ids in run_ids.items():
+        found |= wandb_runs.fetch(entity, project, list(ids))
+    return found

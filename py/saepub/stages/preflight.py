@@ -33,8 +33,8 @@ class Result(tp.NamedTuple):
 def main(argv: list[str]) -> int | None:
     p = parser(
         "Check the runs' checkpoints against header, W&B and catalog; add what they are.",
-        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/classify | bin/select"
-        " | bin/preflight | jq -c '[.run_id, .sha256, .warnings]'",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
+        " | bin/settle | bin/select | bin/preflight | jq -c '[.run_id, .sha256, .warnings]'",
     )
     p.add_argument(
         "--jobs",

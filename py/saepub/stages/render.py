@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 
 def read_rows() -> list[jsonl.Line]:
     keys = (
-        "repo layer run_id l0 nmse nmse_source objective d_model d_sae created_at"
+        "repo layer run_id l0 nmse numbers objective d_model d_sae created_at"
         " activation_config bytes sha256 schema loader path"
     )
     rows = list(jsonl.read(*keys.split()))

@@ -24,8 +24,8 @@ KEYS = ("repo", "layer", "run_id", "l0", "nmse", "created_at", "drop")
 def main(argv: list[str]) -> None:
     p = parser(
         "Choose which runs of each (repo, layer) to publish; pass on only those.",
-        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/classify"
-        " | bin/select -n 3 | jq -r .run_id",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
+        " | bin/settle | bin/select -n 3 | jq -r .run_id",
     )
     p.add_argument("-n", metavar="N", help="runs a layer at most (N, or 6)")
     p.add_argument(
@@ -90,7 +90,7 @@ def read_panels(
         if not _is_finite(l0) or not _is_finite(nmse) or l0 <= 0:
             raise UserError(
                 f"{run_id} of {repo} has L0 {l0} and NMSE {nmse} but no drop reason;"
-                f" run bin/classify before bin/select"
+                f" run bin/settle before bin/select"
             )
         age = -(timestamp(created_at) or -math.inf)
         panel.runs.append(Run(l0, nmse, age, run_id, text))

@@ -2,10 +2,12 @@
 
 import collections
 import sys
+import typing as tp
 
 from .. import catalog, jsonl, settings
-from ..choice.account import left_out, warnings
+from ..choice.account import aux_of, left_out, warnings
 from ..cli import parser
+from ..numbers import describe
 from ..text import human, l0_text, n_of, nmse_text
 
 
@@ -19,9 +21,9 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
-    keys = "repo layer run_id l0 nmse nmse_source bytes path loader warnings"
+    keys = "repo layer run_id l0 nmse activation aux bytes path loader warnings"
     rows = list(jsonl.read(*keys.split()))
-    keys = "repo layer run_id l0 nmse drop fate"
+    keys = "repo layer run_id l0 nmse numbers n_tokens drop fate"
     account = jsonl.read_file(args.account, *keys.split())
     by_repo = collections.defaultdict(list)
     for row in sorted(rows, key=lambda r: (r["layer"], r["l0"])):
@@ -46,7 +48,7 @@ def summary(
         *("  " + text for text in table(rows)),
         "",
         *("  " + text for text in left_out(account)),
-        *("  " + text for text in sources(rows)),
+        *("  " + text for text in sources(rows, account)),
         *("  warning: " + text for text in warnings(rows, account)),
         "",
         f"  staged  {dpath}",
@@ -58,35 +60,41 @@ def summary(
 
 
 def table(rows: list[jsonl.Line]) -> list[str]:
-    """Run ID, Layer, L0, NMSE, Path in aligned columns, by layer, then L0."""
-    cells = [("Run ID", "Layer", "L0", "NMSE", "Path")] + [
-        (
-            row["run_id"],
-            str(row["layer"]),
-            l0_text(row["l0"]),
-            nmse_text(row["nmse"]),
-            row["path"],
-        )
-        for row in rows
-    ]
+    """Run ID, Layer, k, Aux, L0, NMSE, Path in aligned columns, by layer, then L0.
+
+    k only where a run has one, Aux only where the runs' differ.
+    """
+    columns: dict[str, tp.Callable[[jsonl.Line], str]] = {
+        "Run ID": lambda row: row["run_id"],
+        "Layer": lambda row: str(row["layer"]),
+        "k": lambda row: str((row["activation"] or {}).get("top_k") or ""),
+        "Aux": lambda row: row["aux"] or "",
+        "L0": lambda row: l0_text(row["l0"]),
+        "NMSE": lambda row: nmse_text(row["nmse"]),
+        "Path": lambda row: row["path"],
+    }
+    if not any(columns["k"](row) for row in rows):
+        del columns["k"]
+    if len(aux_of(rows)) < 2:
+        del columns["Aux"]
+    cells = [list(columns), *([of(row) for of in columns.values()] for row in rows)]
     width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    texts = {"Run ID", "Aux", "Path"}
     return [
-        f"{run_id:<{width[0]}}  {layer:>{width[1]}}  {l0:>{width[2]}}"
-        f"  {nmse:>{width[3]}}  {path}"
-        for run_id, layer, l0, nmse, path in cells
+        "  ".join(
+            f"{cell:<{w}}" if name in texts else f"{cell:>{w}}"
+            for name, cell, w in zip(columns, row, width, strict=True)
+        ).rstrip()
+        for row in cells
     ]
 
 
-def sources(rows: list[jsonl.Line]) -> list[str]:
-    """Where NMSE was taken from, where not W&B; what no saev has loaded."""
-    out = []
-    disk = collections.Counter(
-        (row["layer"], row["nmse_source"])
-        for row in rows
-        if row["nmse_source"] != "wandb"
-    )
-    for (layer, source), n in sorted(disk.items()):
-        out.append(f"layer {layer}: NMSE of {n_of(n, 'run')} from {source}")
+def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
+    """Where the numbers of each layer come from; what no saev has loaded."""
+    by_layer = collections.defaultdict(list)
+    for run in account:
+        by_layer[run["layer"]].append(run)
+    out = [f"layer {i}: {describe(runs)}" for i, runs in sorted(by_layer.items())]
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin:
         out.append(

@@ -1,24 +1,25 @@
 """Runs from W&B, asked for with its own client, many in one request.
 
-A run's record is what an export has too: name (the run's id), state, createdAt, config and
-summary, the last two as plain JSON objects.
+A run's record is what an export has too; see `snapshot`.
 """
 
 import contextlib
 import functools
 import inspect
 import io
-import itertools
 import os
 import signal
 import sys
 import time
 import typing as tp
+import urllib.parse
 import warnings
 
 from .. import settings
 from ..cli import UserError
 from ..text import progress
+from . import snapshot
+from .snapshot import Record
 
 PAGE = 250
 """Runs a request. Halved when a request fails, since a long page may be what failed."""
@@ -52,17 +53,12 @@ class _TimeIsUp(BaseException):
     """Not an Exception: the client would swallow it."""
 
 
-def url_of(run_id: str) -> str:
-    """A run's page for people."""
-    base = settings.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    app = base.rstrip("/").replace("://api.", "://", 1)
-    return f"{app}/{settings.get('WANDB_ENTITY')}/{settings.get('WANDB_PROJECT')}/runs/{run_id}"
-
-
-def fetch(run_ids: list[str]) -> dict[str, dict]:
+def fetch(entity: str, project: str, run_ids: list[str]) -> dict[str, Record]:
     """The record of each run that W&B has, by id.
 
     Args:
+        entity: Whose runs.
+        project: Of which project.
         run_ids: Different ids.
 
     Raises:
@@ -79,11 +75,13 @@ def fetch(run_ids: list[str]) -> dict[str, dict]:
         import wandb  # may take long from a shared disk, and no patience is lost on that
 
         try:
-            api = _patiently(functools.partial(_login, wandb), LOGIN_PATIENCE)
-            found = progress(_runs(api, run_ids), len(run_ids), "runs from W&B")
-            return {run.id: _record(run) for run in found}
+            login = functools.partial(wandb.Api, {"entity": entity, "project": project})
+            api = _patiently(login, LOGIN_PATIENCE)
+            records = _records(api, entity, project, run_ids)
+            found = progress(records, len(run_ids), "runs from W&B")
+            return {record["name"]: record for record in found}
         except Exception as err:
-            raise _told(err, wandb) from err
+            raise _told(err, wandb, entity, project) from err
 
 
 @contextlib.contextmanager
@@ -98,50 +96,53 @@ def _quiet() -> tp.Iterator[None]:
         sys.stdin = stdin
 
 
-def _login(wandb) -> tp.Any:
-    entity, project = settings.get("WANDB_ENTITY"), settings.get("WANDB_PROJECT")
-    return wandb.Api(overrides={"entity": entity, "project": project})
-
-
-def _runs(api, run_ids: list[str]) -> tp.Iterator[tp.Any]:
-    """The client's runs, each with its config and summary, in no particular order."""
-    path = f"{settings.get('WANDB_ENTITY')}/{settings.get('WANDB_PROJECT')}"
+def _records(
+    api: tp.Any, entity: str, project: str, run_ids: list[str]
+) -> tp.Iterator[Record]:
+    """The records of the runs that W&B has, in no particular order."""
+    # The client knows the host of W&B's pages, from its own settings file if need be.
+    pages = api.project(project, entity).url.removesuffix("workspace") + "runs/"
     options: dict[str, tp.Any] = {"per_page": PAGE, "include_sweeps": False}
     if "lazy" in inspect.signature(api.runs).parameters:
         # A lazy run costs a request of its own as soon as its config is read.
         options["lazy"] = False
     for start in range(0, len(run_ids), BATCH):
         filters = {"name": {"$in": run_ids[start : start + BATCH]}}
-        runs = _patiently(functools.partial(api.runs, path, filters, **options))
-        for i in itertools.count():
-            run = _patiently(functools.partial(_run_at, runs, i))
-            if run is None:
-                break
-            yield run
+        query = functools.partial(api.runs, f"{entity}/{project}", filters, **options)
+        runs, answer = _patiently(query), None
+        while answer := _patiently(functools.partial(_next_answer, runs, answer)):
+            for edge in answer["project"]["runs"]["edges"]:
+                run = edge["node"]
+                yield snapshot.record(
+                    {
+                        "name": run["name"],
+                        "state": run["state"],
+                        "createdAt": run["createdAt"],
+                        "url": urllib.parse.quote(pages + run["name"], safe=":/"),
+                        "config": run["config"],
+                        "summary": run["summaryMetrics"],
+                    }
+                )
 
 
-def _run_at(runs, i: int) -> tp.Any:
-    """The run at that place of a query's answer; None after the last.
+def _next_answer(runs: tp.Any, answer: tp.Any) -> tp.Any:
+    """W&B's answer with the page of runs after that of `answer`; None after the last.
 
-    By place, since the client's own iterator skips a run when it goes on after an error.
+    The answer itself and not the client's runs: it makes none of a whole page where it
+    can't read one of them.
     """
-    try:
-        return runs[i]
-    except IndexError:
-        return None
-    except Exception:
-        runs.per_page = max(runs.per_page // 2, 25)
-        raise
-
-
-def _record(run) -> dict:
-    return {
-        "name": run.id,
-        "state": run.state,
-        "createdAt": run.created_at,
-        "config": run.config,
-        "summary": run.summary_metrics,
-    }
+    if runs.last_response is answer:
+        try:
+            runs[len(runs.objects)]  # the client asks for another page
+        except Exception as err:
+            if runs.last_response is answer:
+                if isinstance(err, IndexError):
+                    return None
+                runs.per_page = max(runs.per_page // 2, 25)
+                raise
+            if not runs.last_response.get("project"):
+                raise
+    return runs.last_response
 
 
 def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) -> tp.Any:
@@ -171,7 +172,7 @@ def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) ->
 def _time_limit(seconds: float) -> tp.Iterator[None]:
     """Raises _TimeIsUp in the body when `seconds` are over."""
 
-    def ring(*_) -> tp.NoReturn:
+    def ring(*_: object) -> tp.NoReturn:
         raise _TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -208,8 +209,9 @@ def _status(err: BaseException) -> int | None:
     for e in _chain(err):
         response = getattr(e, "response", None)
         for name in ("http_status", "status_code"):
-            if getattr(response, name, None):
-                return getattr(response, name)
+            status = getattr(response, name, None)
+            if isinstance(status, int) and status:
+                return status
     return None
 
 
@@ -226,7 +228,7 @@ def _retry_after(err: BaseException) -> int:
     return 0
 
 
-def _told(err: Exception, wandb) -> UserError:
+def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError:
     """The one line for whatever the client raised."""
     root = _chain(err)[-1]
     status = _status(err)
@@ -244,8 +246,7 @@ def _told(err: Exception, wandb) -> UserError:
         )
     if isinstance(root, ValueError) and "find project" in str(root):
         return UserError(
-            f'{where} has no project "{settings.get("WANDB_PROJECT")}" of'
-            f' "{settings.get("WANDB_ENTITY")}" that this key may see;'
+            f'{where} has no project "{project}" of "{entity}" that this key may see;'
             f" set WANDB_ENTITY and WANDB_PROJECT"
         )
     if _may_pass(err):

@@ -1,0 +1,49 @@
+"""settle: one source of numbers for each (repo, layer), and a drop for whom it lacks.
+
+Measured from the very bytes that would be published, else W&B's, else NMSE from inference
+on disk. The rule, and what each source must hold to, is saepub.numbers.
+"""
+
+import collections
+import typing as tp
+
+from .. import jsonl, settings
+from ..cli import parser
+from ..numbers import Run, settle
+from ..text import say
+
+KEYS = ("repo", "layer", "run_id", "expected", "l0", "nmse", "n_dead", "shard", "drop")
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Settle the runs of each (repo, layer) on one source of L0 and NMSE.",
+        "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
+        " | bin/settle | jq -c '[.run_id, .l0, .nmse, .numbers]'",
+    )
+    p.parse_args(argv)
+    settings.load()
+    runs, texts = [], []
+    panels: dict[tuple[str, int], list[Run]] = collections.defaultdict(list)
+    expected: dict[tuple[str, int], dict[str, tp.Any]] = {}
+    for line, text in jsonl.read_with_text(KEYS):
+        run = Run(
+            **{key: line[key] for key in ("run_id", "drop", "l0", "nmse", "n_dead")},
+            shard=line["shard"],
+            fault=line.get("fault"),
+        )
+        runs.append(run)
+        texts.append(
+            text
+        )  # a line by its text, which takes less memory than its object
+        key = line["repo"], line["layer"]
+        panels[key].append(run)
+        expected[key] = line["expected"]
+    for (repo, layer), panel in panels.items():
+        for sentence in settle(panel, repo, expected[repo, layer]):
+            say(f"settle: {repo} layer {layer}: {sentence}")
+    for run, text in zip(runs, texts, strict=True):
+        line = jsonl.loads(text)
+        line |= {"l0_logged": line["l0"], "nmse_logged": line["nmse"]}
+        keys = ("l0", "nmse", "numbers", "n_tokens", "n_dead", "drop")
+        jsonl.write(line | {key: getattr(run, key) for key in keys})

@@ -1,0 +1,125 @@
+"""Run ids from a file with a line a run: .csv, .json, .jsonl, or a .txt for each layer."""
+
+import csv
+import json
+import pathlib
+import typing as tp
+
+from ..cli import UserError
+from ..text import human
+from . import Candidate
+
+MAX_BYTES = 64 * 2**20
+LAYER = "{layer}"
+"""In a file's name: there is one for each layer."""
+
+
+def read(fpath: pathlib.Path, layers: tp.Sequence[int]) -> list[Candidate]:
+    """All runs that a file, or one for each of `layers`, lists.
+
+    A .txt has an id a line; blank lines and what follows a # don't count. The others name
+    `run_id` and `layer` for each run, and a .json may be an object of lists by layer too.
+
+    Raises:
+        UserError: It can't be read, or doesn't have these; with file and line.
+    """
+    if LAYER in str(fpath):
+        files = [(str(fpath).replace(LAYER, str(layer)), layer) for layer in layers]
+        found: list[Candidate] = []
+        for name, layer in files:
+            found += _read(pathlib.Path(name), layer)
+        return found
+    return _read(fpath, layers[0] if len(layers) == 1 else None)
+
+
+def _read(fpath: pathlib.Path, only: int | None) -> list[Candidate]:
+    """One file's runs, those without a layer of their own under `only`."""
+    readers = {".txt": _txt, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}
+    reader = readers.get(fpath.suffix.lower())
+    if reader is None:
+        raise UserError(f"{fpath}: not one of {', '.join(readers)}, which can be read")
+    try:
+        with open(fpath, "rb") as fd:
+            raw = fd.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise UserError(f"{fpath}: over {human(MAX_BYTES)}, not a list of runs")
+        text = raw.decode("utf-8-sig")
+    except OSError as err:
+        raise UserError(f"{fpath}: {err.strerror}; the catalog names it") from None
+    except ValueError:
+        raise UserError(f"{fpath}: not text (UTF-8)") from None
+    found = []
+    for lineno, row in reader(fpath, text):
+        where = f"{fpath}:{lineno}"
+        run_id, layer = row.get("run_id"), row.get("layer", only)
+        if not isinstance(run_id, str):
+            known = ", ".join(map(str, row)) or "none"
+            raise UserError(f'{where}: no "run_id"; its keys: {known[:100]}')
+        if isinstance(layer, str) and layer.strip().isdecimal():
+            layer = int(layer)
+        if type(layer) is not int:
+            raise UserError(
+                f'{where}: no layer\'s number as "layer"; add one, or name a file a layer,'
+                f' with "{LAYER}" in its name'
+            )
+        found.append(Candidate(layer, run_id.strip(), False, where))
+    return found
+
+
+Rows = tp.Iterator[tuple[int, dict[str, tp.Any]]]
+
+
+def _txt(_: pathlib.Path, text: str) -> Rows:
+    for lineno, line in enumerate(text.split("\n"), start=1):
+        run_id = line.partition("#")[0].strip()
+        if run_id:
+            yield lineno, {"run_id": run_id}
+
+
+def _csv(fpath: pathlib.Path, text: str) -> Rows:
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    try:
+        for row in reader:
+            yield reader.line_num, {k: v for k, v in row.items() if k and v is not None}
+    except csv.Error as err:
+        raise UserError(f"{fpath}:{reader.line_num}: not CSV: {err}") from None
+
+
+def _jsonl(fpath: pathlib.Path, text: str) -> Rows:
+    for lineno, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield (
+                lineno,
+                _object(_loads(f"{fpath}:{lineno}", line), f"{fpath}:{lineno}"),
+            )
+
+
+def _json(fpath: pathlib.Path, text: str) -> Rows:
+    raw = _loads(f"{fpath}:1", text)
+    if isinstance(raw, dict):
+        rows = [
+            {"run_id": run_id, "layer": layer}
+            for layer, ids in raw.items()
+            for run_id in (ids if isinstance(ids, list) else [ids])
+        ]
+    elif isinstance(raw, list):
+        rows = [_object(row, f"{fpath}:1") for row in raw]
+    else:
+        raise UserError(f"{fpath}:1: neither a list of runs nor lists by layer")
+    for row in rows:
+        name = row.get("run_id")
+        start = text.find(f'"{name}"') if isinstance(name, str) else 0
+        yield text.count("\n", 0, max(start, 0)) + 1, row
+
+
+def _loads(where: str, text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise UserError(f"{where}: not JSON: {err}") from None
+
+
+def _object(value: object, where: str) -> dict[str, tp.Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not an object with run_id and layer")
+    return value

@@ -1,0 +1,455 @@
+"""settle puts each (repo, layer) on one source of numbers, and drops the runs that it lacks."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import pytest
+
+from kits import checkpoints, in_process
+from saepub import jsonl, measured
+
+SHARD, OTHER = "52ec5790", "3e27794f"
+WANDB, MEASURED, DISK = "wandb", f"measured:{SHARD}", f"disk:{SHARD}"
+N_TOKENS = 2**20
+
+
+class Lab:
+    """Runs with checkpoints of a few bytes, their measurements and their inference."""
+
+    def __init__(self, dpath: pathlib.Path):
+        self.dpath, self.runs_root = dpath, dpath / "runs"
+        self.runs_root.mkdir()
+        self.records_dpath = dpath / "records" / "measured"
+
+    def line(self, run_id: str, layer: int = 6, repo: str = "vits-relu", **changes):
+        """A classified line with numbers from W&B, whose checkpoint is there."""
+        fpath = self.fpath(run_id)
+        if not fpath.exists():
+            fpath.parent.mkdir(parents=True)
+            fpath.write_bytes(f"checkpoint of {run_id}".encode())
+        line = {"repo": repo, "layer": layer, "run_id": run_id}
+        line |= {"expected": {"shard": SHARD}, "shard": SHARD, "fault": None}
+        line |= {"l0": 12.5, "nmse": 0.25, "n_dead": 3, "drop": None}
+        return line | {"own": {"kept": [1, 2.5, None]}} | changes
+
+    def old(self, run_id: str, **changes):
+        """One from before training logged NMSE."""
+        return self.line(run_id, **{"nmse": None} | changes)
+
+    def fpath(self, run_id: str) -> pathlib.Path:
+        return self.runs_root / run_id / "checkpoint" / "sae.pt"
+
+    def measure(self, run_id: str, l0=13.0, nmse=0.5, shard=SHARD, **changes) -> None:
+        content = self.fpath(run_id).read_bytes()
+        tokens = {"layer": 6, "asked": N_TOKENS, "n_examples": 4096}
+        tokens |= {"of_examples": 50_000, "per_example": 256}
+        record = {
+            "run_id": run_id,
+            "shard": shard,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "l0": l0,
+            "nmse": nmse,
+            "n_tokens": N_TOKENS,
+            "tokens": tokens,
+            "sse_recon": nmse * 4e6,
+            "sse_baseline": 4e6,
+            "n_dead": 7,
+            "subtracts_b_dec": False,
+            "device": "cpu",
+            "versions": {},
+            "date": "2026-01-01T00:00:00Z",
+        }
+        self.records_dpath.mkdir(parents=True, exist_ok=True)
+        fpath = self.records_dpath / f"{run_id}@{shard}.json"
+        fpath.write_text(json.dumps(record | changes))
+
+    def infer(self, run_id: str, content: object, shard: str = SHARD) -> None:
+        dpath = self.runs_root / run_id / "inference" / shard
+        dpath.mkdir(parents=True)
+        if isinstance(content, float):
+            content = checkpoints.metrics(content)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (dpath / "metrics.json").write_text(text)
+
+    def settle(self, *rows: dict, code: int = 0, **env: object):
+        """What the stage wrote, and what it said."""
+        stdin = "".join(jsonl.dumps(row) + "\n" for row in rows).encode()
+        env = {"RUNS_ROOT": self.runs_root, "BUILD": self.dpath / "build"} | env
+        env |= {"RECORDS": self.dpath / "records"}
+        got, out, told = in_process.run("settle", stdin=stdin, env=env)
+        assert got == code, told
+        return [json.loads(text) for text in out.splitlines()], told
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+def sources(rows: list[dict]) -> list[tuple]:
+    return [(row["run_id"], row["l0"], row["nmse"], row["numbers"]) for row in rows]
+
+
+def drops(rows: list[dict]) -> list[str | None]:
+    return [row["drop"] for row in rows]
+
+
+# ---- which source ----------------------------------------------------------------------------
+
+
+def test_what_training_logged_serves_where_it_is_complete(lab):
+    a, b = lab.line("a"), lab.line("b", l0=9, nmse=0.4)
+    rows, told = lab.settle(a, b)
+    logged = {"numbers": WANDB, "n_tokens": None}
+    assert rows == [
+        a | logged | {"l0_logged": 12.5, "nmse_logged": 0.25},
+        b | logged | {"l0_logged": 9, "nmse_logged": 0.4},
+    ]
+    assert told == ""
+
+
+def test_what_was_measured_goes_before_what_was_logged(lab):
+    lines = [lab.line("a"), lab.line("b")]
+    lab.measure("a", l0=20, nmse=0.125)
+    lab.measure("b")
+    rows, told = lab.settle(*lines)
+    found = {"l0": 20, "nmse": 0.125, "numbers": MEASURED, "n_tokens": N_TOKENS}
+    found |= {"l0_logged": 12.5, "nmse_logged": 0.25, "n_dead": 7}
+    assert rows[0] == lines[0] | found
+    assert sources(rows[1:]) == [("b", 13.0, 0.5, MEASURED)]
+    assert told == ""
+
+
+def test_what_was_measured_of_some_does_not_mix_with_what_was_logged(lab):
+    lines = [lab.line("a"), lab.line("b")]
+    lab.measure("a")
+    rows, _ = lab.settle(*lines)
+    assert sources(rows) == [("a", 12.5, 0.25, WANDB), ("b", 12.5, 0.25, WANDB)]
+
+
+def test_inference_on_disk_gives_nmse_where_training_logged_none(lab):
+    lines = [lab.old("a", l0=3), lab.old("b")]
+    lab.infer("a", 0.5)
+    lab.infer("b", 0.4)
+    rows, told = lab.settle(*lines)
+    assert sources(rows) == [("a", 3, 0.5, DISK), ("b", 12.5, 0.4, DISK)]
+    assert rows[0].items() >= {"l0_logged": 3, "nmse_logged": None}.items()
+    assert (drops(rows), told) == ([None, None], "")
+
+
+@pytest.mark.parametrize(
+    ("n_measured", "n_logged", "n_on_disk", "source"),
+    [
+        (4, 4, 4, MEASURED),
+        (3, 4, 4, WANDB),
+        (3, 3, 4, DISK),
+        (3, 3, 3, MEASURED),
+        (2, 3, 3, WANDB),
+        (1, 2, 3, DISK),
+        (1, 0, 0, MEASURED),
+        (0, 1, 0, WANDB),
+    ],
+)
+def test_the_first_source_that_has_all_serves_else_the_one_that_has_most(
+    lab, n_measured, n_logged, n_on_disk, source
+):
+    lines = []
+    for i, run_id in enumerate("abcd"):
+        lines.append(lab.line(run_id) if i < n_logged else lab.old(run_id))
+        if i < n_measured:
+            lab.measure(run_id)
+        if i < n_on_disk:
+            lab.infer(run_id, 0.75)
+    rows, _ = lab.settle(*lines)
+    assert {row["numbers"] for row in rows} == {source}
+    n = {MEASURED: n_measured, WANDB: n_logged, DISK: n_on_disk}[source]
+    nmse = {MEASURED: 0.5, WANDB: 0.25, DISK: 0.75}[source]
+    assert [row["nmse"] for row in rows[:n]] == [nmse] * n
+    assert [drop is None for drop in drops(rows)] == [i < n for i in range(4)]
+
+
+def test_a_run_that_the_source_lacks_is_dropped_by_name(lab):
+    lines = [lab.line("a"), lab.line("b"), lab.old("c"), lab.line("d", l0=None)]
+    lines.append(lab.old("e", fault='eval/normalized_mse is {"min":1}'))
+    rows, _ = lab.settle(*lines)
+    assert drops(rows) == [
+        None,
+        None,
+        "no NMSE in W&B",
+        "no L0 in W&B",
+        'no NMSE in W&B (eval/normalized_mse is {"min":1})',
+    ]
+    for run_id in "ab":
+        lab.measure(run_id)
+    rows, _ = lab.settle(lab.old("a"), lab.old("b"), lab.line("c"))
+    assert drops(rows) == [None, None, f"no L0: not measured on {SHARD}"]
+
+
+def test_where_nothing_has_numbers_each_run_says_so(lab):
+    lab.infer("b", {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6})
+    rows, _ = lab.settle(lab.old("a"), lab.old("b"), lab.line("c", l0=None, nmse=None))
+    assert [row["numbers"] for row in rows] == [None] * 3
+    a, b, c = drops(rows)
+    assert a == "no NMSE: not measured, not in W&B"
+    assert b.startswith(f'{a}, on disk has "sse_sae": made between 26 November 2025')
+    assert c == "no L0: not measured, not in W&B"
+    assert [row["l0"] for row in rows] == [12.5, 12.5, None]
+
+
+def test_a_run_that_was_dropped_before_has_no_say_and_keeps_what_was_logged(lab):
+    gone = lab.old("x", drop="still running", l0="NaN")
+    rows, _ = lab.settle(lab.line("a"), gone)
+    assert sources(rows) == [("a", 12.5, 0.25, WANDB), ("x", "NaN", None, None)]
+    assert drops(rows) == [None, "still running"]
+
+
+def test_each_layer_and_each_repo_has_its_own_source(lab):
+    lab.line("a"), lab.line("b")
+    lab.measure("a")
+    lab.infer("b", 0.4)
+    lines = [lab.old("a"), lab.old("b", layer=7), lab.line("c", repo="vitb-relu")]
+    assert [row["numbers"] for row in lab.settle(*lines)[0]] == [MEASURED, DISK, WANDB]
+    assert [row["numbers"] for row in lab.settle(*lines[::-1])[0]] == [
+        WANDB,
+        DISK,
+        MEASURED,
+    ]
+
+
+# ---- numbers that can't be -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "drop"),
+    [
+        ({"l0": "NaN"}, "not finite: L0 NaN"),
+        ({"nmse": "Infinity"}, "not finite: NMSE Infinity"),
+        ({"l0": 0}, "L0 is 0: a dead SAE"),
+        ({"l0": 0.0499}, "L0 is 0.0499: a dead SAE"),
+        ({"l0": -1.5}, "L0 is -1.5: a dead SAE"),
+        ({"l0": 0.05}, None),
+        ({"nmse": -1}, None),
+        ({"l0": 0, "nmse": "NaN"}, "not finite: NMSE NaN"),
+    ],
+)
+def test_a_number_that_can_t_be_drops_its_run(lab, change, drop):
+    assert drops(lab.settle(lab.line("a", **change))[0]) == [drop]
+
+
+def test_a_nearly_dead_sae_is_dropped_by_what_was_measured(lab):
+    line = lab.line("a")
+    lab.measure("a", l0=0.03)
+    assert drops(lab.settle(line)[0]) == ["L0 is 0.03: a dead SAE"]
+
+
+# ---- measurements are of these bytes ---------------------------------------------------------
+
+
+def test_a_replaced_checkpoint_s_measurement_no_longer_counts(lab):
+    line = lab.old("a")
+    lab.measure("a")
+    assert sources(lab.settle(line)[0]) == [("a", 13.0, 0.5, MEASURED)]
+    # Of the same size and the same time, as `cp -p` would have it.
+    fpath = lab.fpath("a")
+    status = fpath.stat()
+    other = fpath.with_name("other.pt")
+    other.write_bytes(b"x" * status.st_size)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(other, fpath)
+    rows, _ = lab.settle(line)
+    assert rows[0]["numbers"] is None and rows[0]["drop"].startswith("no NMSE")
+    rows, _ = lab.settle(line, lab.line("b"))
+    assert sources(rows)[1] == ("b", 12.5, 0.25, WANDB)
+    lab.measure("b")
+    rows, _ = lab.settle(line, lab.old("b"))
+    assert drops(rows) == [f"no L0: measured on {SHARD}, but of other bytes", None]
+
+
+def test_a_measurement_needs_its_checkpoint(lab):
+    lines = [lab.old("a"), lab.old("b")]
+    for run_id in "ab":
+        lab.measure(run_id)
+    lab.fpath("a").unlink()
+    rows, _ = lab.settle(*lines)
+    why = f"no L0: measured on {SHARD}, but its checkpoint: No such file or directory"
+    assert drops(rows) == [why, None]
+
+
+def test_a_checkpoint_is_hashed_once(lab, monkeypatch):
+    line = lab.line("a")
+    lab.measure("a")
+    lab.settle(line)
+
+    def file_digest(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    assert sources(lab.settle(line)[0]) == [("a", 13.0, 0.5, MEASURED)]
+    os.utime(lab.fpath("a"), (1, 1))
+    with pytest.raises(in_process.Finding, match="read again"):
+        lab.settle(line)
+
+
+def test_a_measurement_on_another_shard_doesn_t_count(lab):
+    line = lab.line("a")
+    lab.measure("a", shard=OTHER)
+    assert sources(lab.settle(line)[0]) == [("a", 12.5, 0.25, WANDB)]
+    other = line | {"expected": {"shard": OTHER}, "nmse": None}
+    assert sources(lab.settle(other)[0]) == [("a", 13.0, 0.5, f"measured:{OTHER}")]
+
+
+def test_a_broken_record_costs_itself_alone_and_is_named(lab):
+    lines = [lab.old("a"), lab.old("b")]
+    lab.measure("a")
+    lab.measure("b", nmse=0.5, sse_recon=1.0)
+    rows, told = lab.settle(*lines)
+    assert drops(rows) == [None, f"no L0: not measured on {SHARD}"]
+    fpath = measured_fpath(lab, "b")
+    assert told.startswith(f"settle: vits-relu layer 6: {fpath}: nmse is not")
+    assert told.count("\n") == 1
+
+
+def measured_fpath(lab: Lab, run_id: str) -> pathlib.Path:
+    return lab.records_dpath / f"{run_id}@{SHARD}.json"
+
+
+# ---- which shard -----------------------------------------------------------------------------
+
+
+def test_without_the_catalog_s_the_shard_is_the_one_that_most_runs_name(lab):
+    lines = [
+        lab.old(run_id, shard=shard, expected={})
+        for run_id, shard in (("a", OTHER), ("b", OTHER), ("c", SHARD), ("d", None))
+    ]
+    for run_id in "abcd":
+        lab.measure(run_id, shard=OTHER)
+        lab.measure(run_id, shard=SHARD)
+    assert {row["numbers"] for row in lab.settle(*lines)[0]} == {f"measured:{OTHER}"}
+    lines = [line | {"shard": None} for line in lines]
+    assert {row["numbers"] for row in lab.settle(*lines)[0]} == {None}
+
+
+def test_what_was_logged_is_of_one_shard_too(lab):
+    """Runs that name none are taken as they are; the catalog's goes before the commonest."""
+    named = {"a": OTHER, "b": OTHER, "c": SHARD, "d": None}
+    lines = [lab.line(run_id, shard=shard) for run_id, shard in named.items()]
+    rows, _ = lab.settle(*lines)
+    other = f"no NMSE of {SHARD} in W&B, which has that of {OTHER}"
+    assert drops(rows) == [other, other, None, None]
+    rows, _ = lab.settle(*(line | {"expected": {}} for line in lines))
+    this = f"no NMSE of {OTHER} in W&B, which has that of {SHARD}"
+    assert drops(rows) == [None, None, this, None]
+
+
+def test_nmse_shard_overrides_the_shard_of_inference_on_disk_alone(lab):
+    lines = [lab.old("a"), lab.old("b")]
+    for run_id in "ab":
+        lab.infer(run_id, 0.5)
+        lab.infer(run_id, 0.75, shard="mine")
+    rows, _ = lab.settle(*lines, NMSE_SHARD="mine")
+    assert sources(rows)[0] == ("a", 12.5, 0.75, "disk:mine")
+    for run_id in "ab":
+        lab.measure(run_id)
+    rows, _ = lab.settle(*lines, NMSE_SHARD="mine")
+    assert sources(rows)[0] == ("a", 13.0, 0.5, MEASURED)
+
+
+@pytest.mark.parametrize("shard", ["../../etc", "a/b", ".", "a\nb"])
+def test_a_shard_is_a_plain_name(lab, shard):
+    _, told = lab.settle(lab.old("a"), NMSE_SHARD=shard, code=1)
+    assert "NMSE_SHARD is" in told and told.count("\n") == 1
+
+
+def test_a_shard_that_is_asked_for_needs_the_runs_root(lab):
+    _, told = lab.settle(lab.old("a"), NMSE_SHARD="mine", RUNS_ROOT="/nowhere", code=1)
+    assert told == "settle: /nowhere: no such directory; set RUNS_ROOT\n"
+
+
+# ---- inference on disk -----------------------------------------------------------------------
+
+GOOD = checkpoints.metrics(0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (
+            {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6},
+            'has "sse_sae": made between 26 November 2025 and 3 March 2026, when saev'
+            " overwrote one weight matrix as it loaded a checkpoint",
+        ),
+        (GOOD | {"sse_sae": 2e6}, 'has "sse_sae": '),
+        (GOOD | {"normalized_mse": 0.51}, "is not sse_recon / sse_baseline"),
+        (GOOD | {"sse_baseline": 0}, "is not sse_recon / sse_baseline"),
+        (GOOD | {"sse_baseline": -4e6, "normalized_mse": -0.5}, "is not sse_recon"),
+        ({"normalized_mse": 0.5, "mse": 9}, 'has no number "sse_recon"'),
+        ({"mse": 0.5}, 'has no number "normalized_mse"'),
+        (GOOD | {"normalized_mse": "0.5"}, 'has no number "normalized_mse"'),
+        (GOOD | {"normalized_mse": True}, 'has no number "normalized_mse"'),
+        ('{"normalized_mse": NaN}', 'has no number "normalized_mse"'),
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ("[" * 100_000, "is not JSON"),
+        (json.dumps(GOOD) + " " * 2**20, "is over 1.05 MB"),
+    ],
+)
+def test_a_metrics_file_that_cannot_be_trusted_is_refused_by_name(lab, content, why):
+    lines = [lab.old("good"), lab.old("odd1")]
+    lab.infer("good", 0.5)
+    lab.infer("odd1", content)
+    rows, told = lab.settle(*lines)
+    assert [row["nmse"] for row in rows] == [0.5, None]
+    assert rows[0]["drop"] is None
+    assert rows[1]["drop"].startswith(f"no NMSE on disk of {SHARD}: ")
+    assert why in rows[1]["drop"]
+    assert told.startswith(
+        f"settle: vits-relu layer 6: metrics.json of {SHARD} not used, it "
+    )
+    assert why in told and told.endswith(": odd1\n") and told.count("\n") == 1
+
+
+def test_many_of_one_kind_are_one_line(lab):
+    old_form = {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6}
+    for i in range(9):
+        lab.infer(f"run{i}", old_form)
+    _, told = lab.settle(*(lab.old(f"run{i}") for i in range(9)))
+    assert told.count("\n") == 1
+    assert told.endswith(": run0 run1 run2 run3 run4 run5 and 3 more\n")
+
+
+def test_the_disk_is_not_looked_at_where_it_is_not_needed(lab):
+    lab.infer("a", "{")
+    assert lab.settle(lab.line("a"))[1] == ""
+
+
+def test_a_metrics_fifo_or_directory_does_not_hang(lab):
+    lines = [lab.old(run_id) for run_id in ("good", "dir1", "fifo")]
+    lab.infer("good", 0.5, shard="real")
+    (lab.runs_root / "good/inference" / SHARD).symlink_to("real")
+    (lab.runs_root / "dir1/inference" / SHARD / "metrics.json").mkdir(parents=True)
+    (lab.runs_root / "fifo/inference" / SHARD).mkdir(parents=True)
+    os.mkfifo(lab.runs_root / "fifo/inference" / SHARD / "metrics.json")
+    rows, told = lab.settle(*lines)
+    assert [row["nmse"] for row in rows] == [0.5, None, None]
+    assert "it is not a file: fifo\n" in told
+    assert "it can't be read (Is a directory): dir1\n" in told
+
+
+# ---- lines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["expected", "l0", "shard", "drop"])
+def test_a_line_that_lacks_a_key_is_named(lab, key):
+    line = lab.line("a")
+    del line[key]
+    _, told = lab.settle(lab.line("b"), line, code=1)
+    assert told.startswith(f'settle: stdin:2: no "{key}": {{"repo": ')
+
+
+def test_the_written_record_is_one_that_measure_would_write(lab):
+    lab.line("a")
+    lab.measure("a")
+    assert measured.read(measured_fpath(lab, "a")).n_tokens == N_TOKENS
