@@ -1,36 +1,36 @@
-
 "use strict";
 
 // Without this script the page is pictures and tables. It makes each picture a group of
-// buttons, one tab stop in all, and ties it to its table.
+// buttons, one tab stop in all, ties it to its table, and adds clicks up to one command.
 
-const card = document.getElementById("card");
-const toast = document.getElementById("toast");
+const [tip, bar, command] = ["tip", "bar", "command"].map((id) => document.getElementById(id));
 const REACH = 28; // how many pixels from a point still mean it
-const GAP = 12; // between a point and its card
-const CHANGES = {
-  c: "excludes it",
-  p: "unpins it",
-  n: "pins it",
-  o: "pins it",
-  d: "lets it back in",
-};
+const GAP = 13; // between a point and its tip
+const DOES = { c: "exclude it", p: "unpin it", n: "pin it", o: "pin it", h: "let it back in" };
+const GETS = { c: "excluded", p: "no longer pinned", n: "pinned", o: "pinned", h: "let back in" };
+const changed = new Map(); // by row: its repo's section
+const pointOf = new WeakMap(); // by row
+let isTouch = false; // whether a finger points, going by the last event
 let dismiss = () => {};
-let fading;
 
 for (const panel of document.querySelectorAll(".panel")) setUp(panel);
-addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  dismiss();
-  toast.replaceChildren();
+addEventListener("keydown", (event) => event.key === "Escape" && dismiss());
+for (const type of ["pointerdown", "pointermove"])
+  addEventListener(type, (event) => (isTouch = event.pointerType === "touch"), true);
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details.warnings")) details.open = true;
+});
+document.getElementById("copy").addEventListener("click", copy);
+document.getElementById("undo").addEventListener("click", () => {
+  for (const row of [...changed.keys()]) toggle(row);
 });
 
 function setUp(panel) {
-  const tbody = panel.querySelector("tbody");
-  const rows = Array.from(tbody.rows);
-  tbody.addEventListener("click", (event) => {
-    if (event.target.closest("a") || !getSelection().isCollapsed) return;
-    change(event.target.closest("tr"));
+  const table = panel.querySelector("table");
+  const rows = Array.from(table.rows).slice(1);
+  table.addEventListener("click", (event) => {
+    if (event.target.closest("a, thead") || !getSelection().isCollapsed) return;
+    toggle(event.target.closest("tr"));
   });
   const plot = panel.querySelector(".plot");
   if (!plot) return;
@@ -40,16 +40,17 @@ function setUp(panel) {
   const places = [];
   let on = -1; // the run that is lit
   let current = -1; // the run that Tab comes to
+  let before = -1; // the run that was lit when a finger came down
 
   svg.setAttribute("role", "group");
-  for (const point of svg.querySelectorAll("use")) points[point.dataset.row] = point;
+  for (const point of svg.querySelectorAll("[data-row]")) points[point.dataset.row] = point;
   for (const [i, point] of points.entries()) {
-    const [run, l0, nmse, date, fate] = texts(rows[i]);
+    const { run, l0, nmse, fate } = facts(rows[i]);
+    pointOf.set(rows[i], point);
     point.setAttribute("role", "button");
-    point.setAttribute("aria-label", `${run}, L0 ${l0}, NMSE ${nmse}, ${date}, ${fate}`);
+    point.setAttribute("aria-label", `${run}, L0 ${l0}, NMSE ${nmse}, ${fate}`);
     point.setAttribute("tabindex", -1);
-    places.push([parseFloat(point.getAttribute("x")), parseFloat(point.getAttribute("y"))]);
-    rows[i].querySelector("a")?.setAttribute("tabindex", -1); // its card has the link
+    places.push(["x", "y"].map((a) => parseFloat(point.getAttribute(a) ?? point.getAttribute(`c${a}`))));
   }
   const halo = document.createElementNS(svg.namespaceURI, "circle");
   halo.setAttribute("class", "halo");
@@ -67,8 +68,8 @@ function setUp(panel) {
     on = i;
     if (i < 0) return halo.remove();
     rows[i].classList.add("on");
-    halo.setAttribute("cx", points[i].getAttribute("x"));
-    halo.setAttribute("cy", points[i].getAttribute("y"));
+    halo.setAttribute("cx", `${places[i][0]}%`);
+    halo.setAttribute("cy", `${places[i][1]}%`);
     svg.append(halo);
   }
 
@@ -76,14 +77,11 @@ function setUp(panel) {
     if (i === on && isOpen()) return;
     light(i);
     fill(rows[i]);
-    plot.append(card);
-    card.hidden = false;
+    plot.append(tip);
+    tip.hidden = false;
     place(...at(i));
     reveal(rows[i]);
-    dismiss = () => {
-      if (card.contains(document.activeElement)) points[current].focus({ preventScroll: true });
-      card.hidden = true;
-    };
+    dismiss = () => (tip.hidden = true);
   }
 
   // Where a run stands, in pixels of the plot.
@@ -91,76 +89,75 @@ function setUp(panel) {
     return [(places[i][0] * plot.clientWidth) / 100, (places[i][1] * plot.clientHeight) / 100];
   }
 
-  // Put the card over, under, left or right of a point, where it covers the fewest others.
+  // Put the tip beside a point, within the plot, where it covers the fewest others.
   function place(x, y) {
-    const [width, height] = [card.offsetWidth, card.offsetHeight];
-    const top = plot.getBoundingClientRect().top;
+    const [width, height] = [tip.offsetWidth, tip.offsetHeight];
+    const [right, bottom] = [plot.clientWidth - width, plot.clientHeight - height];
     const all = places.map((_, i) => at(i));
     let least = Infinity;
-    for (const from of [x - 40, x + 40 - width])
-      for (const to of [y + GAP, y - GAP - height]) {
-        const left = Math.max(Math.min(from, plot.clientWidth - width + 8), -42);
-        const isIn = ([a, b]) => a > left && a < left + width && b > to && b < to + height;
-        const isSeen = top + to > 0 && top + to + height < innerHeight;
-        const cost = all.filter(isIn).length + (isSeen ? 0 : all.length);
+    for (const from of [x + GAP, x - GAP - width, x - width / 2])
+      for (const to of [y - GAP - height, y + GAP, y - height / 2]) {
+        const [left, top] = [Math.max(0, Math.min(from, right)), Math.max(0, Math.min(to, bottom))];
+        const isIn = ([a, b], by = 5) => a > left - by && a < left + width + by && b > top - by && b < top + height + by;
+        const cost = all.filter((of) => isIn(of)).length + (isIn([x, y], GAP - 1) ? all.length : 0);
         if (cost >= least) continue;
         least = cost;
-        card.style.left = `${left}px`;
-        card.style.top = `${to}px`;
-        card.style.setProperty("--point", `${x - left}px`);
+        tip.style.left = `${left}px`;
+        tip.style.top = `${top}px`;
       }
   }
 
   function isOpen() {
-    return card.parentElement === plot && !card.hidden;
-  }
-
-  function close() {
-    light(-1);
-    if (card.parentElement === plot) card.hidden = true;
-    plot.classList.remove("near");
+    return tip.parentElement === plot && !tip.hidden;
   }
 
   function leave() {
-    if (plot.contains(document.activeElement)) show(current);
-    else close();
+    plot.classList.remove("near");
+    if (svg.contains(document.activeElement)) return show(current);
+    light(-1);
+    if (tip.parentElement === plot) tip.hidden = true;
   }
 
   function nearest(event) {
     const box = plot.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     let best = -1;
     let least = REACH ** 2;
-    for (const [i, point] of points.entries()) {
-      const [x, y] = at(i);
-      const far = (x + box.left - event.clientX) ** 2 + (y + box.top - event.clientY) ** 2;
+    for (const [i, [left, top]] of places.entries()) {
+      const far = (x - (left * box.width) / 100) ** 2 + (y - (top * box.height) / 100) ** 2;
       // Of points in one place the chosen lies on top.
-      if (far < least || (far === least && point.matches(".c, .p"))) [best, least] = [i, far];
+      if (far < least || (far === least && points[i].matches(".c, .p"))) [best, least] = [i, far];
     }
     return best;
   }
 
+  plot.addEventListener("pointerdown", () => (before = isOpen() ? on : -1));
   plot.addEventListener("pointermove", (event) => {
-    if (card.contains(event.target)) return;
+    if (isTouch) return;
     const i = nearest(event);
     plot.classList.toggle("near", i >= 0);
     if (i >= 0) show(i);
     else leave();
   });
-  plot.addEventListener("pointerleave", leave);
+  plot.addEventListener("pointerleave", () => isTouch || leave());
   plot.addEventListener("click", (event) => {
-    if (event.target.closest("a") || !getSelection().isCollapsed) return;
-    const i = card.contains(event.target) ? on : nearest(event);
-    if (i < 0) return;
-    if (!card.contains(event.target)) points[i].focus({ preventScroll: true });
-    change(rows[i]);
+    const i = nearest(event);
+    if (i < 0) return leave();
+    points[i].focus({ preventScroll: true });
+    show(i);
+    // A finger has to come down twice: it can't point without.
+    if (!isTouch || before === i) toggle(rows[i]);
   });
+  // On the box, not on the svg, which would take the focus itself if it heard of it.
   plot.addEventListener("focusin", (event) => {
-    const i = card.contains(event.target) ? on : points.indexOf(event.target);
+    const i = points.indexOf(event.target);
     stopAt(i);
     show(i);
   });
   plot.addEventListener("focusout", (event) => {
-    if (!plot.contains(event.relatedTarget)) close();
+    if (svg.contains(event.relatedTarget)) return;
+    light(-1);
+    tip.hidden = true;
   });
   svg.addEventListener("keydown", (event) => {
     const last = points.length - 1;
@@ -173,39 +170,44 @@ function setUp(panel) {
       End: last,
     }[event.key];
     if (to !== undefined) points[to].focus({ preventScroll: true });
-    else if (event.key === "Enter" || event.key === " ") change(rows[current]);
+    else if (event.key === "Enter" || event.key === " ") toggle(rows[current]);
     else return;
     event.preventDefault();
   });
-  tbody.addEventListener("pointerover", (event) => {
+  table.addEventListener("pointerover", (event) => {
     const i = rows.indexOf(event.target.closest("tr"));
-    if (i < points.length) light(i);
+    light(i < points.length ? i : -1);
   });
-  tbody.addEventListener("pointerleave", () => light(isOpen() ? current : -1));
+  table.addEventListener("pointerleave", () => light(isOpen() ? current : -1));
 }
 
-function texts(row) {
-  return Array.from(row.cells, (cell) => cell.textContent);
+function facts(row) {
+  const [run, l0, nmse, , fate] = row.cells;
+  const logged = [l0, nmse].map((cell) => cell.querySelector("small")?.textContent.slice(7));
+  return {
+    run: run.textContent,
+    l0: l0.firstChild.data,
+    nmse: nmse.firstChild.data,
+    logged: logged[0] && `As logged: L0 ${logged[0]}, NMSE ${logged[1]}`,
+    fate: fate.textContent,
+  };
+}
+
+// What a click does to a run: a key of DOES, or nothing for one that was dropped.
+function kind(row) {
+  return row.matches(".h") ? "h" : row.matches(".d") ? undefined : row.classList[0];
 }
 
 function fill(row) {
-  const [run, l0, nmse, date, fate] = texts(row);
-  const [name, link, button] = ["b", "a", "button"].map((tag) => card.querySelector(tag));
-  name.textContent = run;
-  for (const [i, text] of [l0, nmse, date].entries()) card.querySelectorAll("dd")[i].textContent = text;
-  card.querySelector(".fate").textContent = fate;
-  card.className = `card ${row.className.replace("on", "")}`;
-  const href = row.querySelector("a")?.getAttribute("href");
-  link.parentElement.hidden = !href;
-  if (href) link.setAttribute("href", href);
-  button.hidden = !row.dataset.command;
-  card.querySelector(".never").hidden = !button.hidden;
-  button.firstElementChild.textContent = `Click or Enter copies what ${CHANGES[kind(row)]}:`;
-  button.lastElementChild.textContent = row.dataset.command ?? "";
-}
-
-function kind(row) {
-  return row.className[0];
+  const { run, l0, nmse, logged, fate } = facts(row);
+  const [name, numbers, old, hint] = tip.children;
+  tip.className = `tip ${row.classList[0]}`;
+  name.firstElementChild.textContent = run;
+  name.lastElementChild.textContent = fate;
+  numbers.textContent = `L0 ${l0} · NMSE ${nmse}`;
+  old.textContent = logged ?? "";
+  const act = changed.has(row) ? "undo that" : DOES[kind(row)];
+  hint.textContent = act ? `${isTouch ? "Tap again" : "Click"} to ${act}` : "Can't be pinned";
 }
 
 // Bring a row into sight within its table's box, without moving the page.
@@ -217,40 +219,57 @@ function reveal(row) {
   else if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom;
 }
 
-async function change(row) {
-  const [run, , , , fate] = texts(row);
-  if (!row.dataset.command) return tell(`${run} can't be pinned, it was ${fate}`);
-  const code = document.createElement("code");
-  code.textContent = row.dataset.command;
-  if (await copy(row.dataset.command)) return tell(`Copied what ${CHANGES[kind(row)]}: `, code);
-  tell("Nothing could be copied here; copy it by hand: ", code);
-  getSelection().selectAllChildren(code);
+// Change a run's fate, or take the change back, and write the command anew.
+function toggle(row) {
+  const { run, fate } = facts(row);
+  const gets = GETS[kind(row)];
+  if (!gets) return say(`${run} can't be pinned, it was ${fate}`);
+  const isNew = !changed.delete(row);
+  if (isNew) changed.set(row, row.closest(".repo"));
+  row.classList.toggle("changed", isNew);
+  pointOf.get(row)?.classList.toggle("changed", isNew);
+  row.cells[4].dataset.gets = isNew ? gets : "";
+  if (!tip.hidden && row.matches(".on")) fill(row);
+  command.textContent = write();
+  const n = changed.size;
+  say(`${run} ${isNew ? gets : "as it was"}. ${n === 1 ? "1 change" : `${n} changes`} in all${n ? ":" : "."}`);
 }
 
-function tell(...nodes) {
-  toast.replaceChildren(...nodes);
-  clearTimeout(fading);
-  fading = setTimeout(() => toast.replaceChildren(), 10_000);
-}
-
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return copyTheOldWay(text); // a browser may keep its clipboard from a page of file://
+// The command that makes all the changes and keeps what was pinned and excluded before.
+function write() {
+  if (!changed.size) return "";
+  const touched = new Set(changed.values());
+  const isOne = touched.size === 1;
+  const scope = isOne ? [...touched] : [document.body, ...document.querySelectorAll(".repo")];
+  const { n, ...given } = document.body.dataset;
+  const words = ["make dry-run"];
+  if (isOne) words.push(`REPO=${scope[0].dataset.slug}`);
+  if (n) words.push(`N=${n}`);
+  for (const [name, kinds] of [["pin", "no"], ["exclude", "c"]]) {
+    const ids = new Set(scope.flatMap((of) => of.dataset[name].split(" ").filter(Boolean)));
+    for (const row of changed.keys()) {
+      const { run } = facts(row);
+      if (kinds.includes(kind(row))) ids.add(run);
+      else ids.delete(run);
+    }
+    // An empty one takes back what the environment or .env names.
+    if (ids.size || given[name]) words.push(`${name.toUpperCase()}="${[...ids].join(" ")}"`);
   }
+  return words.join(" ");
 }
 
-function copyTheOldWay(text) {
-  const before = document.activeElement;
-  const area = document.createElement("textarea");
-  area.value = text;
-  area.className = "copying";
-  document.body.append(area);
-  area.select();
-  const done = document.execCommand("copy");
-  area.remove();
-  before.focus({ preventScroll: true });
-  return done;
+function say(text) {
+  bar.classList.remove("away");
+  bar.classList.toggle("empty", !changed.size);
+  document.getElementById("count").textContent = text;
+}
+
+async function copy() {
+  try {
+    await navigator.clipboard.writeText(command.textContent);
+    say("Copied.");
+  } catch {
+    getSelection().selectAllChildren(command);
+    say("The browser doesn't let a page copy here; the command is selected, press Ctrl-C.");
+  }
 }

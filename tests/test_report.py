@@ -5,10 +5,7 @@ import collections
 import hashlib
 import html.parser
 import json
-import math
-import random
 import re
-import shlex
 
 import pytest
 from hypothesis import given
@@ -16,9 +13,8 @@ from hypothesis import strategies as st
 
 from kits import page as report_kit
 from kits.page import ACCOUNT, leave, published, report, run
-from kits.programs import ROOT, run_program
 from saepub.choice import account as choice_account
-from saepub.choice import frontier
+from saepub.choice import frontier, plane
 from saepub.page import panel as report_panel
 
 HOSTILE = (
@@ -78,12 +74,6 @@ def page(tmp_path):
     return Page(done.html)
 
 
-def command_of(tmp_path, run_id: str, account=ACCOUNT, **settings) -> str | None:
-    done = report(leave(tmp_path, account), **settings)
-    assert done.returncode == 0, done.err
-    return Page(done.html).rows[run_id].get("data-command")
-
-
 def test_every_candidate_is_told_with_its_numbers_and_its_fate(page):
     want = {
         "sparse": ["2.0", "0.800", "2025-12-01", "chosen"],
@@ -108,34 +98,46 @@ def test_rows_stand_by_l0_and_those_without_a_place_last(page):
 
 
 def test_only_runs_with_a_place_in_the_plane_are_drawn(page):
-    points = [a for tag, a in page.tags if tag == "use" and "data-row" in a]
+    points = [a for _, a in page.tags if "data-row" in a]
     assert len(points) == len(ACCOUNT) - len({"nan", "dead", "lost"})
     for point in points:
         for key in ("x", "y"):
-            assert 0 <= float(point[key].removesuffix("%")) <= 100
+            place = point.get(key) or point["c" + key]
+            assert 0 <= float(place.removesuffix("%")) <= 100
 
 
 def test_chosen_lie_on_top(page):
-    kinds = [a["class"] for tag, a in page.tags if tag == "use" and "data-row" in a]
+    kinds = [a["class"] for _, a in page.tags if "data-row" in a]
     assert kinds[:8] == ["d", "d", "o", "n", "p", "c", "c", "c"]
 
 
-def test_numbers_on_top_count_all_repos(tmp_path):
+def test_the_top_says_whose_release_it_is_and_counts_all_repos(tmp_path):
     more = [line | {"repo": "vitb-relu"} for line in ACCOUNT]
-    done = report(
-        leave(tmp_path, ACCOUNT + more), "vits-relu", "vitb-relu", "vits-relu"
-    )
+    slugs = ("vits-relu", "vitb-relu", "vits-relu")
+    page = Page(report(leave(tmp_path, ACCOUNT + more), *slugs).html)
+    (title,) = [text for text in page.of_tag["title"] if text]
+    assert title == "lab: 10 of 24 candidates chosen" == page.of_tag["h1"][0]
+    assert "2 repos, 10 MB of checkpoints." in page.text
+    assert "2 warnings" in page.of_tag["summary"]
+    assert "demo" not in page.text
+
+
+def test_the_demo_is_called_the_demo(tmp_path):
+    leave(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "catalog.json").rename(tmp_path / "demo/catalog.json")
+    done = report(tmp_path, CATALOG=tmp_path / "demo/catalog.json")
     page = Page(done.html)
-    numbers = dict(zip(page.of_tag["dt"], page.of_tag["dd"], strict=True))
-    numbers = {k: v for k, v in numbers.items() if v}
-    assert numbers == {
-        "Repos": "2",
-        "Candidates": "24",
-        "Chosen": "10",
-        "Checkpoints": "10 MB",
-        "Warnings": "2",
-    }
-    assert "10 of 24 candidates chosen for 2 repos" in page.of_tag["title"]
+    assert page.of_tag["title"] == ["lab, the demo: 5 of 12 candidates chosen"]
+    assert "nothing here is a lab's" in " ".join(page.text.split())
+
+
+def test_repos_stand_in_the_catalogs_order(tmp_path):
+    more = [line | {"repo": "vitb-relu"} for line in ACCOUNT]
+    leave(tmp_path, ACCOUNT + more)
+    page = Page(report(tmp_path, "vitb-relu", "vits-relu").html)
+    slugs = [a["data-slug"] for _, a in page.tags if "data-slug" in a]
+    assert slugs == ["vits-relu", "vitb-relu"]
 
 
 def test_warnings_stand_at_the_top_and_are_the_summarys(tmp_path):
@@ -153,6 +155,36 @@ def test_warnings_stand_at_the_top_and_are_the_summarys(tmp_path):
     assert page.rows["sparse"]["cells"][-1] == "chosen Warning: NMSE 1.2 is above 1"
 
 
+def test_what_will_stop_a_push_is_a_warning_and_comes_first(tmp_path):
+    rows = [published(x) for x in ACCOUNT if x["fate"] in ("chosen", "pinned")]
+    rows[0]["loader"] = rows[1]["loader"] = "builtin"
+    page = Page(report(leave(tmp_path, rows=rows)).html)
+    assert "2 warnings, one of which will stop a push" in page.of_tag["summary"]
+    assert [a.get("class") for tag, a in page.tags if tag == "li"][0] == "stop"
+    assert "No saev at hand has loaded 2 checkpoints" in page.text
+    page = Page(report(tmp_path, LOADER="builtin").html)
+    assert "1 warning" in page.of_tag["summary"]
+    assert "No saev at hand" not in page.text
+
+
+def test_measured_and_logged_numbers_both_stand_there(tmp_path):
+    both = {"numbers": "measured:52ec5790", "n_tokens": 512}
+    both |= {"l0_logged": 30.4, "nmse_logged": None}
+    lines = [x | (both if x["run_id"] == "middle" else {}) for x in ACCOUNT]
+    page = Page(report(leave(tmp_path, lines)).html)
+    assert page.rows["middle"]["cells"][:2] == ["30.0logged 30.4", "0.310logged none"]
+    assert page.rows["between"]["cells"][:2] == ["9.0", "0.500"]
+    (count,) = [text for text in page.of_tag["p"] if "11 candidates" in text]
+    assert "1 run, measured on 512 tokens of 52ec5790" in count
+
+
+def test_a_run_without_numbers_is_a_warning(tmp_path):
+    lines = [*ACCOUNT, run("bare", 3.0, None, "dropped", drop="no NMSE in W&B")]
+    page = Page(report(leave(tmp_path, lines)).html)
+    told = "layer 6: 1 run left out for lack of numbers; make measure gives them"
+    assert told in page.of_tag["li"]
+
+
 def test_what_loaded_the_checkpoints_is_told(tmp_path):
     rows = [published(x) for x in ACCOUNT if x["fate"] in ("chosen", "pinned")]
     rows[0]["loader"] = "builtin"
@@ -165,103 +197,41 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     assert report(leave(tmp_path, ACCOUNT[::-1])).html == first
 
 
-# ---- the commands ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("run_id", "want"),
+    ("settings", "pin", "exclude"),
     [
-        ("sparse", 'PIN="byhand" EXCLUDE="out sparse"'),
-        ("between", 'PIN="byhand between" EXCLUDE="out"'),
-        ("worse", 'PIN="byhand worse" EXCLUDE="out"'),
-        ("byhand", 'EXCLUDE="out"'),
-        ("out", 'PIN="byhand"'),
-        ("plain", None),
-        ("dead", None),
-        ("lost", None),
+        ({}, "byhand", "out"),
+        (
+            {"PIN": "middle, byhand elsewhere", "EXCLUDE": " out  out"},
+            "middle byhand",
+            "out",
+        ),
     ],
 )
-def test_a_command_changes_the_fate_and_keeps_what_a_hand_chose(page, run_id, want):
-    whole = None if want is None else f"make dry-run REPO=vits-relu {want}"
-    assert page.rows[run_id].get("data-command") == whole
+def test_what_is_in_force_stands_there_for_the_command(
+    tmp_path, settings, pin, exclude
+):
+    page = Page(report(leave(tmp_path), **settings).html)
+    (repo,) = [a for _, a in page.tags if "data-slug" in a]
+    assert (repo["data-pin"], repo["data-exclude"]) == (pin, exclude)
+    assert f'PIN="{pin}"' in page.of_tag["code"]
 
 
-@pytest.mark.parametrize(
-    ("run_id", "want"),
-    [
-        ("sparse", 'PIN="middle byhand" EXCLUDE="out sparse"'),
-        ("worse", 'PIN="middle byhand worse" EXCLUDE="out"'),
-        ("middle", 'PIN="byhand" EXCLUDE="out middle"'),
-        ("byhand", 'PIN="middle" EXCLUDE="out"'),
-        ("out", 'PIN="middle byhand" EXCLUDE=""'),
-    ],
-)
-def test_a_command_keeps_what_is_in_force(tmp_path, run_id, want):
-    found = command_of(tmp_path, run_id, PIN="middle, byhand", EXCLUDE=" out  out")
-    assert found == f"make dry-run REPO=vits-relu {want}"
+def test_text_that_is_no_id_never_gets_into_a_command(tmp_path):
+    page = Page(report(leave(tmp_path), PIN="elsewhere $(id) `id` a;b").html)
+    (body,) = [a for tag, a in page.tags if tag == "body"]
+    assert body["data-pin"] == "elsewhere"
 
 
-def test_ids_of_other_repos_are_left_out_of_a_command_and_taken_back(tmp_path):
-    account = [line for line in ACCOUNT if line["run_id"] not in ("byhand", "out")]
-    elsewhere = {"PIN": "elsewhere", "EXCLUDE": "elsewhere $(id)"}
-    found = command_of(tmp_path, "worse", account, **elsewhere)
-    assert found == 'make dry-run REPO=vits-relu PIN="worse" EXCLUDE=""'
-
-
-def test_a_command_keeps_n(tmp_path):
-    assert " N=4 " in command_of(tmp_path, "worse", N=4)
-    assert " N=" not in command_of(tmp_path, "worse", N=6)
-
-
-def test_commands_do_what_they_say(tmp_path):
-    """Each goes through the real classify and select, which must then tell another fate."""
-    rng = random.Random(0)
-    expected = {
-        "objective": "matryoshka",
-        "activation": "relu",
-        "d_model": 8,
-        "d_sae": 32,
-    }
-    runs = []
-    for i in range(30):
-        l0 = 10 ** rng.uniform(0.3, 2.8)
-        more = {"expected": expected, **expected, "activation": {"key": "relu"}}
-        more |= {
-            "train_layer": 6,
-            "state": "finished",
-            "aux": None,
-            "n_dead": 0,
-            "shard": None,
-        }
-        nmse = None if i == 7 else 0.9 * l0**-0.35 * rng.uniform(1, 1.2)
-        runs.append(run(f"run{i}", l0, nmse, "") | more)
-    # A pin that the rule would not have chosen, and a hand's exclusion.
-    before = chain(tmp_path, runs, pin="run9", exclude="run3")
-    fates = {x["run_id"]: x["fate"] for x in before}
-    assert set(fates.values()) == set(report_panel.BACK_TO_FRONT)
-    done = report(leave(tmp_path, before), PIN="run9", EXCLUDE="run3")
-    rows = Page(done.html).rows
-    for fate in report_panel.BACK_TO_FRONT:
-        run_id = next(i for i, f in fates.items() if f == fate and i in rows)
-        command = rows[run_id].get("data-command")
-        if command is None:
-            assert run_id == "run7"
-            continue
-        given = dict(word.split("=") for word in shlex.split(command)[2:])
-        after = chain(tmp_path, runs, given.get("PIN", ""), given.get("EXCLUDE", ""))
-        changed = {x["run_id"]: x["fate"] for x in after}[run_id]
-        assert (changed in ("chosen", "pinned")) != (fate in ("chosen", "pinned"))
-
-
-def chain(tmp_path, runs: list[dict], pin: str, exclude: str) -> list[dict]:
-    stdin = "".join(json.dumps(x) + "\n" for x in runs)
-    classified = run_program(ROOT / "bin/classify", stdin=stdin, EXCLUDE=exclude)
-    settled = run_program(ROOT / "bin/settle", stdin=classified.out)
-    fpath = tmp_path / "account.jsonl"
-    argv = (ROOT / "bin/select", "--account", fpath, "--pin", pin)
-    done = run_program(*argv, stdin=settled.out)
-    assert done.returncode == 0, done.err
-    return [json.loads(text) for text in fpath.read_text().splitlines()]
+def test_a_count_and_the_legend_have_one_order(tmp_path, page):
+    order = list(plane.LEGEND)
+    legend = [
+        a["class"] for tag, a in page.tags if tag == "use" and "data-row" not in a
+    ]
+    assert legend == ["c", "p", "n", "o", "d"]
+    for text in page.of_tag["p"]:
+        found = re.findall("|".join(sorted(order, key=len, reverse=True)), text)
+        assert found == sorted(found, key=order.index)
 
 
 # ---- hostile text ----------------------------------------------------------------------------
@@ -435,21 +405,8 @@ def test_a_diverged_run_does_not_press_the_frontier_flat():
     tops = {panel.runs[p.row]["run_id"]: float(p.y[:-1]) for p in panel.points}
     assert tops["c"] == 0
     assert tops["b"] - tops["a"] > 50
-    assert panel.notes == ["1 run beyond the NMSE axis is drawn at its edge."]
-
-
-def test_thousands_are_thinned_evenly_and_the_page_says_so():
-    n = report_panel.AT_MOST * 5
-    runs = [run(f"r{i}", 1 + i, 0.9, "off the frontier") for i in range(n)]
-    runs += [run(f"c{i}", 2.5 + i, 0.5, "chosen") for i in range(7)]
-    panel = report_panel.panel(6, runs)
-    shown = collections.Counter(r["fate"] for r in panel.runs)
-    assert shown == {"off the frontier": report_panel.AT_MOST, "chosen": 7}
-    assert len(panel.points) == len(panel.runs)
-    assert panel.notes == ["Shown: 2,000 of the 10,000 off the frontier."]
-    l0s = [r["l0"] for r in panel.runs if r["fate"] != "chosen"]
-    assert l0s[0] == 1
-    assert l0s[-1] > 0.99 * n
+    assert panel.notes == ["1 run beyond the plot is drawn at its edge."]
+    assert {panel.runs[p.row]["run_id"]: p.edge for p in panel.points}["c"] == "up"
 
 
 def test_a_layer_of_which_nothing_can_be_drawn_has_a_table_all_the_same():
@@ -478,24 +435,5 @@ def test_any_measures_have_places_and_any_axis_has_numbers(measures):
     places += [at for at, _ in panel.x_ticks + panel.y_ticks]
     assert all(0 <= float(v.removesuffix("%")) <= 100 for v in places)
     if panel.points:
-        assert 1 <= len(panel.x_ticks) <= report_panel.N_TICKS
-        assert 1 <= len(panel.y_ticks) <= report_panel.N_TICKS
-
-
-@pytest.mark.parametrize(
-    ("lo", "hi", "want"),
-    [
-        (1, 1000, "1 3 10 30 100 300 1000"),
-        (5, 300, "5 10 20 50 100 200"),
-        (31, 33, "31 32 33"),
-        (1e-3, 1e6, "0.001 0.1 10 1000 100000"),
-    ],
-)
-def test_the_l0_axis_names_round_numbers(lo, hi, want):
-    labels = [label for _, label in report_panel.l0_axis([lo, hi]).ticks]
-    assert " ".join(labels) == want
-
-
-def test_axis_ticks_stand_where_their_numbers_are():
-    for at, label in report_panel.l0_axis([3.0, 700.0]).ticks:
-        assert at == pytest.approx(math.log10(float(label)))
+        assert 1 <= len(panel.x_ticks) <= report_panel.N_TICKS + 2
+        assert 1 <= len(panel.y_ticks) <= report_panel.N_TICKS + 2

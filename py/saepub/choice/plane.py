@@ -104,6 +104,7 @@ def nmse_ticks(span: Span, n: int) -> list[tuple[float, str]]:
 
     values = ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(*span)
     # The room below the least error isn't for errors below 0.
-    least = 0.0 if span.lo + 2 * PAD * (span.hi - span.lo) >= 0 else span.lo
+    is_room = span.lo < 0 <= span.lo + 0.25 * (span.hi - span.lo)
+    least = 0.0 if is_room else span.lo
     # Through text, since 3 × 0.1 is not 0.3 to a computer.
     return [(float(f"{v:.12g}"), f"{v:g}") for v in values if least <= v <= span.hi]

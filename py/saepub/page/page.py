@@ -1,0 +1,246 @@
+"""The page to choose by eye from: what it says of each repo, and its one file of HTML."""
+
+import base64
+import collections
+import dataclasses
+import hashlib
+import pathlib
+import re
+import typing as tp
+import urllib.parse
+
+from .. import catalog, jsonl, settings
+from ..choice import plane
+from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
+from ..text import human, l0_text, n_of, nmse_text, one_line
+from .panel import Panel, panel
+
+BY_HAND = "excluded by hand"
+"""The reason that classify gives where EXCLUDE names a run."""
+
+KINDS = {CHOSEN: "c", PINNED: "p", NOT_NEEDED: "n", OFF_FRONTIER: "o", DROPPED: "d"}
+"""The class of a run's row and mark, by its fate. One that is out by hand is also "h"."""
+
+LEGEND = plane.LEGEND | {CHOSEN: "chosen", PINNED: "pinned by hand", DROPPED: "dropped"}
+"""The card's words, but that nothing is published yet."""
+
+
+class Row(tp.NamedTuple):
+    """One run as the page shows it. All texts, none of them markup."""
+
+    run_id: str
+    url: str
+    """Of its W&B page; empty where the line has none that a browser should open."""
+    l0: str
+    nmse: str
+    logged: tuple[str, str] | None
+    """L0 and NMSE as training logged them, where the ones above are from elsewhere."""
+    date: str
+    kind: str
+    fate: str
+    warnings: list[str]
+
+
+PAGE_ROWS = 36
+"""How many rows of a table stand on a printed page besides the plot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    panel: Panel
+    count: str
+    """Its candidates by fate, and where their numbers come from."""
+    rows: list[Row]
+
+    @property
+    def is_long(self) -> bool:
+        return len(self.rows) > PAGE_ROWS
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One repo as the page shows it."""
+
+    repo: catalog.Repo
+    n_of_fate: collections.Counter[str]
+    n_bytes: int
+    loaders: list[str]
+    pin: list[str]
+    """The repo's runs that PIN names now, and below those that EXCLUDE does."""
+    exclude: list[str]
+    stops: list[str]
+    """What will stop a push."""
+    warnings: list[str]
+    layers: list[Layer]
+
+    @property
+    def n_chosen(self) -> int:
+        return self.n_of_fate[CHOSEN] + self.n_of_fate[PINNED]
+
+
+def section(
+    repo: catalog.Repo,
+    rows: list[jsonl.Line],
+    account: list[jsonl.Line],
+    sources: tp.Mapping[int, str],
+    stops: list[str],
+    warnings: list[str],
+) -> Section:
+    """All that the page says of one repo.
+
+    Args:
+        repo: The repo.
+        rows: The lines to publish.
+        account: Every candidate with its fate.
+        sources: Where the numbers of each layer come from, in words.
+        stops: What will stop a push.
+        warnings: What a person should look at before.
+    """
+    pin, exclude = in_force(account)
+    warnings_of = {row["run_id"]: row["warnings"] for row in rows}
+    by_layer = collections.defaultdict(list)
+    for run in account:
+        by_layer[run["layer"]].append(run)
+    layers = []
+    for number, runs in sorted(by_layer.items()):
+        drawn = panel(number, runs)
+        count = collections.Counter(run["fate"] for run in runs)
+        notes = [f"{n_of(len(runs), 'candidate')}: {counts(count)}.", *drawn.notes]
+        if source := sources.get(number):
+            notes.append(f"{source[0].upper()}{source[1:]}.")
+        shown = [_row(run, warnings_of.get(run["run_id"], [])) for run in drawn.runs]
+        layers.append(Layer(drawn, " ".join(notes), shown))
+    return Section(
+        repo=repo,
+        n_of_fate=collections.Counter(run["fate"] for run in account),
+        n_bytes=sum(row["bytes"] for row in rows),
+        loaders=sorted({_loader(row["loader"]) for row in rows}),
+        pin=pin,
+        exclude=exclude,
+        stops=stops,
+        warnings=warnings,
+        layers=layers,
+    )
+
+
+def counts(n_of_fate: collections.Counter[str]) -> str:
+    """How many have each fate, in the legend's order and without those that none has."""
+    return ", ".join(f"{n_of_fate[f]:,} {f}" for f in LEGEND if n_of_fate[f])
+
+
+def _loader(loader: str) -> str:
+    return "the built-in reader" if loader == "builtin" else one_line(loader)
+
+
+def in_force(account: list[jsonl.Line]) -> tuple[list[str], list[str]]:
+    """The repo's runs that PIN and EXCLUDE name now.
+
+    A repo that was not part of the last dry run still stands as an earlier one's PIN and
+    EXCLUDE had it, so its account is asked besides the settings.
+    """
+    known = {run["run_id"] for run in account}
+    pin = [run["run_id"] for run in account if run["fate"] == PINNED]
+    exclude = [run["run_id"] for run in account if run["drop"] == BY_HAND]
+
+    def named(name: str, found: list[str]) -> list[str]:
+        named_now = dict.fromkeys(settings.ids(name) + found)
+        return [run_id for run_id in named_now if run_id in known]
+
+    return named("PIN", pin), named("EXCLUDE", exclude)
+
+
+def _row(run: jsonl.Line, warnings: list[str]) -> Row:
+    kind, fate = KINDS[run["fate"]], run["fate"]
+    if fate == DROPPED:
+        fate = f"{DROPPED}: {one_line(run['drop'])}"
+        kind += " h" if run["drop"] == BY_HAND else ""
+    logged = run["l0_logged"], run["nmse_logged"]
+    is_other = run["numbers"] not in (None, "wandb") and logged != (None, None)
+    return Row(
+        run_id=run["run_id"],
+        url=web_url(run["wandb_url"]),
+        l0=_measure(run["l0"], l0_text),
+        nmse=_measure(run["nmse"], nmse_text),
+        logged=(_measure(logged[0], l0_text), _measure(logged[1], nmse_text))
+        if is_other
+        else None,
+        date=_date(run["created_at"]),
+        kind=kind,
+        fate=fate,
+        warnings=[one_line(text) for text in warnings],
+    )
+
+
+def _measure(value: float | str | None, text: tp.Callable[[float], str]) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value
+    return text(value) if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _date(created_at: str | None) -> str:
+    """The day; the whole text where it doesn't start with one."""
+    if created_at is None:
+        return ""
+    if re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", created_at):
+        return created_at[:10]
+    return one_line(created_at)
+
+
+def web_url(text: str | None) -> str:
+    """`text` if it is an address that is fit for a link, else nothing."""
+    if text is None or not text.isascii() or not text.isprintable():
+        return ""
+    try:
+        parts = urllib.parse.urlsplit(text)
+    except ValueError:
+        return ""
+    return text if parts.scheme in ("http", "https") and parts.netloc else ""
+
+
+def html(sections: list[Section], *, is_demo: bool) -> str:
+    """The page: one file that asks for nothing else. The same input gives the same bytes."""
+    import jinja2  # slow to import
+
+    templates_dpath = pathlib.Path(settings.ROOT) / "templates"
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_dpath),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+    env.filters |= {"human": human, "n_of": n_of}
+    css = (templates_dpath / "report.css").read_text(encoding="utf-8")
+    js = (templates_dpath / "report.js").read_text(encoding="utf-8")
+    fates = [f for f in LEGEND if any(s.n_of_fate[f] for s in sections)]
+    n = settings.get("N")
+    return env.get_template("report.html").render(
+        sections=sections,
+        is_demo=is_demo,
+        owners=" and ".join(
+            dict.fromkeys(s.repo.repo_id.split("/")[0] for s in sections)
+        ),
+        legend=[(KINDS[fate], LEGEND[fate]) for fate in fates],
+        kinds=KINDS,
+        counts=counts,
+        n=n if n != settings.default("N") and n.isdecimal() else "",
+        # They get into a command: what isn't an id stays out.
+        pin=[i for i in settings.ids("PIN") if jsonl.is_id(i)],
+        exclude=[i for i in settings.ids("EXCLUDE") if jsonl.is_id(i)],
+        n_runs=sum(s.n_of_fate.total() for s in sections),
+        n_chosen=sum(s.n_chosen for s in sections),
+        n_bytes=sum(s.n_bytes for s in sections),
+        n_stops=sum(len(s.stops) for s in sections),
+        n_warnings=sum(len(s.stops) + len(s.warnings) for s in sections),
+        css=css,
+        js=js,
+        css_hash=_csp_hash(css),
+        js_hash=_csp_hash(js),
+    )
+
+
+def _csp_hash(text: str) -> str:
+    """What a content security policy names a text by that may stand in the page."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
