@@ -42,7 +42,13 @@ def run(run_id: str, l0, nmse, fate: str, layer: int = 6, **more) -> dict:
         "created_at": DATE,
         "wandb_url": f"https://wandb.ai/lab/saev/runs/{run_id}",
     }
-    base |= {"numbers": "wandb", "n_tokens": None, "l0_logged": l0, "nmse_logged": nmse}
+    base |= {
+        "aux": None,
+        "numbers": "wandb",
+        "n_tokens": None,
+        "l0_logged": l0,
+        "nmse_logged": nmse,
+    }
     return base | {"drop": None, "fate": fate} | more
 
 

@@ -79,7 +79,7 @@ def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
     dpath = settings.build_dpath() / slug
     mend = f"run: make dry-run REPO={slug}"
     files = {
-        dpath / "rendered.jsonl": "layer run_id l0 bytes loader warnings",
+        dpath / "rendered.jsonl": "layer run_id l0 aux bytes loader warnings",
         dpath / "account.jsonl": "layer run_id l0 nmse numbers n_tokens l0_logged"
         " nmse_logged created_at wandb_url drop fate",
     }
