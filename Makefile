@@ -88,7 +88,7 @@ $(BUILD)/%/staged.jsonl: $(BUILD)/%/checked.jsonl $(call module,stage)
 	@bin/stage < $< $(aside)
 
 $(BUILD)/%/rendered.jsonl: $(BUILD)/%/staged.jsonl $(BUILD)/%/account.jsonl templates/card.md \
-        $(call module,render templating plot frontier) $(call setting,entry.%)
+        $(call module,render templating plot plane frontier) $(call setting,entry.%)
 	@bin/render --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
 $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl \
@@ -97,7 +97,8 @@ $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl \
 
 # Besides the chosen repos, each other that an earlier dry run left whole.
 $(BUILD)/report.html: $(call joint,summary.txt) $(wildcard templates/report.*) \
-        $(call module,report panel account frontier) $(call setting,CATALOG REPO N PIN EXCLUDE)
+        $(call module,report page panel plane account frontier numbers) \
+        $(call setting,CATALOG REPO N PIN EXCLUDE LOADER)
 	@bin/report --others --out $@ $(CHOSEN)
 
 # PIN and EXCLUDE may name runs of any repo, but not of none.

@@ -3,10 +3,12 @@
 import json
 import pathlib
 import shutil
+import types
 
+import matplotlib.ticker  # noqa: F401  It makes directories of its own, once.
 import pytest
 
-from kits.programs import ROOT, run_program
+from kits import in_process
 
 DATE = "2025-12-01T03:04:05Z"
 
@@ -107,15 +109,16 @@ def leave(
 
 
 def report(build_dpath: pathlib.Path, *argv: object, **settings: object):
-    """Run bin/report on a build directory; `.html` is the page that it wrote."""
+    """Run report on a build directory, in this process; `.html` is the page that it wrote."""
     settings = {
         "BUILD": build_dpath,
         "CATALOG": build_dpath / "catalog.json",
     } | settings
-    done = run_program(ROOT / "bin/report", *(argv or ["vits-relu"]), **settings)
+    args = [str(arg) for arg in argv or ["vits-relu"]]
+    code, out, err = in_process.run("report", *args, stdin=b"", env=settings)
     fpath = build_dpath / "report.html"
-    done.html = fpath.read_text() if fpath.is_file() else None
-    return done
+    html = fpath.read_text() if fpath.is_file() else None
+    return types.SimpleNamespace(returncode=code, out=out.decode(), err=err, html=html)
 
 
 def start_browser(profile_dpath: pathlib.Path):
