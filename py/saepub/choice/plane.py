@@ -48,7 +48,8 @@ def spans(placed: list[Line], front: list[Line]) -> tuple[Span, Span]:
     # which has an NMSE of 1.
     bound = max(1.0, 2 * abs(statistics.median_low(values)))
     usual = [v for v in values if abs(v) <= bound]
-    y = _span(usual, [nmse(r) for r in placed], least=max(map(abs, usual)) / 5 or 0.1)
+    least = max(*map(abs, usual), 1e-6) / 5
+    y = _span(usual, [nmse(run) for run in placed], least)
     return x, y
 
 
