@@ -27,7 +27,7 @@ endif
 # SLUGS (the catalog's repos) and CHOSEN (REPO, or all of them). Where these goals need it, it
 # also sets up .venv and the demo. To add a setting, give it a row in py/saepub/settings.py.
 
-NEED_NO_DATA := setup demo doctor test lint bench faults fuzz ci clean distclean
+NEED_NO_DATA := setup demo init doctor test lint bench faults fuzz ci clean distclean
 
 define newline
 
@@ -112,13 +112,17 @@ joints: $(foreach j,candidates runs metrics classified settled selected account 
 
 # ---- the verbs -------------------------------------------------------------------------------
 
-.PHONY: help setup demo dry-run preflight refresh recheck
+.PHONY: help setup init demo dry-run preflight refresh recheck
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## make .venv with everything pinned
 	@bin/setup
+
+init: setup ## start a catalog of your own: CATALOG=ours.json SWEEP=… VARIABLE=… (or WANDB_SWEEP=…)
+	@bin/init $(foreach arg,SWEEP VARIABLE,$(if $($(arg)),$(call quoted,$($(arg))))) \
+	    $(if $(WANDB_SWEEP),--wandb-sweep=$(call quoted,$(WANDB_SWEEP)))
 
 demo: setup ## make the demo: sweeps, small real SAEs, a snapshot of W&B
 	@bin/demo

@@ -38,7 +38,8 @@ class Lab:
     def __init__(self, dpath: pathlib.Path):
         self.dpath, self.build, self.runs = dpath, dpath / "build", dpath / "runs"
         self.saev = util.write_saev(dpath / "saev")
-        (self.saev / "sweep.py").write_text("run_ids = {6: []}\n")
+        self.sweep = self.saev / "sweep.py"
+        self.sweep.write_text('run_ids = {6: ["aaaa", "bbbb", "cccc", "dddd"]}\n')
         repos = [
             {
                 "slug": slug,
@@ -52,13 +53,20 @@ class Lab:
                 "layers": [6],
                 "d_model": 8,
                 "d_sae": 32,
+                "license": "mit",
             }
             for slug, namespace in (("one", "lab"), ("two", "osunlp"))
         ]
         self.catalog = dpath / "catalog.json"
         collections = [{"namespace": "osunlp", "title": "SAEs"}]
         self.catalog.write_text(
-            json.dumps({"collections": collections, "repos": repos})
+            json.dumps(
+                {
+                    "lab": {"entity": "samuelstevens", "project": "saev"},
+                    "collections": collections,
+                    "repos": repos,
+                }
+            )
         )
         self.build.mkdir()
         self.choose("one", "aaaa", "bbbb")
@@ -69,7 +77,8 @@ class Lab:
     def choose(self, slug: str, *run_ids: str) -> None:
         fpath = self.build / slug / "selected.jsonl"
         fpath.parent.mkdir(exist_ok=True)
-        fpath.write_text("".join(json.dumps({"run_id": i}) + "\n" for i in run_ids))
+        rows = [{"repo": slug, "run_id": i, "expected": {}} for i in run_ids]
+        fpath.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def settings(self, **settings) -> dict[str, str]:
         found = {
@@ -220,7 +229,7 @@ def test_the_kind_of_links_that_a_stage_will_hold_is_told(lab):
         level, text = lab.look_at("disk", RUNS_ROOT=runs)[1]
     finally:
         shutil.rmtree(runs)
-    assert level == "ok" and "symlinks into RUNS_ROOT (tmpfs)" in text
+    assert level == "ok" and "symlinks into the runs root (tmpfs)" in text
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -235,9 +244,6 @@ def test_chosen_checkpoints_are_counted_and_the_missing_named(lab):
     shutil.rmtree(lab.build / "one")
     shutil.rmtree(lab.build / "two")
     assert "nothing is chosen yet" in lab.look_at("runs")[0][1]
-    shutil.rmtree(lab.runs)
-    ((level, text),) = lab.look_at("runs")
-    assert level == "bad" and "RUNS_ROOT names it" in text
 
 
 def test_the_saev_at_hand_is_tried_on_each_schema(lab):
@@ -264,14 +270,50 @@ def test_without_a_checkout_the_released_saev_is_tried(lab):
     ("spoil", "said"),
     (
         (lambda lab: lab.catalog.write_text("{"), "not JSON"),
-        (lambda lab: lab.catalog.unlink(), "CATALOG names it"),
-        (lambda lab: (lab.saev / "sweep.py").unlink(), "has no sweep.py, nor 1 other"),
+        (lambda lab: lab.catalog.unlink(), "No such file or directory"),
     ),
 )
 def test_a_broken_catalog_is_bad(lab, spoil, said):
     spoil(lab)
     ((level, text),) = lab.look_at("catalog")
     assert level == "bad" and said in text
+
+
+def test_what_of_a_catalog_is_ready_is_told_for_each_repo(lab):
+    found = lab.look_at("catalog")
+    assert found[0][1].endswith("catalog.json: 2 repos, 2 layers")
+    text = f"4 candidates, 3 with a checkpoint under {lab.runs}"
+    assert found[1:] == [("ok", f"one: {text}"), ("ok", f"two: {text}")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sweep": "gone.py"}, ("bad", "gone.py: No such file or directory; the catalog")),
+        ({"variable": "ids"}, ("bad", 'sweep.py:1: assigns no "ids", which the catalog')),
+        ({"layers": [7]}, ("bad", "layer 6 is not among the catalog's for one: 7")),
+        ({"checkpoint": "{run_id}/sae.pt"}, ("bad", "runs/aaaa/sae.pt would be")),
+        ({"license": None}, ("todo", 'one: no "license"')),
+        ({"shard": "abc"}, ("todo", "one: no SHARDS_ROOT; write \"shards_root\" in the catalog")),
+        ({"shard": "abc", "shards_root": "/s"}, ("todo", "/s/abc: no such directory; make measure")),
+        ({"titel": "x"}, ("bad", "repos[0] (one).titel: unknown key; did you mean title?")),
+    ],
+)  # fmt: skip
+def test_what_of_a_repo_is_not_ready_is_told(lab, change, said):
+    raw = json.loads(lab.catalog.read_text())
+    raw["repos"][0] |= change
+    lab.catalog.write_text(json.dumps(raw))
+    found = lab.look_at("catalog")
+    level, text = said
+    assert [where for where, what in found if text in what] == [level], found
+
+
+def test_a_runs_root_that_is_not_there_is_told_for_each_repo(lab):
+    found = lab.look_at("catalog", RUNS_ROOT=lab.dpath / "gone")
+    assert [level for level, _ in found] == ["ok", "bad", "bad"]
+    assert "gone: no such directory; RUNS_ROOT or runs_root names it" in found[1][1]
+    found = lab.look_at("catalog", RUNS_ROOT="")
+    assert 'one: no RUNS_ROOT; write "runs_root" in the catalog, or set' in found[1][1]
 
 
 def test_a_broken_catalog_breaks_only_what_needs_it(lab):

@@ -7,7 +7,9 @@ import types
 
 import pytest
 
+from kits.fake_wandb import FakeWandb
 from kits.in_process import run
+from kits.programs import ROOT, run_program
 
 REPO = {
     "slug": "vits-relu",
@@ -28,7 +30,7 @@ REPO = {
 def lab(tmp_path):
     """Runs extract-ids over a sweep file's text; keywords change the catalog's entry."""
 
-    def extract(text: str | bytes, *argv: str, n_repos: int = 1, **entry):
+    def extract(text, *argv: str, n_repos: int = 1, env=None, go=run, **entry):
         (tmp_path / "sweeps").mkdir(exist_ok=True)
         text = textwrap.dedent(text).encode() if isinstance(text, str) else text
         (tmp_path / "sweeps/vits.py").write_bytes(text)
@@ -37,10 +39,10 @@ def lab(tmp_path):
             repos.append(repos[0] | {"slug": "other", "repo_id": "lab/other"})
         catalog = tmp_path / "catalog.json"
         catalog.write_text(json.dumps({"collections": [], "repos": repos}))
-        env = {"SAEV_DIR": tmp_path, "CATALOG": catalog, "BUILD": tmp_path / "build"}
-        code, out, told = run(
-            "extract-ids", *argv or ("vits-relu",), stdin=b"", env=env
-        )
+        env = {"SAEV_DIR": tmp_path, "CATALOG": catalog} | (env or {})
+        env |= {"BUILD": tmp_path / "build", "HOME": tmp_path}
+        argv = argv or ("vits-relu",)
+        code, out, told = go("extract-ids", *argv, stdin=b"", env=env)
         rows = [json.loads(line) for line in out.splitlines()]
         ids = [(row["layer"], row["run_id"], row["commented"]) for row in rows]
         return types.SimpleNamespace(
@@ -461,6 +463,60 @@ def test_a_wrong_file_is_told_by_line(lab, tmp_path, name, text, told):
         (tmp_path / name).write_text(text)
     done = lab("", sweep=None, variable=None, run_ids_file=name)
     assert done.returncode == 1 and told in done.err, done.err
+
+
+# W&B.
+
+
+@pytest.fixture
+def from_wandb(lab):
+    """Runs extract-ids over a W&B with runs of two sweeps; keywords are the catalog's."""
+    configs = {
+        "aaaa1111": {"train_data": {"layer": 6}},
+        "bbbb2222": {"train_data": {"layer": 7}, "hook": {"at": 6}},
+        "cccc3333": {"train_data": {"layer": 8}, "hook": {"at": 7}},
+        "dddd4444": {},
+        "eeee5555": {"train_data": {"layer": 6}},
+    }
+    runs = [
+        {
+            **{"name": name, "config": config, "summary": {}, "state": "finished"},
+            "createdAt": f"2026-01-0{9 - i}T00:00:00Z",
+            "sweep": "other" if name == "eeee5555" else "s1",
+        }
+        for i, (name, config) in enumerate(configs.items())
+    ]
+    own = {"sweep": None, "variable": None, "entity": "us", "project": "audio"}
+    with FakeWandb(runs, entity="us", project="audio") as server:
+        env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
+        # The client starts a program of its own, so this is one too.
+        yield lambda **wanted: lab("", env=env, go=run_apart, **own, wandb=wanted)
+
+
+def run_apart(name: str, *argv: str, stdin: bytes, env: dict):
+    done = run_program(ROOT / "bin" / name, *argv, stdin=stdin, **env)
+    return done.returncode, done.stdout, done.err
+
+
+def test_ids_from_a_sweep_of_wandb_with_the_layer_from_each_config(from_wandb):
+    done = from_wandb(sweep="s1")
+    assert done.ids == [(7, "bbbb2222", False), (6, "aaaa1111", False)], done.err
+    assert done.rows[0]["source"] == "us/audio/bbbb2222:1"
+    assert "run dddd4444 left out: its config has no layer's number at" in done.err
+    done = from_wandb(sweep="s1", layer="hook.at")
+    assert done.ids == [(7, "cccc3333", False), (6, "bbbb2222", False)]
+
+
+def test_ids_by_filters_of_wandb(from_wandb):
+    done = from_wandb(filters={"sweep": "other"})
+    assert done.returncode == 1 and "no run id under layer 7" in done.err
+    assert len(from_wandb(filters={"state": "finished"}).ids) == 3
+
+
+def test_a_sweep_that_wandb_does_not_have_is_told(from_wandb):
+    done = from_wandb(sweep="gone")
+    assert done.returncode == 1 and done.err.count("\n") == 1
+    assert "no run id under layers 6, 7, which the catalog lists" in done.err
 
 
 def test_ids_in_the_catalog_replace_the_sweep(lab):

@@ -18,6 +18,8 @@ from kits.programs import ROOT, bare_env, run_program
 
 PROGRAM = ROOT / "bin/fetch-metrics"
 EXPECTED = {
+    "entity": "samuelstevens",
+    "project": "saev",
     "objective": "matryoshka",
     "activation": "relu",
     "d_model": 8,

@@ -24,6 +24,7 @@ AMONG_ROOMS = {
     ("release", "choice"),
     ("release", "hub"),
     ("page", "choice"),
+    ("sweep", "tracking"),
     ("activations", "checkpoint"),
 }
 NO_CATALOG = {"hub", "checkpoint", "slurm", "numbers", "loopback_hub"}

@@ -387,6 +387,9 @@ def _is_there(fpath: pathlib.Path) -> bool:
     return any(fpath.parent.glob(glob.escape(fpath.name).replace("{layer}", "*")))
 
 
+Loc = tuple[int | str, ...]
+"""Where something stands in a catalog: keys and places, from the outside in."""
+
 # ---- reading ---------------------------------------------------------------------------------
 
 
@@ -417,11 +420,14 @@ def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
         return None, [f"{fpath}: {err.strerror}"]
     if not isinstance(raw, dict):
         return None, [f"{fpath}: not a JSON object"]
-    problems = list(_across(raw))
+    marked = list(_marked(raw, ()))
+    problems = [_left(raw, loc) for loc in marked]
     try:
         cat = Catalog.model_validate(raw)
     except pydantic.ValidationError as err:
-        problems = [_told(raw, error) for error in err.errors()] + problems
+        errors = [e for e in err.errors() if not _is_in(e["loc"], marked)]
+        problems += [_told(raw, error) for error in errors]
+    problems += _across(raw)
     if problems:
         return None, [f"{fpath}: {text}" for text in problems]
     repos = tuple(_with_defaults(repo, cat.lab, fpath) for repo in cat.repos)
@@ -432,6 +438,35 @@ def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
     cat = cat.model_copy(update={"repos": repos, "collections": collections})
     cat._fpath = fpath
     return cat, []
+
+
+MARK = "TO WRITE: "
+"""What starts a value that `make init` left to be written."""
+
+
+def to_write(key: str) -> str:
+    """What stands in a catalog's key until a person writes it."""
+    field = Repo.model_fields[key]
+    end = "" if field.is_required() else "; or delete this line"
+    return f"{MARK}{field.description}{end}"
+
+
+def _marked(node: object, loc: Loc) -> tp.Iterator[Loc]:
+    """Where something is still to be written."""
+    if isinstance(node, str) and node.startswith(MARK):
+        yield loc
+    parts = enumerate(node) if isinstance(node, list) else ()
+    for key, below in node.items() if isinstance(node, dict) else parts:
+        yield from _marked(below, (*loc, key))
+
+
+def _is_in(loc: Loc, places: list[Loc]) -> bool:
+    return any(loc[: len(place)] == place for place in places)
+
+
+def _left(raw: dict[str, tp.Any], loc: Loc) -> str:
+    what = f": {description(loc)}" if description(loc) else ""
+    return f"{_path(raw, loc)}: still to be written{what}"
 
 
 def _no_twice(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
@@ -525,7 +560,7 @@ def _told(raw: dict[str, tp.Any], error: tp.Any) -> str:
     return f"{_path(raw, loc)}: is {found}: {why}"
 
 
-def _path(raw: tp.Any, loc: tuple[int | str, ...]) -> str:
+def _path(raw: tp.Any, loc: Loc) -> str:
     """Where something stands, as in `repos[0] (vits-relu).d_model`."""
     out, node = "", raw
     for part in loc:
@@ -548,7 +583,7 @@ MODELS: dict[str, type[_Model]] = {"lab": Lab, "repos": Repo, "collections": Col
 BELOW: dict[str, type[_Model]] = {"links": Link, "metrics": Metrics, "wandb": FromWandb}
 
 
-def _model_at(loc: tuple[int | str, ...]) -> type[_Model]:
+def _model_at(loc: Loc) -> type[_Model]:
     """The model of the object at a place."""
     model: type[_Model] = Catalog
     for part in loc:
@@ -556,13 +591,13 @@ def _model_at(loc: tuple[int | str, ...]) -> type[_Model]:
     return model
 
 
-def known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def known_keys(loc: Loc) -> list[str]:
     """The keys that an object may have, by its place."""
     fields = _model_at(loc).model_fields
     return [field.alias or name for name, field in fields.items()]
 
 
-def description(loc: tuple[int | str, ...]) -> str:
+def description(loc: Loc) -> str:
     """What the key at a place is for; "" for an unknown one."""
     field = _model_at(loc[:-1]).model_fields.get(str(loc[-1]))
     return (field.description or "") if field else ""
@@ -597,3 +632,12 @@ def _what(field: tp.Any) -> str:
     default = field.get_default()
     is_said = isinstance(default, str) and default and not field.is_required()
     return f"{field.description}{f' (default: `{default}`)' if is_said else ''}"
+
+
+def at(config: object, path: str) -> object:
+    """What a config has at a path of keys with dots between; None for nothing."""
+    if isinstance(config, dict) and path in config:
+        return config[path]
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config

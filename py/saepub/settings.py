@@ -64,6 +64,7 @@ SETTINGS = (
 )  # fmt: skip
 
 KNOBS = ("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS")
+KNOBS += ("SWEEP", "VARIABLE", "WANDB_SWEEP")
 """What single targets take on make's command line, and nothing else does."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}

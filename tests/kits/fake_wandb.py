@@ -162,7 +162,8 @@ class _Project:
         return _run_fields(run) if run else None
 
     def _filtered(self, filters: str) -> list[dict]:
-        """The runs that a filter lets through: {} or {"name": {"$in": […]}}, no other."""
+        """The runs that a filter lets through: {}, {"name": {"$in": […]}}, a sweep's or
+        those in a state; no other."""
         wanted = json.loads(filters)
         if wanted == {}:
             return list(self.fake.runs.values())
@@ -171,6 +172,9 @@ class _Project:
                 not more_ops and not more
             ):
                 return [run for name, run in self.fake.runs.items() if name in names]
+        if len(wanted) == 1 and set(wanted) <= {"sweep", "state"}:
+            ((key, value),) = wanted.items()
+            return [run for run in self.fake.runs.values() if run.get(key) == value]
         raise QueryError(f"unknown filter: {filters}")
 
     def _page(

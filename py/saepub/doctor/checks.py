@@ -12,8 +12,9 @@ import subprocess
 import sys
 import typing as tp
 
-from .. import catalog, jsonl, settings
+from .. import catalog, jsonl, places, settings
 from ..checkpoint import header as checkpoint_header
+from ..cli import UserError
 from ..text import human, n_of
 from .run import BAD, NETWORK_SECONDS, OK, TODO, Check, asking_a_server
 
@@ -119,28 +120,74 @@ def packages() -> Found:
 
 
 def catalog_() -> Found:
-    if is_demo() and not pathlib.Path(settings.get("CATALOG")).exists():
+    fpath = pathlib.Path(settings.get("CATALOG"))
+    if is_demo() and not fpath.exists():
         yield TODO, "no data is named, so there will be a demo; make dry-run makes it"
         return
-    cat = catalog.load()
+    cat, problems = catalog.read(fpath)
+    for text in problems:
+        yield BAD, text
+    if cat is None:
+        return
     n_layers = sum(len(repo.layers) for repo in cat.repos)
-    saev_dir = settings.get("SAEV_DIR")
-    missing = [
-        repo.sweep
-        for repo in cat.repos
-        if repo.sweep and not os.path.isfile(os.path.join(saev_dir, repo.sweep))
-    ]
-    if missing and not saev_dir:
-        yield BAD, "SAEV_DIR is not set: the saev checkout with the sweep files"
-    elif missing:
-        more = f", nor {len(missing) - 1} other sweeps" if len(missing) > 1 else ""
-        yield BAD, f"SAEV_DIR={saev_dir} has no {missing[0]}{more}"
-    else:
+    n_repos = n_of(len(cat.repos), "repo")
+    yield OK, f"{cat.fpath}: {n_repos}, {n_of(n_layers, 'layer')}"
+    for repo in cat.repos:
+        yield from _repo(cat, repo)
+
+
+def _repo(cat: catalog.Catalog, repo: catalog.Repo) -> Found:
+    """What of one repo is ready: its ids, its runs root and checkpoints, its shard."""
+    try:
+        lines = _lines(cat, repo)
+        root = places.runs_root({"repo": repo.slug, "expected": repo.expected})
+    except UserError as err:
+        yield BAD, str(err)
+        return
+    n_there = sum(places.checkpoint_fpath(line).is_file() for line in lines)
+    text = f"{repo.slug}: {n_of(len(lines), 'candidate')}"
+    if repo.wandb is not None:
+        text = f"{repo.slug}: W&B lists the candidates"
+    elif not root.is_dir():
         yield (
-            OK,
-            f"{cat.fpath}: {n_of(len(cat.repos), 'repo')},"
-            f" {n_of(n_layers, 'layer')}; every sweep is there",
+            BAD,
+            f"{repo.slug}: {root}: no such directory; RUNS_ROOT or runs_root names it",
         )
+        return
+    elif not n_there:
+        where = places.checkpoint_fpath(lines[0])
+        yield BAD, f"{text}, and not one has a checkpoint there, as {where} would be"
+        return
+    else:
+        text += f", {n_there:,} with a checkpoint under {root}"
+    yield OK, text
+    if repo.license is None:
+        yield TODO, f'{repo.slug}: no "license", so the card will say none'
+    if repo.shard is not None:
+        yield from _shard(repo)
+
+
+def _shard(repo: catalog.Repo) -> Found:
+    try:
+        root = places.shards_root({"repo": repo.slug, "expected": repo.expected})
+    except UserError as err:
+        yield TODO, f"{err}; make measure needs it"
+        return
+    if not (root / str(repo.shard)).is_dir():
+        where = f"{root}/{repo.shard}: no such directory"
+        yield TODO, f"{repo.slug}: {where}; make measure reads shard {repo.shard} there"
+
+
+def _lines(cat: catalog.Catalog, repo: catalog.Repo) -> list[jsonl.Line]:
+    """A line for each of a repo's candidates, as far as no server need be asked."""
+    from ..sweep import sources
+
+    if repo.wandb is not None:
+        return []
+    return [
+        {"repo": repo.slug, "run_id": c.run_id, "expected": repo.expected}
+        for c in sources.candidates(cat, repo).candidates
+    ]
 
 
 def saev() -> Found:
@@ -164,35 +211,31 @@ def saev() -> Found:
 
 
 def runs() -> Found:
-    runs_root = pathlib.Path(settings.get("RUNS_ROOT"))
-    if not runs_root.is_dir():
-        if is_demo():
-            yield TODO, "no demo yet; make dry-run makes it"
-        else:
-            yield BAD, f"{runs_root}: no such directory; RUNS_ROOT names it"
+    if is_demo() and not pathlib.Path(settings.get("RUNS_ROOT")).is_dir():
+        yield TODO, "no demo yet; make dry-run makes it"
         return
-    chosen = [
-        row["run_id"]
-        for repo in catalog.load().repos
-        if (fpath := settings.build_dpath() / repo.slug / "selected.jsonl").exists()
-        for row in jsonl.read_file(fpath, "run_id")
-    ]
-    missing = [i for i in chosen if not _checkpoint(runs_root, i).is_file()]
+    chosen = _chosen()
+    missing = [r["run_id"] for r in chosen if not places.checkpoint_fpath(r).is_file()]
     n_there = len(chosen) - len(missing)
-    text = f"{runs_root}: {n_there} of {n_of(len(chosen), 'chosen checkpoint')} there"
+    text = f"{n_there} of {n_of(len(chosen), 'chosen checkpoint')} there"
     if missing:
-        yield (
-            BAD,
-            f'{text}; to go on without: make dry-run EXCLUDE="{" ".join(missing)}"',
-        )
+        mend = f'make dry-run EXCLUDE="{" ".join(missing)}"'
+        yield BAD, f"{text}; to go on without: {mend}"
     elif chosen:
         yield OK, text
     else:
-        yield OK, f"{runs_root}: there; nothing is chosen yet, make dry-run does"
+        yield OK, "nothing is chosen yet, make dry-run does"
 
 
-def _checkpoint(runs_root: pathlib.Path, run_id: str) -> pathlib.Path:
-    return runs_root / run_id / "checkpoint" / "sae.pt"
+def _chosen() -> list[jsonl.Line]:
+    """What the last dry run chose."""
+    build = settings.build_dpath()
+    return [
+        row
+        for repo in catalog.load().repos
+        if (fpath := build / repo.slug / "selected.jsonl").exists()
+        for row in jsonl.read_file(fpath, "repo", "run_id", "expected")
+    ]
 
 
 def disk() -> Found:
@@ -207,21 +250,28 @@ def disk() -> Found:
         yield TODO, f"{text}; a rehearsal keeps a copy of every checkpoint"
     else:
         yield OK, text
-    runs_root = pathlib.Path(settings.get("RUNS_ROOT"))
-    source = next(runs_root.glob("*/checkpoint/sae.pt"), None)
+    source = _a_checkpoint()
     if source is None:
         return
     target = at / f".doctor.{os.getpid()}"
     try:
         os.link(source.resolve(), target)
     except OSError as err:
-        text = (
-            f"a stage will hold symlinks into RUNS_ROOT{_kind(source)}: {err.strerror}"
-        )
+        text = f"a stage will hold symlinks into the runs root{_kind(source)}: {err.strerror}"
     else:
         target.unlink()
-        text = f"a stage will hold hard links into RUNS_ROOT{_kind(source)}"
+        text = f"a stage will hold hard links into the runs root{_kind(source)}"
     yield OK, text
+
+
+def _a_checkpoint() -> pathlib.Path | None:
+    """A checkpoint of the catalog's, where there is one."""
+    with contextlib.suppress(UserError):
+        cat = catalog.load()
+        for line in (line for repo in cat.repos for line in _lines(cat, repo)):
+            if (fpath := places.checkpoint_fpath(line)).is_file():
+                return fpath
+    return None
 
 
 def _kind(path: pathlib.Path) -> str:
@@ -253,10 +303,13 @@ def wandb() -> Found:
     else:
         from ..tracking import runs as wandb_runs
 
-        with asking_a_server():
-            wandb_runs.fetch(["doctor"])  # no run's id, but the project is asked for it
-        project = f"{settings.get('WANDB_ENTITY')}/{settings.get('WANDB_PROJECT')}"
-        yield OK, f"the key opens {project}"
+        repos = catalog.load().repos
+        lines = [{"repo": repo.slug, "expected": repo.expected} for repo in repos]
+        for entity, project in dict.fromkeys(map(places.project, lines)):
+            with asking_a_server():
+                # No run's id, but the project is asked for it.
+                wandb_runs.fetch(entity, project, ["doctor"])
+            yield OK, f"the key opens {entity}/{project}"
 
 
 def hub() -> Found:

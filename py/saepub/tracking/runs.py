@@ -64,6 +64,29 @@ def fetch(entity: str, project: str, run_ids: list[str]) -> dict[str, Record]:
     Raises:
         UserError: No key or a wrong one, no such project, or no answer after several tries.
     """
+    batches = [run_ids[i : i + BATCH] for i in range(0, len(run_ids), BATCH)]
+    filters = [{"name": {"$in": batch}} for batch in batches]
+    found = _ask(entity, project, filters, len(run_ids))
+    return {record["name"]: record for record in found}
+
+
+def listed(entity: str, project: str, filters: dict[str, tp.Any]) -> list[Record]:
+    """The record of each run that filters let through, in order of time.
+
+    Args:
+        filters: As `wandb.Api().runs` takes them; {"sweep": <id>} for a sweep's.
+
+    Raises:
+        UserError: As `fetch`.
+    """
+    found = _ask(entity, project, [filters], None)
+    return sorted(found, key=lambda record: (str(record["createdAt"]), record["name"]))
+
+
+def _ask(
+    entity: str, project: str, filters: list[dict[str, tp.Any]], n_most: int | None
+) -> list[Record]:
+    """The record of each of a project's runs that one of the filters lets through."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     # The client makes a directory for each run that it sees, and goes on where it can't.
@@ -77,9 +100,10 @@ def fetch(entity: str, project: str, run_ids: list[str]) -> dict[str, Record]:
         try:
             login = functools.partial(wandb.Api, {"entity": entity, "project": project})
             api = _patiently(login, LOGIN_PATIENCE)
-            records = _records(api, entity, project, run_ids)
-            found = progress(records, len(run_ids), "runs from W&B")
-            return {record["name"]: record for record in found}
+            found = _records(api, entity, project, filters)
+            if n_most is not None:
+                found = progress(found, n_most, "runs from W&B")
+            return list(found)
         except Exception as err:
             raise _told(err, wandb, entity, project) from err
 
@@ -97,7 +121,7 @@ def _quiet() -> tp.Iterator[None]:
 
 
 def _records(
-    api: tp.Any, entity: str, project: str, run_ids: list[str]
+    api: tp.Any, entity: str, project: str, filters: list[dict[str, tp.Any]]
 ) -> tp.Iterator[Record]:
     """The records of the runs that W&B has, in no particular order."""
     # The client knows the host of W&B's pages, from its own settings file if need be.
@@ -106,9 +130,8 @@ def _records(
     if "lazy" in inspect.signature(api.runs).parameters:
         # A lazy run costs a request of its own as soon as its config is read.
         options["lazy"] = False
-    for start in range(0, len(run_ids), BATCH):
-        filters = {"name": {"$in": run_ids[start : start + BATCH]}}
-        query = functools.partial(api.runs, f"{entity}/{project}", filters, **options)
+    for wanted in filters:
+        query = functools.partial(api.runs, f"{entity}/{project}", wanted, **options)
         runs, answer = _patiently(query), None
         while answer := _patiently(functools.partial(_next_answer, runs, answer)):
             for edge in answer["project"]["runs"]["edges"]:

@@ -1,0 +1,226 @@
+"""init: write a catalog for a lab's own sweep, filled in as far as the sweep and its runs tell.
+
+What they don't tell is marked, each with what it is for; a catalog with a mark left in it is
+refused by every stage, with a line for each.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import re
+import subprocess
+import typing as tp
+
+from .. import catalog, jsonl, settings
+from ..catalog import to_write
+from ..cli import UsageError, UserError, parser
+from ..files import write_aside
+from ..kinds import ACTIVATIONS
+from ..sweep import python
+from ..text import n_of, say
+from ..tracking import runs as wandb_runs
+from ..tracking import snapshot as wandb_snapshot
+
+FACTS = os.path.join(settings.ROOT, "bin", "facts")
+
+
+def main(argv: list[str]) -> None:
+    p = parser(
+        "Write a catalog for your own sweep, to be completed by hand; CATALOG names the file.",
+        "WANDB_ENTITY=demo-lab WANDB_PROJECT=demo METRICS_SNAPSHOT=build/demo/snapshot.jsonl"
+        " CATALOG=build/own.json bin/init"
+        " build/demo/saev/contrib/trait_discovery/sweeps/vits_ade20k_inference.py run_ids\n"
+        "rm build/own.json",
+    )
+    p.add_argument("sweep", nargs="?", help="a Python file that lists run ids")
+    p.add_argument("variable", nargs="?", help="its variable that lists them")
+    p.add_argument("--wandb-sweep", metavar="ID", help="a sweep of W&B in their place")
+    args = p.parse_args(argv)
+    settings.load()
+    if bool(args.sweep) == bool(args.wandb_sweep):
+        raise UsageError("name a sweep file and its variable, or --wandb-sweep=ID")
+    fpath = pathlib.Path(settings.get("CATALOG"))
+    if fpath.exists() or settings.is_demo_fpath(fpath):
+        raise UsageError(
+            f"{fpath} is there already; say what to write with CATALOG=<a new file>"
+        )
+    if args.wandb_sweep:
+        repo, facts = from_wandb(args.wandb_sweep)
+    else:
+        repo, facts = from_sweep(pathlib.Path(args.sweep), args.variable, fpath)
+    made = {"$schema": schema_path(fpath), "lab": lab()}
+    made |= {"repos": [entry(repo, facts)], "collections": []}
+    with write_aside(fpath) as fd:
+        fd.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+    n_left = len(catalog.read(fpath)[1])
+    say(
+        f"init: wrote {fpath}: {n_of(n_left, 'key')} to write; then: make doctor CATALOG={fpath}"
+    )
+
+
+def from_sweep(
+    sweep: pathlib.Path, variable: str | None, fpath: pathlib.Path
+) -> tuple[dict[str, tp.Any], list[jsonl.Line]]:
+    """What a sweep file tells of a repo, and the facts of its runs."""
+    if variable is None:
+        names = ", ".join(python.variables(sweep)) or "none that lists run ids"
+        raise UsageError(f"name the variable that lists run ids; {sweep} has: {names}")
+    keys = python.keys(sweep, variable)
+    layer_at = place_of_layer(keys)
+    found = python.read(sweep, variable, [0], layer_at).candidates
+    facts = facts_of([c.run_id for c in found])
+    layers = sorted({c.layer for c in found})
+    told = {line["run_id"]: line["train_layer"] for line in facts}
+    repo: dict[str, tp.Any] = {
+        "slug": slug_of(sweep.stem),
+        "sweep": relative(sweep, fpath),
+        "variable": variable,
+    }
+    if not keys:
+        layers = sorted({layer for layer in told.values() if layer is not None})
+    if not keys and len(layers) > 1:
+        # A list says no layer, and the runs are of several: the catalog lists them itself.
+        del repo["sweep"], repo["variable"]
+        repo["run_ids"] = {
+            str(layer): [c.run_id for c in found if told.get(c.run_id) == layer]
+            for layer in layers
+        }
+    if layer_at is not None:
+        repo["layer_at"] = layer_at
+    return repo | {"layers": layers or to_write("layers")}, facts
+
+
+def place_of_layer(keys: list[object]) -> int | None:
+    """Where tuple keys have the layer: where the numbers are smallest."""
+    tuples = [key for key in keys if isinstance(key, tuple)]
+    if not tuples or len({len(key) for key in tuples}) != 1:
+        return None
+    most = [
+        max((part if type(part) is int else 10**9) for part in parts)
+        for parts in zip(*tuples, strict=True)
+    ]
+    return most.index(min(most))
+
+
+def from_wandb(sweep: str) -> tuple[dict[str, tp.Any], list[jsonl.Line]]:
+    """What a sweep of W&B tells of a repo, and the facts of its runs."""
+    project = settings.need("WANDB_PROJECT", "the W&B project with the sweep")
+    entity = settings.need("WANDB_ENTITY", "whose W&B project it is")
+    records = wandb_runs.listed(entity, project, {"sweep": sweep})
+    if not records:
+        raise UserError(f"{entity}/{project}: no run of a sweep {sweep}")
+    places = collections.Counter(
+        place for r in records for place in places_of_layer(r["config"])
+    )
+    best = places.most_common(1)[0][0] if places else "train_data.layer"
+    layers = {catalog.at(r["config"], best) for r in records}
+    repo = {
+        "slug": slug_of(f"{project}-{sweep}"),
+        "wandb": {"sweep": sweep}
+        | ({} if best == "train_data.layer" else {"layer": best}),
+        "layers": sorted(n for n in layers if type(n) is int) or to_write("layers"),
+    }
+    return repo, facts_of_records({r["name"]: r for r in records})
+
+
+def places_of_layer(config: object, above: str = "") -> tp.Iterator[str]:
+    """Where a config has a whole number called "layer"."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):
+            yield from places_of_layer(value, f"{above}{key}.")
+        elif type(value) is int and re.fullmatch(r"(\w+_)?layer(_\w+)?", str(key)):
+            yield f"{above}{key}"
+
+
+def facts_of(run_ids: list[str]) -> list[jsonl.Line]:
+    """What W&B, or an export, tells of runs; nothing where it can't be asked."""
+    snapshot = settings.get("METRICS_SNAPSHOT")
+    entity, project = settings.get("WANDB_ENTITY"), settings.get("WANDB_PROJECT")
+    try:
+        if snapshot:
+            records = wandb_snapshot.read(snapshot, frozenset(run_ids))
+        elif entity and project:
+            records = wandb_runs.fetch(entity, project, run_ids)
+        else:
+            raise UserError("set WANDB_ENTITY and WANDB_PROJECT to read the runs too")
+    except UserError as err:
+        say(f"init: {err}")
+        return []
+    say(f"init: {n_of(len(records), 'run')} of {len(run_ids)} found")
+    return facts_of_records(records)
+
+
+def facts_of_records(records: dict[str, dict[str, tp.Any]]) -> list[jsonl.Line]:
+    lines = [
+        {"run_id": run_id, "expected": {}, "wandb": record}
+        for run_id, record in records.items()
+    ]
+    stdin = "".join(jsonl.dumps(line) + "\n" for line in lines).encode()
+    done = subprocess.run([FACTS], input=stdin, capture_output=True)
+    if done.returncode != 0:
+        raise UserError(done.stderr.decode(errors="replace").strip())
+    return [jsonl.loads(text) for text in done.stdout.splitlines()]
+
+
+def entry(repo: dict[str, tp.Any], facts: list[jsonl.Line]) -> dict[str, tp.Any]:
+    """A repo's entry, with marks for what nothing tells."""
+    names = {of.key: name for name, of in ACTIVATIONS.items()}
+    keys = [(line["activation"] or {}).get("key") for line in facts]
+    activations = [names[key] for key in dict.fromkeys(keys) if key in names]
+    texts = ("repo_id", "title", "base_model")
+    numbers = {name: common(facts, name) for name in ("d_model", "d_sae")}
+    made = {"slug": repo["slug"], **{name: to_write(name) for name in texts}}
+    made |= {name: value for name, value in repo.items() if name not in made}
+    made["objective"] = common(facts, "objective") or to_write("objective")
+    made["activation"] = (
+        (activations if len(activations) > 1 else activations[0])
+        if activations
+        else to_write("activation")
+    )
+    made |= {name: n or to_write(name) for name, n in numbers.items()}
+    if shard := common(facts, "shard"):
+        made["shard"] = shard
+    return made
+
+
+def common(facts: list[jsonl.Line], key: str) -> tp.Any:
+    """What most runs have; None where no run says."""
+    values = collections.Counter(
+        line[key] for line in facts if line[key] is not None
+    ).most_common()
+    if len(values) > 1:
+        others = ", ".join(f"{n} have {value}" for value, n in values[1:4])
+        say(f"init: {key}: {values[0][1]} runs have {values[0][0]}, {others}")
+    return values[0][0] if values else None
+
+
+def lab() -> dict[str, tp.Any]:
+    """What is the same for all repos: what settings say, and marks for the rest."""
+    given = {
+        key: settings.get(name) or to_write(key)
+        for key, name in (
+            ("entity", "WANDB_ENTITY"),
+            ("project", "WANDB_PROJECT"),
+            ("runs_root", "RUNS_ROOT"),
+        )
+    }
+    keys = ("license", "contact", "citation", "datasets", "tokens")
+    return {key: to_write(key) for key in keys} | given
+
+
+def slug_of(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:64] or "saes"
+
+
+def relative(sweep: pathlib.Path, fpath: pathlib.Path) -> str:
+    """The sweep as the catalog names it: under SAEV_DIR, else from where the catalog is."""
+    saev_dir = settings.get("SAEV_DIR")
+    if saev_dir and sweep.resolve().is_relative_to(pathlib.Path(saev_dir).resolve()):
+        return os.path.relpath(sweep.resolve(), pathlib.Path(saev_dir).resolve())
+    return os.path.relpath(sweep.resolve(), fpath.parent.resolve())
+
+
+def schema_path(fpath: pathlib.Path) -> str:
+    schema = pathlib.Path(settings.ROOT, "catalog.schema.json")
+    return os.path.relpath(schema, fpath.parent.resolve())
