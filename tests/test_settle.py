@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from kits import checkpoints, in_process
-from saepub import jsonl, measured
+from saepub import jsonl, measured, numbers
 
 SHARD, OTHER = "52ec5790", "3e27794f"
 WANDB, MEASURED, DISK = "wandb", f"measured:{SHARD}", f"disk:{SHARD}"
@@ -436,6 +436,90 @@ def test_a_metrics_fifo_or_directory_does_not_hang(lab):
     assert [row["nmse"] for row in rows] == [0.5, None, None]
     assert "it is not a file: fifo\n" in told
     assert "it can't be read (Is a directory): dir1\n" in told
+
+
+# ---- what was chosen, held against its file --------------------------------------------------
+
+
+@pytest.fixture
+def checked(lab, monkeypatch):
+    """A line as preflight has it, with the sha256 of its file."""
+    monkeypatch.setenv("RECORDS", str(lab.dpath / "records"))
+
+    def line(**changes) -> dict:
+        row = lab.line("a") | {"numbers": WANDB, "l0_logged": 12.5, "nmse_logged": 0.25}
+        sha256 = hashlib.sha256(lab.fpath("a").read_bytes()).hexdigest()
+        return row | {"sha256": sha256} | changes
+
+    return line
+
+
+def test_numbers_that_are_not_of_the_file_are_refused(lab, checked):
+    line = checked(numbers=MEASURED)
+    other = (
+        f"measured on {SHARD}, but of other bytes than are there now; run: make recheck"
+    )
+    assert numbers.refusal(line) == other
+    lab.measure("a")
+    assert numbers.refusal(line) == ""
+    assert numbers.refusal(line | {"sha256": "0" * 64}) == other
+    assert numbers.refusal(checked(sha256="0" * 64)) == ""
+
+
+@pytest.mark.parametrize(
+    ("measured_as", "told"),
+    [
+        ({"l0": 12.5, "nmse": 0.25}, []),
+        ({"l0": 12.74, "nmse": 0.2451}, []),
+        ({"l0": 12.76, "nmse": 0.25}, ["L0 measured 12.76, logged 12.5"]),
+        ({"l0": 12.5, "nmse": 0.2449}, ["NMSE measured 0.2449, logged 0.25"]),
+        (
+            {"l0": 4000.0, "nmse": 31.5},
+            ["L0 measured 4000, logged 12.5", "NMSE measured 31.5, logged 0.25"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("source", [WANDB, MEASURED])
+def test_what_was_measured_of_the_file_and_logged_otherwise_is_named(
+    lab, checked, source, measured_as, told
+):
+    """As weights that are not the run's would show, whichever numbers were chosen by."""
+    line = checked(numbers=source)
+    assert numbers.warnings(line) == []
+    lab.measure("a", **measured_as)
+    assert numbers.warnings(line) == told
+    assert numbers.warnings(line | {"sha256": "0" * 64}) == []
+    unlogged = line | {"l0_logged": None, "nmse_logged": None}
+    assert numbers.warnings(unlogged) == []
+
+
+def test_nmse_on_disk_is_held_against_what_was_logged_too(checked):
+    line = checked(numbers=DISK, nmse=0.3)
+    assert numbers.warnings(line) == ["NMSE on disk 0.3, logged 0.25"]
+    assert numbers.warnings(line | {"nmse_logged": "NaN"}) == [
+        "NMSE on disk 0.3, logged NaN"
+    ]
+
+
+# ---- as people read it -----------------------------------------------------------------------
+
+
+def test_the_source_is_told_by_layer(lab):
+    lines = [lab.line("a"), lab.line("b"), lab.old("c"), lab.line("d", drop="x")]
+    rows, _ = lab.settle(*lines)
+    assert numbers.describe(rows) == ("2 runs, numbers from W&B; 1 run without numbers")
+    for run_id in "abc":
+        lab.measure(run_id)
+    rows, _ = lab.settle(*lines)
+    assert numbers.describe(rows) == (
+        f"3 runs, measured on 1,048,576 tokens of {SHARD}"
+    )
+    assert numbers.describe(lab.settle(lab.old("e"))[0]) == "1 run without numbers"
+    lab.infer("e", 0.5)
+    assert numbers.describe(lab.settle(lab.old("e"))[0]) == (
+        f"1 run, L0 from W&B, NMSE from inference on {SHARD}"
+    )
+    assert numbers.describe(rows[3:]) == "no run has numbers"
 
 
 # ---- lines -----------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ nothing."""
 SAME_RATIO = 1e-6
 """How far a normalized_mse on disk may be from its two sums' ratio, relative to it."""
 
+TOLERANCE = 0.02
+"""How far a number may be from what training logged before it is worth a look."""
+
 MAX_METRICS_BYTES = 2**20
 
 OVERWRITTEN = (
@@ -308,6 +311,57 @@ def _nmse_of(metrics: object) -> tuple[float | None, str]:
     ):
         return None, 'has a "normalized_mse" that is not sse_recon / sse_baseline'
     return nmse, ""
+
+
+# ---- what was chosen, held against its file --------------------------------------------------
+
+
+def refusal(line: jsonl.Line) -> str:
+    """Why a line's numbers are not those of its checkpoint; "" where nothing says so.
+
+    Args:
+        line: A checked line: it has the `sha256` of the file that would be published.
+    """
+    kind, _, shard = (line.get("numbers") or "").partition(":")
+    if kind != "measured":
+        return ""
+    record = measured.find(line["run_id"], shard)
+    if record is not None and record.sha256 == line["sha256"]:
+        return ""
+    return (
+        f"measured on {shard}, but of other bytes than are there now; run: make recheck"
+    )
+
+
+def warnings(line: jsonl.Line) -> list[str]:
+    """What was found of a checkpoint's very bytes that training logged otherwise.
+
+    Args:
+        line: As in `refusal`. Its numbers may be W&B's: what was measured of the file is
+            looked at all the same.
+    """
+    kind, _, shard = (line.get("numbers") or "").partition(":")
+    if kind == "wandb":
+        shard = line["expected"].get("shard") or line.get("shard")
+    found = {key: line[key] for key in ("l0", "nmse")}
+    if kind == "disk":
+        return _differences("on disk", found, line)
+    record = measured.find(line["run_id"], shard) if jsonl.is_id(shard) else None
+    if record is None or record.sha256 != line["sha256"]:
+        return []
+    return _differences("measured", {"l0": record.l0, "nmse": record.nmse}, line)
+
+
+def _differences(how: str, found: dict[str, tp.Any], line: jsonl.Line) -> list[str]:
+    told = []
+    for key, what in (("l0", "L0"), ("nmse", "NMSE")):
+        logged, value = line.get(f"{key}_logged"), found[key]
+        if logged is None or value is None:
+            continue
+        if isinstance(logged, str) or abs(value - logged) > TOLERANCE * abs(logged):
+            shown = logged if isinstance(logged, str) else f"{logged:.4g}"
+            told.append(f"{what} {how} {value:.4g}, logged {shown}")
+    return told
 
 
 # ---- as people read it -----------------------------------------------------------------------

@@ -94,7 +94,7 @@ def aux_of(rows: list[Line]) -> dict[str, int]:
 
     Runs of before there was any have none named, and had none.
     """
-    return collections.Counter(row["aux"] or "no-aux" for row in rows)
+    return collections.Counter(row.get("aux") or "no-aux" for row in rows)
 
 
 def warnings(rows: list[Line], account: list[Line]) -> list[str]:
@@ -113,6 +113,12 @@ def warnings(rows: list[Line], account: list[Line]) -> list[str]:
     if len(aux := aux_of(rows)) > 1:
         told = ", ".join(f"{n} {name}" for name, n in sorted(aux.items()))
         out.append(f"runs of different auxiliary losses: {told}")
+    n_logged = sum(row.get("numbers") == "wandb" for row in rows)
+    if n_logged:
+        out.append(
+            f"the numbers of {n_of(n_logged, 'run')} are as training logged them, not"
+            " measured from these files; to measure them: make measure"
+        )
     for row in rows:
         for text in row["warnings"]:
             out.append(f"layer {row['layer']} {row['run_id']}: {one_line(text)}")

@@ -8,7 +8,7 @@ import contextlib
 import signal
 import typing as tp
 
-from .. import jsonl, machine, places, settings
+from .. import jsonl, machine, numbers, places, settings
 from ..checkpoint import check as preflight_check
 from ..checkpoint import saev as saev_loader
 from ..cli import SetupError, UserError, parser
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int | None:
         checked = check_all(given, at_once)
         results = list(progress(checked, len(given), "preflight"))
     lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
-    results = same_files([r for r in results if not r.lost])
+    results = as_measured(same_files([r for r in results if not r.lost]))
     report(results)
     executor.tell_lost(lost)
     if any(r.reason for r in results):
@@ -167,6 +167,21 @@ def check_apart(given: list[jsonl.Line], n_tasks: int | None) -> list[Result]:
 def probes_dpath(line: jsonl.Line) -> str:
     """Where the probes of a repo's checkpoints go, which render publishes."""
     return str(settings.build_dpath().absolute() / line["repo"] / "probes")
+
+
+def as_measured(results: list[Result]) -> list[Result]:
+    """The results, with a reason for each run whose numbers are not of its file, and with
+    warnings where what was measured is not what training logged."""
+    found = []
+    for r in results:
+        if not r.reason:
+            try:
+                told = r.line["warnings"] + numbers.warnings(r.line)
+                r = Result(r.line | {"warnings": told}, numbers.refusal(r.line))
+            except UserError as err:
+                r = Result(r.line, str(err))
+        found.append(r)
+    return found
 
 
 def same_files(results: list[Result]) -> list[Result]:

@@ -21,9 +21,9 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
-    keys = "repo layer run_id l0 nmse activation aux bytes path loader warnings"
+    keys = "repo layer run_id l0 nmse numbers activation aux bytes path loader warnings"
     rows = list(jsonl.read(*keys.split()))
-    keys = "repo layer run_id l0 nmse numbers n_tokens drop fate"
+    keys = "repo layer run_id l0 nmse numbers n_tokens expected shard drop fate"
     account = jsonl.read_file(args.account, *keys.split())
     by_repo = collections.defaultdict(list)
     for row in sorted(rows, key=lambda r: (r["layer"], r["l0"])):
