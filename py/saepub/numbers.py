@@ -107,6 +107,7 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     Raises:
         UserError: NMSE_SHARD is not a name, or it is set and the runs root is not a directory.
     """
+    nmse_shard = _nmse_shard()
     eligible = [run for run in runs if run.is_eligible]
     of_catalog = expected.get("shard")
     shard = (
@@ -115,8 +116,12 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     place = {"repo": repo, "expected": expected}
     said: list[str] = []
     tried: list[Source] = []
-    for source_of in (_measured, _logged, _on_disk):
-        tried.append(source_of(eligible, shard, place, said))
+    for source_of, of in (
+        (_measured, shard),
+        (_logged, shard),
+        (_on_disk, nmse_shard or shard),
+    ):
+        tried.append(source_of(eligible, of, place, said))
         if len(tried[-1].found) == len(eligible):
             break
     best = max(tried, key=lambda source: len(source.found))
@@ -229,7 +234,9 @@ def _on_disk(
     runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
 ) -> Source:
     """NMSE of the runs' inference on disk; L0 stays W&B's."""
-    shard = _nmse_shard(place) or shard
+    runs_root = places.runs_root(place)
+    if settings.get("NMSE_SHARD") and not runs_root.is_dir():
+        raise UserError(f"{runs_root}: no such directory; set RUNS_ROOT")
     source = Source(f"disk:{shard}", {}, {})
     refused = collections.defaultdict(list)
     for run in runs:
@@ -253,18 +260,13 @@ def _on_disk(
     return source
 
 
-def _nmse_shard(place: jsonl.Line) -> str:
+def _nmse_shard() -> str:
     """The shard that NMSE_SHARD names; "" where it isn't set."""
     shard = settings.get("NMSE_SHARD")
-    if not shard:
-        return ""
-    if not jsonl.is_id(shard):
+    if shard and not jsonl.is_id(shard):
         raise UserError(
             f"NMSE_SHARD is {shard!r}, not a shard's name ({jsonl.ID.pattern})"
         )
-    runs_root = places.runs_root(place)
-    if not runs_root.is_dir():
-        raise UserError(f"{runs_root}: no such directory; set RUNS_ROOT")
     return shard
 
 

@@ -73,7 +73,7 @@ def in_setting(setting: str, text: str, *goal: str):
         value = text.format(mark=lab.mark)
         if goal:
             return ran_nothing(lab, lab.make(*goal, f"{setting}={value}"))
-        return ran_nothing(lab, lab.stages(*SELECTION[:2], **{setting: value}))
+        return ran_nothing(lab, lab.stages(*SELECTION, **{setting: value}))
 
     return bring
 
