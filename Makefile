@@ -24,7 +24,7 @@ endif
 
 # bin/settings resolves make's command line, the environment, .env, the demo and the catalog, and
 # says in make's language what came of it: BUILD, VENV, every setting for the programs below,
-# SLUGS (the catalog's repos) and CHOSEN (REPO, or all of them). Where these goals need it, it
+# SLUGS (the catalog's repos), CHOSEN (REPO, or all of them) and facts.<slug> (a filter of its own). Where these goals need it, it
 # also sets up .venv and the demo. To add a setting, give it a row in py/saepub/settings.py.
 
 NEED_NO_DATA := setup demo init doctor test lint bench faults fuzz ci clean distclean
@@ -66,8 +66,8 @@ $(BUILD)/%/runs.jsonl: $(BUILD)/%/candidates.jsonl $(call module,fetch_metrics r
         $(call setting,WANDB_ENTITY WANDB_PROJECT WANDB_BASE_URL METRICS_SNAPSHOT)
 	@bin/fetch-metrics < $< $(aside)
 
-$(BUILD)/%/metrics.jsonl: $(BUILD)/%/runs.jsonl jq/facts.jq
-	@bin/facts < $< $(aside)
+$(BUILD)/%/metrics.jsonl: $(BUILD)/%/runs.jsonl jq/facts.jq $(call setting,sources.%)
+	@$(or $(facts.$*),bin/facts) < $< $(aside)
 
 $(BUILD)/%/classified.jsonl: $(BUILD)/%/metrics.jsonl jq/classify.jq $(call setting,EXCLUDE)
 	@bin/classify < $< $(aside)

@@ -271,6 +271,8 @@ def pipe(
     for slug, entry in repos.items():
         joints.tell(f"entry.{slug}", json.dumps(entry))
         joints.tell(f"sources.{slug}", "".join(map(with_time, files_of(entry))))
+        if facts := own_facts(entry):
+            yield f"facts.{slug} := {quote(facts)}"
     if joints.changed and changes_nothing:
         yield f".PHONY: {' '.join(joints.changed)}"
 
@@ -323,6 +325,18 @@ def of_catalog(joints: Joints) -> dict[str, tp.Any]:
         key: what for key, what in whole.items() if key not in ("repos", "collections")
     }
     return {entry["slug"]: [entry, rest] for entry in whole["repos"]}
+
+
+def own_facts(entry: tp.Any) -> str:
+    """The command that reads what a lab's own trainer logged; "" for saev's."""
+    repo, rest = entry
+    name = repo.get("facts") or rest.get("lab", {}).get("facts")
+    if not name:
+        return ""
+    import shlex
+
+    fpath = os.path.join(os.path.dirname(settings.get("CATALOG")), name)
+    return f"HOME=/dev/null jq -cf {shlex.quote(fpath)}"
 
 
 def files_of(entry: object) -> list[str]:
