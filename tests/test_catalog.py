@@ -1,13 +1,16 @@
 """A catalog is read whole, or all that is wrong with it is told at once."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 
 import pytest
 
 from kits.programs import ROOT, run_program
-from saepub import catalog
+from saepub import catalog, jsonl, numbers
+from saepub.choice import account
 from saepub.stages import tables
 
 REPO = {
@@ -183,6 +186,29 @@ def test_readme_and_schema_are_as_the_code_has_them():
     readme = tables.README.read_text()
     assert readme == tables.with_tables(readme), "run bin/tables"
     assert tables.SCHEMA.read_text() == tables.schema_text(), "run bin/tables"
+
+
+def test_every_key_of_a_line_has_its_meaning():
+    told = [key for keys in jsonl.MEANINGS.values() for key in keys]
+    assert sorted(told) == sorted(jsonl.KEYS)
+
+
+def test_every_reason_to_drop_a_run_has_its_row():
+    """As the code that gives reasons has them: classify's filter, and numbers."""
+    story = (ROOT / "jq/classify.jq").read_text()
+    rules = story.partition("def reason(")[2].partition("end;\n\n")[0]
+    reasons = re.findall(r'(?:then|else)\s+\(?"([^"\\]+)', rules) + ["at odds"]
+    reasons += re.findall(r'then "([^"\\]+)" else', rules)
+    reasons += [numbers.NO_L0, numbers.NO_NMSE]
+    for l0 in (math.nan, 0.0):
+        reasons.append(numbers._cannot_be(numbers.Found(l0, 0.5)))
+    reasons = [reason for reason in reasons if reason != "matryoshka"]
+    assert len(reasons) > 10
+    for reason in reasons:
+        rows = [
+            r for r in account.MENDS if reason.startswith(r) or r.startswith(reason)
+        ]
+        assert rows, reason
 
 
 def test_the_schema_knows_every_key_and_its_purpose():

@@ -146,6 +146,72 @@ KEYS: dict[str, Kind] = {
     "seconds": _kind("a number", int, float),
 }
 
+MEANINGS: dict[str, dict[str, str]] = {
+    "extract-ids": {
+        "repo": "the repo, by its slug in the catalog",
+        "layer": "the layer that the source lists it under",
+        "run_id": "its id in W&B",
+        "commented": "whether the source has it commented out",
+        "source": 'where it stands, "path:line"',
+        "expected": "what the catalog says of the repo's runs",
+    },
+    "fetch-metrics": {
+        "wandb": "its record in W&B: state, createdAt, url, config, summary; facts takes it away",
+    },
+    "facts": {
+        "l0": "mean count of non-zero features a token; as training logged it, from settle on the settled one",
+        "nmse": "squared error of the reconstruction over that of the mean; likewise",
+        "objective": '"matryoshka" or "vanilla"',
+        "n_prefixes": "how many prefixes Matryoshka training asked for",
+        "n_dead": "how many features never fired",
+        "activation": 'its config: "key", "top_k", …',
+        "aux": "its auxiliary loss, by key",
+        "d_model": "width of an activation",
+        "d_sae": "number of features",
+        "train_layer": "the layer that it was trained on",
+        "shard": "the shard that it was evaluated on",
+        "shard_metadata": "what that shard must hold",
+        "state": "W&B's: finished, crashed, …",
+        "created_at": "when it started (ISO 8601)",
+        "wandb_url": "its page",
+        "fault": "what is odd about its record",
+    },
+    "classify": {
+        "drop": "why it can't be released, or null",
+    },
+    "settle": {
+        "numbers": "where L0 and NMSE come from",
+        "l0_logged": "L0 as training logged it",
+        "nmse_logged": "NMSE as training logged it",
+        "n_tokens": "how many tokens they were measured on",
+    },
+    "select": {
+        "fate": "what became of a candidate",
+    },
+    "preflight": {
+        "checkpoint": "its file",
+        "bytes": "the file's size",
+        "mtime_ns": "when the file was last changed, in ns since 1970",
+        "sha256": "the file's hash",
+        "schema": "the header's schema",
+        "activation_config": "the header's activation",
+        "loader": "what loaded it",
+        "probe": "what it computes from a few activations",
+        "warnings": "what is odd but may be right",
+    },
+    "stage": {
+        "path": "its path in the repo on the Hub",
+    },
+    "render": {
+        "documents": "size and sha256 of card, manifest and plot",
+    },
+    "push": {
+        "commit": "the commit that holds it",
+        "seconds": "how long the push took",
+    },
+}
+"""By the stage that adds it, each key and what it means. README's table is made from it."""
+
 Line = dict[str, tp.Any]
 
 _MISSING = object()

@@ -16,13 +16,19 @@ N_NAMED = 8
 MENDS = {
     "no NMSE": "measure them: make measure",
     "no L0": "measure them: make measure",
+    "not finite": "training diverged: nothing to do",
+    "L0 is": "the SAE is dead: nothing to do",
     "not in W&B": "check WANDB_ENTITY and WANDB_PROJECT",
+    "no state in W&B": "look at the run in W&B",
+    "still running": "wait for it to end, then make refresh",
     "excluded by hand": "EXCLUDE names them",
     "at odds with the catalog": "check CATALOG",
     "wrong activation": "check CATALOG",
     "wrong objective": "check CATALOG",
+    "not Matryoshka": "check CATALOG",
+    "wrong aux": "check CATALOG",
 }
-"""By how a reason to drop a run begins, what to do where it leaves nothing to release."""
+"""By how a reason to drop a run begins, what to do about it. Every reason has its row."""
 
 
 def mends(reasons_: tp.Iterable[str]) -> list[str]:

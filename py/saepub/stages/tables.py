@@ -5,7 +5,8 @@ import pathlib
 import re
 import typing as tp
 
-from .. import catalog, settings
+from .. import catalog, jsonl, settings
+from ..choice import account
 from ..cli import UserError, parser
 from ..files import write_aside
 
@@ -73,4 +74,24 @@ def catalog_keys() -> str:
     return table(head, ((f"`{key}`", what) for key, what in catalog.all_keys()))
 
 
-TABLES = {"catalog keys": catalog_keys}
+def line_keys() -> str:
+    """Every key of a line, with the stage that adds it."""
+    head = ("key", "added by", "what it is", "it holds")
+    rows = [
+        (f"`{key}`", by, means, jsonl.KEYS[key].what)
+        for by, keys in jsonl.MEANINGS.items()
+        for key, means in keys.items()
+    ]
+    return table(head, rows)
+
+
+def drop_reasons() -> str:
+    """Every reason to drop a run, with what to do."""
+    return table(("`drop` starts with", "what to do"), account.MENDS.items())
+
+
+TABLES = {
+    "catalog keys": catalog_keys,
+    "line keys": line_keys,
+    "drop reasons": drop_reasons,
+}
