@@ -112,7 +112,7 @@ def test_release_json_is_what_an_audit_needs(world):
         assert (len(content), hashlib.sha256(content).hexdigest()) == (n_bytes, sha256)
     loaders = {f["path"]: f["loader"] for f in found["files"] if "loader" in f}
     assert set(loaders.values()) == {"saev 0.1.0"} and len(loaders) == 4
-    assert found["n_files"] == 7
+    assert found["n_files"] == 9
     assert found["n_bytes"] == sum(n for n, _ in files.values())
 
 

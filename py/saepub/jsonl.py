@@ -135,6 +135,7 @@ KEYS: dict[str, Kind] = {
     "schema": _kind("a whole number", int, null=True),
     "activation_config": _kind("an object", dict),
     "loader": _kind("text", str),
+    "saev": _kind("an object", dict),
     "probe": _kind("a path", str, check=str.isprintable),
     "warnings": _kind("a list", list),
     # stage

@@ -1,5 +1,6 @@
 """One run's check, from line to line. It can run anywhere: here, in a pool, on another node."""
 
+import dataclasses
 import math
 import pathlib
 import typing as tp
@@ -37,6 +38,7 @@ class Loaded(tp.NamedTuple):
     """A checkpoint that was loaded, and what it computes from some activations."""
 
     loader: str
+    source: saev_loader.Source
     warnings: list[str]
     probe: Probe
     f_x: tp.Any
@@ -57,7 +59,7 @@ def check(
 
     Returns:
         The line with checkpoint, bytes, mtime_ns, sha256, schema, activation_config,
-        loader, probe and warnings.
+        loader, saev, probe and warnings.
 
     Raises:
         UserError: Why this run can't be released.
@@ -78,6 +80,7 @@ def check(
         "schema": file.header.schema,
         "activation_config": file.header.activation_config,
         "loader": loaded.loader,
+        "saev": dataclasses.asdict(loaded.source),
         "probe": str(probe_fpath),
         "warnings": line_warnings(line, file.mtime_ns / 1e9) + loaded.warnings,
     }
@@ -126,7 +129,7 @@ def _check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
     if saev.is_checkout:
         warnings.append(f"saev.nn.load() does not read it: {why_not}")
     probe = checkpoint_probe.of(sae, x, own)
-    return Loaded(BUILTIN, warnings, probe, own.f_x, own.x_hat)
+    return Loaded(BUILTIN, saev_loader.Source(), warnings, probe, own.f_x, own.x_hat)
 
 
 def _check_witnesses(line: jsonl.Line, header: Header) -> None:
@@ -203,7 +206,8 @@ def _check_loaded(
                 f" reader, off by {off:.2g} of the largest"
             )
     probe = checkpoint_probe.of(sae, x, own)
-    return Loaded(saev.label, weight_warnings(sae), probe, f_x, x_hat)
+    warnings = weight_warnings(sae)
+    return Loaded(saev.label, saev.source, warnings, probe, f_x, x_hat)
 
 
 def _compute(
