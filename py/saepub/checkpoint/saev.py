@@ -223,10 +223,10 @@ def public_url(remote: str) -> str:
     "" where it is no address."""
     found = re.fullmatch(
         r"(?:https://|ssh://|git://)?(?:[^@/\s]*@)?([A-Za-z0-9.-]+\.[A-Za-z]+)[:/]"
-        r"([A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)+?)(?:\.git)?/?",
+        r"([A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)+)/?",
         remote,
     )
-    return f"https://{found[1]}/{found[2]}" if found else ""
+    return f"https://{found[1]}/{found[2].removesuffix('.git')}" if found else ""
 
 
 def _installed() -> tuple[str, bool, Source]:
