@@ -1,6 +1,7 @@
 """preflight passes on what can be released, and says of everything else why not."""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -53,6 +54,10 @@ def check(line, runs) -> dict:
     return preflight_check.check(line, fpath, probes_dpath)
 
 
+def line_saev_python() -> str:
+    return importlib.metadata.metadata("saev")["Requires-Python"]
+
+
 def refusal(line, runs) -> str:
     with pytest.raises(UserError) as caught:
         check(line, runs)
@@ -79,6 +84,11 @@ def test_lines_gain_what_the_checkpoint_is(runs):
             "schema": None,
             "activation_config": {},
             "loader": "saev 0.1.0",
+            "saev": {
+                "requirement": None,
+                "python": line_saev_python(),
+                "why_not": "is a release whose forward differs from today's",
+            },
             "probe": str(runs.parent / "build/tiny/probes/aaaaaaaa.npz"),
             "warnings": [],
         }
@@ -180,7 +190,8 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
 
     with open(saev_dir / "src" / "saev" / "__init__.py", "a") as fd:
         fd.write("# changed\n")
-    assert f"saev {saev_loader.commit(saev_dir / 'src')}" == label + "-dirty"
+    head = git("rev-parse", "HEAD")
+    assert saev_loader.commit(saev_dir / "src") == f"{head}-dirty"
     # A copy within this checkout is not of this checkout's commit.
     assert saev_loader.commit(util.write_saev(saev_dir / "copy") / "src") == ""
 
@@ -300,7 +311,7 @@ def test_released_loader_that_tied_the_weights_is_refused(runs, tmp_path):
     done = run([util.line()], runs, SAEV_DIR=saev_dir)
     assert (done.returncode, done.out) == (1, "")
     assert (
-        f"preflight: tiny layer 6 aaaaaaaa: {fpath}: saev 9.9.9 loads other values:"
+        f"preflight: tiny layer 6 aaaaaaaa: {fpath}: saev (commit unknown) loads other values:"
         " W_dec differs in 256 of 256 values"
     ) in done.told
 
@@ -347,10 +358,13 @@ def test_old_checkout_is_told_apart_from_a_bad_file(runs, tmp_path):
     util.write(util.run_dir(runs, "old00000"), None)
     util.write(util.run_dir(runs, "new00000"), 5, seed=1)
     done = run([util.line("old00000"), util.line("new00000")], runs, SAEV_DIR=saev_dir)
-    assert [line["loader"] for line in done.lines] == ["saev 9.9.9", "builtin"]
+    assert [line["loader"] for line in done.lines] == [
+        "saev (commit unknown)",
+        "builtin",
+    ]
     assert done.lines[1]["warnings"] == [
         (
-            "saev.nn.load() does not read it: saev 9.9.9 refuses it:"
+            "saev.nn.load() does not read it: saev (commit unknown) refuses it:"
             " TypeError: unexpected keyword argument 'schema'"
         )
     ]

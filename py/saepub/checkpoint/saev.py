@@ -250,7 +250,7 @@ def _installed() -> tuple[str, bool, Source]:
         return (
             label,
             False,
-            Source(None, python, "is a release older than most of them"),
+            Source(None, python, "is a release whose forward differs from today's"),
         )
     return label, False, Source(f"saev=={package.version}", python)
 

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int | None:
             raise UserError(
                 f"RUNS_ROOT {root}: no such directory; export it or write it in .env"
             )
+    settings.claim("BUILD")
     if kind:
         results = check_apart(given, at_once)
     else:
