@@ -127,9 +127,17 @@ init: setup ## start a catalog of your own: CATALOG=ours.json SWEEP=… VARIABLE
 demo: setup ## make the demo: sweeps, small real SAEs, a snapshot of W&B
 	@bin/demo
 
-dry-run: $(BUILD)/known-ids $(call joint,summary.txt) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
-	@cat $(if $(is_demo),templates/demo.txt) $(filter %.txt,$^)
+dry-run: $(BUILD)/known-ids $(if $(is_demo),show/demo) $(CHOSEN:%=show/%) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
 	@echo "To choose by eye: $(BUILD)/report.html"
+
+# A repo that can't be released yet doesn't keep the others from being shown.
+ifneq ($(filter dry-run,$(MAKECMDGOALS)),)
+MAKEFLAGS += --keep-going
+endif
+.PHONY: show/demo $(CHOSEN:%=show/%)
+show/demo: ; @cat templates/demo.txt
+$(CHOSEN:%=show/%): show/%: $(BUILD)/%/summary.txt
+	@cat $<
 
 preflight: $(call joint,checked.jsonl) ## check the chosen checkpoints
 
