@@ -198,7 +198,7 @@ def _panel(
     def at(log_l0: float, nmse: float) -> tuple[float, float]:
         return x.share(log_l0) * width, y.share(nmse) * PANEL_HEIGHT
 
-    def draw(places: list[tuple[float, float]], **style) -> None:
+    def draw(places: list[tuple[float, float]], **style: tp.Any) -> None:
         ax.plot([px for px, _ in places], [py for _, py in places], **style)
 
     draw([at(*corner) for corner in plane.staircase(front)], **STAIRCASE)
@@ -277,7 +277,7 @@ def _short(value: float) -> str:
 
 
 def _label(
-    ax,
+    ax: tp.Any,
     width: float,
     inside: dict[str, list[tuple[float, float, str]]],
     boxes: list[Box],
