@@ -177,7 +177,7 @@ docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows 
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: test lint bench faults fuzz ci clean distclean
+.PHONY: test lint bench pictures faults fuzz ci clean distclean
 
 test: ## run the whole test suite
 	@bin/setup --dev
@@ -191,6 +191,10 @@ lint: ## ruff for Python, shellcheck for shell
 bench: ## measure speed, memory and bytes; ROWS="fetch scale …" for some
 	@bin/setup --dev
 	@$(VENV)/bin/python -m bench $(ROWS)
+
+pictures: $(BUILD)/report.html ## draw README's pictures, of the demo; needs Chromium
+	@$(if $(is_demo),,$(error README's pictures are of the demo: name no data of your own))
+	@$(VENV)/bin/python docs/pictures.py $(BUILD)
 
 faults: ## bring about every fault that must be caught; show what is seen
 	@bin/setup --dev
