@@ -110,8 +110,11 @@ for code, loader in json.load(sys.stdin):
     with contextlib.redirect_stdout(told):
         exec(compile(code, "<card>", "exec"), names)
     keep = {k: str(v) for k, v in names.items() if isinstance(v, (str, pathlib.Path))}
+    values = {k: json.loads(json.dumps(v, default=str)) for k, v in names.items()
+              if isinstance(v, (list, dict)) and k != "__builtins__"}
     shapes = {k: list(v.shape) for k, v in names.items() if isinstance(v, torch.Tensor)}
-    out.append({"told": told.getvalue(), "names": keep, "shapes": shapes})
+    out.append({"told": told.getvalue(), "names": keep, "shapes": shapes,
+                "values": values})
 print(json.dumps(out))
 """
 
