@@ -66,7 +66,7 @@ class Lab:
         checked = {
             "checkpoint": str(fpath),
             "bytes": info.st_size,
-            "mtime_ns": info.st_mtime_ns,
+            "mtime_ns": str(info.st_mtime_ns),
             "sha256": hashlib.sha256(fpath.read_bytes()).hexdigest(),
             "loader": "builtin",
         }
@@ -456,7 +456,7 @@ def test_memory_is_bounded_by_the_batch_not_by_the_shard(lab):
     row = lab.line("a", d_model=64)
     fpath = util.write(pathlib.Path(row["checkpoint"]), d_model=64, d_sae=8)
     info = fpath.stat()
-    row |= {"bytes": info.st_size, "mtime_ns": info.st_mtime_ns}
+    row |= {"bytes": info.st_size, "mtime_ns": str(info.st_mtime_ns)}
     row |= {"sha256": hashlib.sha256(fpath.read_bytes()).hexdigest()}
     peak = {}
     for n_tokens in (500, 500_000):

@@ -69,7 +69,7 @@ def line(run_id: str, layer: int, l0: float, nmse: float, **more) -> dict:
         "activation_config": CONFIG,
         "checkpoint": "/runs/x",
         "bytes": 134 * 10**6,
-        "mtime_ns": 1,
+        "mtime_ns": "1",
         "sha256": hashlib.sha256(run_id.encode()).hexdigest(),
         "schema": 5,
         "loader": "saev abc123",

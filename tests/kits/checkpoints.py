@@ -161,6 +161,7 @@ def line(run_id: str = "aaaaaaaa", activation: str = "relu", **changes: object) 
         "l0": 3.5,
         "nmse": 0.25,
         "numbers": "wandb",
+        "aux": None,
         "objective": "matryoshka",
         "n_prefixes": 4,
         "activation": config,

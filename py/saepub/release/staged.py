@@ -70,7 +70,7 @@ def check_unchanged(fpath: pathlib.Path, row: Line) -> None:
         raise UserError(
             f"{fpath}: {err.strerror}; it was there at preflight: make recheck REPO={row['repo']}"
         ) from None
-    if (found.st_size, found.st_mtime_ns) != (row["bytes"], row["mtime_ns"]):
+    if (found.st_size, str(found.st_mtime_ns)) != (row["bytes"], row["mtime_ns"]):
         raise UserError(
             f"{fpath}: changed since preflight read it: make recheck REPO={row['repo']}"
         )
