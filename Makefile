@@ -127,17 +127,9 @@ init: setup ## start a catalog of your own: CATALOG=ours.json SWEEP=… VARIABLE
 demo: setup ## make the demo: sweeps, small real SAEs, a snapshot of W&B
 	@bin/demo
 
-dry-run: $(BUILD)/known-ids $(if $(is_demo),show/demo) $(CHOSEN:%=show/%) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
+dry-run: $(BUILD)/known-ids $(call joint,summary.txt) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
+	@cat $(if $(is_demo),templates/demo.txt) $(filter %.txt,$^)
 	@echo "To choose by eye: $(BUILD)/report.html"
-
-# A repo that can't be released yet doesn't keep the others from being shown.
-ifneq ($(filter dry-run,$(MAKECMDGOALS)),)
-MAKEFLAGS += --keep-going
-endif
-.PHONY: show/demo $(CHOSEN:%=show/%)
-show/demo: ; @cat templates/demo.txt
-$(CHOSEN:%=show/%): show/%: $(BUILD)/%/summary.txt
-	@cat $<
 
 preflight: $(call joint,checked.jsonl) ## check the chosen checkpoints
 
@@ -149,10 +141,10 @@ recheck: ## read the chosen checkpoints again, then dry-run
 	@rm -f $(call joint,settled.jsonl) $(call joint,checked.jsonl) $(BUILD)/executor/*.json
 	@$(MAKE) dry-run
 
-.PHONY: remeasure report doctor plan release rehearse verify docs
+.PHONY: measure report doctor plan release rehearse verify docs
 
-remeasure: $(call joint,checked.jsonl) ## measure L0 and NMSE again on SHARDS=, and compare
-	@cat $^ | bin/remeasure --shards "$(or $(SHARDS),$(BUILD)/demo/shards)" | bin/compare
+measure: $(call joint,classified.jsonl) ## measure L0 and NMSE of every candidate on its shard; REPO=, LAYERS=, SHARDS=
+	@cat $^ | bin/measure $(if $(SHARDS),--shards $(call quoted,$(SHARDS))) > /dev/null
 
 report: $(BUILD)/report.html ## all candidates on one page, to choose by eye
 	@echo $<
@@ -177,7 +169,7 @@ docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows 
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: test lint bench pictures faults fuzz ci clean distclean
+.PHONY: test lint bench faults fuzz ci clean distclean
 
 test: ## run the whole test suite
 	@bin/setup --dev
@@ -191,10 +183,6 @@ lint: ## ruff for Python, shellcheck for shell
 bench: ## measure speed, memory and bytes; ROWS="fetch scale …" for some
 	@bin/setup --dev
 	@$(VENV)/bin/python -m bench $(ROWS)
-
-pictures: $(BUILD)/report.html ## draw README's pictures, of the demo; needs Chromium
-	@$(if $(is_demo),,$(error README's pictures are of the demo: name no data of your own))
-	@$(VENV)/bin/python docs/pictures.py $(BUILD)
 
 faults: ## bring about every fault that must be caught; show what is seen
 	@bin/setup --dev

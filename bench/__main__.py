@@ -1,15 +1,16 @@
-"""make bench: every table, or those named: fetch release startup scale million noop."""
+"""make bench: every table, or those named: fetch release measure startup scale million noop."""
 
 import os
 import platform
 import sys
 
-from . import fetch, release, scale, startup
+from . import fetch, release, saes, scale, startup
 from .measure import ROOT
 
 ROWS = {
     "fetch": fetch.fetch,
     "release": release.release,
+    "measure": saes.saes,
     "startup": startup.startup,
     "scale": scale.scale,
     "million": scale.million,

@@ -2,16 +2,20 @@
 
 import fcntl
 import hashlib
+import os
 import pathlib
 import platform
 import shutil
 import sys
+import tempfile
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "py"))
 
 from kits.programs import ROOT, run_program
+
+ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +63,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
         if hasattr(item, "callspec") and "slurm" in item.callspec.params.values():
             item.add_marker("slurm")
+
+
+@pytest.fixture(scope="session")
+def slurm_conf(request):
+    """A one-node Slurm on this machine. Its tests are skipped where it can't start.
+
+    Which of the two it is shows in the output, however quiet pytest is.
+    """
+
+    def tell(text):
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\nEXECUTOR=local is tested here, and {text}", file=sys.stderr)
+
+    # Not pytest's directory: the path of a socket may have about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="slurm") as dpath:
+        done = run_program(ONE_NODE, "start", dpath)
+        if done.returncode:
+            tell(f"EXECUTOR=slurm is not: {done.err.strip()}")
+            pytest.skip(done.err.strip())
+        conf_fpath = os.path.join(dpath, "slurm.conf")
+        version = run_program("sbatch", "--version", SLURM_CONF=conf_fpath).out.strip()
+        tell(f"EXECUTOR=slurm on a one-node {version}")
+        yield conf_fpath
+        run_program(ONE_NODE, "stop", dpath)

@@ -19,7 +19,7 @@ GROUND = {
     "settings",
     "text",
 }
-ABOVE_GROUND = {"catalog", "templating", "witnesses"}
+ABOVE_GROUND = {"catalog", "templating"}
 AMONG_ROOMS = {
     ("release", "choice"),
     ("release", "hub"),

@@ -44,6 +44,10 @@ class Tokens(pydantic.BaseModel):
     of_examples: Positive
     per_example: Positive
 
+    @property
+    def n_tokens(self) -> int:
+        return self.n_examples * self.per_example
+
 
 class Record(pydantic.BaseModel):
     """What was measured of one run on one shard."""
@@ -82,7 +86,7 @@ class Record(pydantic.BaseModel):
         ratio = self.sse_recon / self.sse_baseline
         if not math.isclose(self.nmse, ratio, rel_tol=SAME_RATIO):
             raise ValueError("nmse is not sse_recon / sse_baseline")
-        if self.n_tokens != self.tokens.n_examples * self.tokens.per_example:
+        if self.n_tokens != self.tokens.n_tokens:
             raise ValueError("n_tokens is not tokens' n_examples times per_example")
         if self.tokens.n_examples > self.tokens.of_examples:
             raise ValueError("tokens has more n_examples than of_examples")
@@ -111,6 +115,12 @@ def write(record: Record) -> "pathlib.Path":
         fd.flush()
         os.fsync(fd.fileno())
     return fpath
+
+
+def tidy(run_id: str, shard: str) -> None:
+    """Remove what a writer left that was killed. No other may be writing."""
+    for leftover in dpath().glob(f".{run_id}@{shard}.json.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def read(fpath: "pathlib.Path") -> Record:

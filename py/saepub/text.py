@@ -1,5 +1,6 @@
 """Values as people read them, and what a terminal may show."""
 
+import contextlib
 import sys
 import time
 import typing as tp
@@ -27,11 +28,6 @@ def timestamp(text: object) -> float | None:
     if date.tzinfo is None:
         date = date.replace(tzinfo=datetime.UTC)
     return date.timestamp()
-
-
-def plural(noun: str) -> str:
-    """`plural("patch")` is "patches"."""
-    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def n_of(n: int, noun: str) -> str:
@@ -89,16 +85,39 @@ def progress(
         label: What is under way, such as "preflight vitl-topk".
         unit: What an item is called.
     """
+    with meter(n_items, label, unit) as count:
+        for item in items:
+            yield item
+            count(1)
+
+
+@contextlib.contextmanager
+def meter(
+    n_items: int, label: str, unit: str = "run"
+) -> tp.Iterator[tp.Callable[[int], object]]:
+    """`progress` for what comes in lots: yields what to call with how many more there are."""
     from tqdm import tqdm  # not before there is something to count
 
     if sys.stderr.isatty():
-        yield from tqdm(items, label, n_items, unit=unit, dynamic_ncols=True)
+        with tqdm(
+            desc=label,
+            total=n_items,
+            unit=unit,
+            unit_scale=n_items > 10**6,
+            dynamic_ncols=True,
+        ) as bar:
+            yield bar.update
         return
     start = told = time.monotonic()
-    for i, item in enumerate(items, start=1):
-        yield item
+    i = 0
+
+    def count(n_more: int) -> None:
+        nonlocal i, told
+        i += n_more
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN and i < n_items:
             left = tqdm.format_interval((now - start) / i * (n_items - i))
             say(f"{label}: {i:,} of {n_of(n_items, unit)}, {left} left")
             told = now
+
+    yield count

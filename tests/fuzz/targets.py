@@ -137,7 +137,7 @@ def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
             "preflight",
             stdin=one,
         ),
-        "remeasure": of_stdin("remeasure", joint("checked"), "--shards", shards, "--jobs", 1),
+        "measure": of_stdin("measure", joint("checked"), "--shards", shards, "--jobs", 1),
         "stage": of_stdin("stage", joint("checked")),
         "render": of_stdin("render", joint("staged")),
         "summary": of_stdin("summary", joint("rendered"), "--account", account),
@@ -202,7 +202,7 @@ def pushed(rendered: bytes) -> tp.Iterator[bytes]:
 
 
 def with_measures(checked: bytes) -> tp.Iterator[bytes]:
-    """Lines as remeasure passes them on."""
+    """Lines as measure passes them on."""
     for text in checked.splitlines():
         line = json.loads(text) | {
             "l0_measured": 3.5,

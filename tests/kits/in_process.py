@@ -16,7 +16,7 @@ from saepub import cli
 from .programs import in_environment
 
 PASS_ON_LINES = ("extract-ids", "fetch-metrics", "settle", "select", "preflight")
-PASS_ON_LINES += ("stage", "render", "remeasure", "plan", "push", "verify", "collect")
+PASS_ON_LINES += ("stage", "render", "measure", "plan", "push", "verify", "collect")
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {

@@ -1,11 +1,11 @@
-"""Activations on disk, a batch at a time: .npy files, or the shards that saev caches.
+"""Activations on disk, a few examples at a time: .npy files, or the shards that saev caches.
 
-A batch is mapped, copied out and unmapped again, so that a shard of any size takes no more
-memory than its batch.
+An example is one image or text, and its content tokens; in an .npy file it is one row.
 """
 
 import json
 import math
+import os
 import pathlib
 import re
 import typing as tp
@@ -26,15 +26,24 @@ class Shard(tp.Protocol):
     """The activations of one layer."""
 
     fpath: pathlib.Path
-    fpaths: list[pathlib.Path]
-    """All files that it reads."""
-    n_tokens: int
+    """What an error about it names."""
+    n_examples: int
+    per_example: int
+    """Content tokens of each."""
     d_model: int
 
-    def n_batches(self, n_most: int) -> int: ...
+    def read(self, examples: np.ndarray) -> np.ndarray:
+        """Content tokens of some examples, and nothing else, from disk.
 
-    def batches(self, n_most: int) -> tp.Iterator[np.ndarray]:
-        """All tokens in order, up to `n_most` at a time, float32 of shape (n, d_model)."""
+        Args:
+            examples: Their indices, ascending.
+
+        Returns:
+            float32 of shape (len(examples) * per_example, d_model), C order.
+
+        Raises:
+            UserError: The file is shorter than it was.
+        """
         ...
 
 
@@ -42,13 +51,16 @@ def find(dpath: pathlib.Path, slug: str, layer: int) -> Shard:
     """The activations of a repo's layer: under `dpath/slug` where that is there, else `dpath`.
 
     Args:
-        dpath: Holds layer_<N>.npy files, or is a directory of saev's with metadata.json.
+        dpath: Holds layer_<N>.npy files, or is a directory of saev's with metadata.json; or
+            an .npy file itself.
         slug: The repo.
         layer: The layer.
 
     Raises:
         UserError: There are none, or they can't be read.
     """
+    if dpath.is_file():
+        return Npy(dpath)
     name = f"layer_{layer}.npy"
     for base in (dpath / slug, dpath):
         if (base / "metadata.json").is_file():
@@ -58,18 +70,45 @@ def find(dpath: pathlib.Path, slug: str, layer: int) -> Shard:
     raise UserError(f"{dpath}: no {slug}/{name}, no {name}, and no shards of saev's")
 
 
+def sample(n_examples: int, per_example: int, n_tokens: int) -> np.ndarray:
+    """Which examples to measure: whole ones, evenly spaced from the first, the same each time.
+
+    Args:
+        n_examples: How many there are.
+        per_example: Tokens of each.
+        n_tokens: How many tokens are asked for; the examples have as many or a few more, or
+            are all there are.
+
+    Returns:
+        Their indices, ascending.
+    """
+    n = min(n_examples, math.ceil(n_tokens / per_example))
+    return np.arange(n, dtype=np.int64) * n_examples // max(n, 1)
+
+
+def batches(
+    shard: Shard, examples: np.ndarray, n_tokens: int
+) -> tp.Iterator[np.ndarray]:
+    """The tokens of some examples in order, up to `n_tokens` at a time, one example at least."""
+    n_at_once = max(1, n_tokens // shard.per_example)
+    for start in range(0, len(examples), n_at_once):
+        yield shard.read(examples[start : start + n_at_once])
+
+
 class Npy:
     """An .npy file of shape (n, d_model), float16, 32 or 64, in C or Fortran order."""
 
+    per_example = 1
+
     def __init__(self, fpath: pathlib.Path):
-        self.fpath, self.fpaths = fpath, [fpath]
+        self.fpath = fpath
         array = self._map()
         if array.ndim != 2 or array.dtype.kind != "f":
             raise UserError(
                 f"{fpath}: {array.dtype} of shape {array.shape}; activations are floats"
                 " of shape (n, d_model)"
             )
-        self.n_tokens, self.d_model = array.shape
+        self.n_examples, self.d_model = array.shape
 
     def _map(self) -> np.ndarray:
         try:
@@ -82,15 +121,11 @@ class Npy:
             raise UserError(f"{self.fpath}: an archive, not one .npy array")
         return array
 
-    def n_batches(self, n_most: int) -> int:
-        return math.ceil(self.n_tokens / n_most)
-
-    def batches(self, n_most: int) -> tp.Iterator[np.ndarray]:
-        for start in range(0, self.n_tokens, n_most):
-            rows = self._map()[start : start + n_most]
-            with np.errstate(over="ignore"):  # told later, as not finite
-                batch = np.array(rows, dtype=np.float32, order="C")
-            yield batch
+    def read(self, examples: np.ndarray) -> np.ndarray:
+        # Mapped anew each time, so that the pages read before don't stay in memory.
+        rows = self._map()[examples]
+        with np.errstate(over="ignore"):  # told later, as not finite
+            return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 class SaevShards:
@@ -111,17 +146,18 @@ class SaevShards:
             raise UserError(f"{self.fpath}: its dtype is not float32")
         self.i_layer, self.n_layers = layers.index(layer), len(layers)
         self.n_special = int(bool(meta.get("cls_token")))
-        self.n_content = _count(self.fpath, meta, "content_tokens_per_example")
+        self.per_example = _count(self.fpath, meta, "content_tokens_per_example")
         self.d_model = _count(self.fpath, meta, "d_model")
         self.files = self._files(dpath / "shards.json")
-        self.fpaths = [self.fpath, *(fpath for fpath, _ in self.files)]
-        n_examples = sum(n for _, n in self.files)
-        if n_examples != _count(self.fpath, meta, "n_examples"):
+        ends = np.cumsum([n for _, n in self.files], dtype=np.int64)
+        self.starts = np.concatenate([[0], ends])
+        """Each file's first example, and how many examples there are."""
+        self.n_examples = int(self.starts[-1])
+        if self.n_examples != _count(self.fpath, meta, "n_examples"):
             raise UserError(
                 f"{self.fpath}: promises another number of examples than the"
-                f" {n_examples} that shards.json lists; was it written to the end?"
+                f" {self.n_examples} that shards.json lists; was it written to the end?"
             )
-        self.n_tokens = n_examples * self.n_content
 
     def _files(self, fpath: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
         """Each file that holds examples, and how many."""
@@ -131,7 +167,7 @@ class SaevShards:
             if not isinstance(name, str) or not re.fullmatch(r"acts\d+\.bin", name):
                 raise UserError(f"{fpath}: an entry that names no acts<N>.bin")
             n_examples = _count(fpath, entry, "n_examples")
-            n_bytes = 4 * math.prod(self._shape(n_examples))
+            n_bytes = self._offset(n_examples, 0, 0)
             acts_fpath = fpath.with_name(name)
             if not acts_fpath.is_file() or acts_fpath.stat().st_size < n_bytes:
                 raise UserError(
@@ -141,25 +177,35 @@ class SaevShards:
                 files.append((acts_fpath, n_examples))
         return files
 
-    def _shape(self, n_examples: int) -> tuple[int, int, int, int]:
-        n_tokens = self.n_special + self.n_content
-        return n_examples, self.n_layers, n_tokens, self.d_model
+    def _offset(self, example: int, i_layer: int, token: int) -> int:
+        """Where a token of a file starts, in bytes."""
+        n_tokens = self.n_special + self.per_example
+        i = (example * self.n_layers + i_layer) * n_tokens + token
+        return 4 * self.d_model * i
 
-    def _n_at_once(self, n_most: int) -> int:
-        """Examples a batch: one at least, however many tokens that is."""
-        return max(1, n_most // self.n_content)
+    def read(self, examples: np.ndarray) -> np.ndarray:
+        tokens = np.empty((len(examples), self.per_example, self.d_model), np.float32)
+        i_files = np.searchsorted(self.starts, examples, side="right") - 1
+        for i_file in np.unique(i_files):
+            fpath, _ = self.files[i_file]
+            with open(fpath, "rb", buffering=0) as fd:
+                # What lies between is other layers and other examples.
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(fd.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for i in np.flatnonzero(i_files == i_file):
+                    example = int(examples[i] - self.starts[i_file])
+                    fd.seek(self._offset(example, self.i_layer, self.n_special))
+                    _read_whole(fd, memoryview(tokens[i]).cast("B"), fpath)
+        return tokens.reshape(-1, self.d_model)
 
-    def n_batches(self, n_most: int) -> int:
-        return sum(math.ceil(n / self._n_at_once(n_most)) for _, n in self.files)
 
-    def batches(self, n_most: int) -> tp.Iterator[np.ndarray]:
-        n_at_once = self._n_at_once(n_most)
-        for fpath, n_examples in self.files:
-            for start in range(0, n_examples, n_at_once):
-                acts = np.memmap(fpath, np.float32, "r", shape=self._shape(n_examples))
-                end = start + n_at_once
-                tokens = np.array(acts[start:end, self.i_layer, self.n_special :])
-                yield tokens.reshape(-1, self.d_model)
+def _read_whole(fd: tp.BinaryIO, view: memoryview, fpath: pathlib.Path) -> None:
+    n_read = 0
+    while n_read < len(view):
+        n_more = fd.readinto(view[n_read:])  # type: ignore[attr-defined]
+        if not n_more:
+            raise UserError(f"{fpath}: cut short while it was read")
+        n_read += n_more
 
 
 def _json(fpath: pathlib.Path, kind: type) -> tp.Any:
@@ -172,8 +218,9 @@ def _json(fpath: pathlib.Path, kind: type) -> tp.Any:
     return obj
 
 
-def _count(fpath: pathlib.Path, obj: dict, name: str) -> int:
+def _count(fpath: pathlib.Path, obj: dict[str, tp.Any], name: str) -> int:
     for key in (name, *ALIASES[name]):
-        if type(obj.get(key)) is int and obj[key] >= 0:
-            return obj[key]
+        count = obj.get(key)
+        if type(count) is int and count >= 0:
+            return count
     raise UserError(f'{fpath}: no count "{name}"')

@@ -38,6 +38,10 @@ def load(fpath: str | os.PathLike) -> Sae:
         return file.sae()
 
 
+class NotFinite(UserError):
+    """A whole checkpoint of a run that diverged."""
+
+
 class File:
     """A checkpoint, open: its header at once, the rest after `read`.
 
@@ -212,7 +216,7 @@ class File:
             # The extremes are NaN if any value is.
             extremes = torch.aminmax(torch.frombuffer(values, dtype=torch.float32))
             if not torch.isfinite(torch.stack(extremes)).all():
-                raise Refused(f"{name} has NaN or infinite values")
+                raise NotFinite(f"{self.fpath}: {name} has NaN or infinite values")
 
     @contextlib.contextmanager
     def _naming(self) -> tp.Iterator[None]:

@@ -1,0 +1,778 @@
+"""measure computes L0 and NMSE of the very bytes, on the shard that each layer names."""
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import re
+import subprocess
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from kits import checkpoints as util
+from kits import shards as kit
+from kits.in_process import run as in_process
+from kits.programs import ROOT, bare_env
+from saepub import checkpoint, measured
+from saepub.activations import measure, remake, shards
+from saepub.cli import UserError
+
+D_MODEL, N_TOKENS = 8, 300
+SHARD = "52ec5790"
+
+torch.set_num_threads(1)
+
+
+def activations(
+    n_tokens: int = N_TOKENS, seed: int = 0, d_model: int = D_MODEL
+) -> np.ndarray:
+    """Float32 of shape (n_tokens, d_model), with a mean far from 0 as real ones have."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n_tokens, d_model)) + np.arange(d_model)
+    return x.astype(np.float32)
+
+
+def twin(state: dict, x: np.ndarray, activation: str, *, takes_b_dec: bool = False):
+    """L0, NMSE and dead features, all in float64 and two passes."""
+    w = {name: tensor.double().numpy() for name, tensor in state.items()}
+    x = x.astype(np.float64)
+    h = (x - w["b_dec"] if takes_b_dec else x) @ w["W_enc"] + w["b_enc"]
+    if activation == "top-k":
+        cut = np.sort(h, axis=1)[:, [-4]]
+        f = np.where(h >= cut, h, 0)
+    elif activation == "batch-top-k":
+        f = np.where(h > w["activation.threshold"], h, 0)
+    else:
+        f = np.maximum(h, 0)
+    error = ((f @ w["W_dec"] + w["b_dec"] - x) ** 2).sum()
+    nmse = error / ((x - x.mean(axis=0)) ** 2).sum()
+    return (f != 0).sum(axis=1).mean(), nmse, int((f == 0).all(axis=0).sum())
+
+
+def is_measured(line: dict) -> bool:
+    return line["numbers"].startswith("measured:")
+
+
+class Lab:
+    """Runs' checkpoints with their lines, and shards; all in one directory."""
+
+    def __init__(self, dpath: pathlib.Path):
+        self.dpath = dpath
+        self.root = dpath / "shards"
+        self.root.mkdir()
+        self.records = dpath / "build" / "records" / "measured"
+        self.settings = {
+            "RUNS_ROOT": dpath / "runs",
+            "SHARDS_ROOT": self.root,
+            "RECORDS": dpath / "build" / "records",
+            "BUILD": dpath / "build",
+            "SAEPUB_BUILD": dpath / "build",
+            "CATALOG": "none",
+            "TOKENS": 1000,
+        }
+
+    def line(self, run_id: str = "aaaaaaaa", activation="relu", schema=5, **changes):
+        """A classified line, its checkpoint written."""
+        fpath = util.run_dir(self.dpath / "runs", run_id)
+        d_model = changes.get("d_model", D_MODEL)
+        util.write(
+            fpath, schema, d_model, activation=activation, seed=self.seed_of(run_id)
+        )
+        line = util.line(run_id, activation, **({"shard": SHARD} | changes))
+        line["expected"] |= {"shard": line["shard"]}
+        return line
+
+    def seed_of(self, run_id: str) -> int:
+        return len(run_id)
+
+    def fpath_of(self, run_id: str) -> pathlib.Path:
+        return util.run_dir(self.dpath / "runs", run_id)
+
+    def shard(self, x: np.ndarray, shard=SHARD, **how) -> pathlib.Path:
+        return kit.write(self.root / shard, x, **how)
+
+    def measure(self, *lines: dict, argv=(), code=0, **settings):
+        """bin/measure, in this process."""
+        stdin = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        env = self.settings | settings
+        found, out, told = in_process(
+            "measure",
+            *map(str, argv),
+            stdin=stdin,
+            env=env,
+        )
+        assert found == code, told
+        return [json.loads(line) for line in out.splitlines()], told
+
+    def record(self, run_id: str, shard=SHARD) -> dict:
+        return json.loads((self.records / f"{run_id}@{shard}.json").read_text())
+
+    def dates(self) -> dict[str, int]:
+        return {f.name: f.stat().st_mtime_ns for f in self.records.iterdir()}
+
+    def state_of(self, line: dict) -> dict:
+        return util.weights(
+            line["d_model"],
+            activation=line["activation"]["key"],
+            seed=self.seed_of(line["run_id"]),
+        )
+
+    def assert_measured(self, line: dict, x: np.ndarray, **how) -> None:
+        l0, nmse, n_dead = twin(
+            self.state_of(line), x, line["activation"]["key"], **how
+        )
+        assert line["l0"] == pytest.approx(l0, rel=1e-3)
+        assert line["nmse"] == pytest.approx(nmse, rel=1e-6)
+        assert line["n_tokens"] == len(x) and line["n_dead"] == n_dead
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+# ---- numbers ---------------------------------------------------------------------------------
+
+
+def test_measures_every_activation_as_a_naive_twin_does(lab):
+    x = activations()
+    lab.shard(x, layers=(6,))
+    lines = [
+        lab.line("a", "relu"),
+        lab.line("bb", "top-k"),
+        lab.line("ccc", "batch-top-k"),
+    ]
+    found, _ = lab.measure(*lines)
+    for line in found:
+        lab.assert_measured(line, x)
+        assert line["numbers"] == f"measured:{SHARD}"
+        assert (line["l0_logged"], line["nmse_logged"]) == (3.5, 0.25)
+    assert found[1]["l0"] == 4
+
+
+def test_a_record_says_all_that_was_done(lab):
+    x = activations()
+    lab.shard(x, layers=(3, 6))
+    (line,), _ = lab.measure(lab.line("a"), TOKENS=100)
+    record = lab.record("a")
+    body = lab.fpath_of("a").read_bytes()
+    assert record["sha256"] == hashlib.sha256(body).hexdigest()
+    assert record["bytes"] == len(body)
+    assert (record["l0"], record["nmse"]) == (line["l0"], line["nmse"])
+    assert record["nmse"] == record["sse_recon"] / record["sse_baseline"]
+    assert record["tokens"] == {
+        "layer": 6,
+        "asked": 100,
+        "n_examples": 10,
+        "of_examples": 30,
+        "per_example": 10,
+    }
+    assert record["n_tokens"] == 100 and record["device"] == "cpu"
+    assert set(record["versions"]) == {"numpy", "python", "torch"}
+    assert measured.Record(**record)
+
+
+def test_shards_of_three_models_serve_all_their_layers_and_repos(lab):
+    lines, x_of = [], {}
+    for shard, d_model, layers in (
+        ("s" * 8, 4, (1, 2)),
+        ("b", 8, (2,)),
+        ("l", 16, (3,)),
+    ):
+        for layer in layers:
+            x_of[shard, layer] = activations(120, len(x_of), d_model)
+        kit.write_layers(lab.root / shard, {i: x_of[shard, i] for i in layers})
+        for layer in layers:
+            for repo in ("one", "two"):
+                run_id = f"{repo}-{shard}-{layer}"
+                changes = {"shard": shard, "layer": layer, "repo": repo + shard}
+                line = lab.line(run_id, d_model=d_model, **changes)
+                lines.append(line)
+    found, told = lab.measure(*lines)
+    assert len(found) == 8 and not told.count("warning")
+    for line, given in zip(found, lines, strict=True):
+        lab.assert_measured(line, x_of[line["shard"], line["layer"]])
+        assert line["run_id"] == given["run_id"]
+    assert len(list(lab.records.iterdir())) == 8
+
+
+def sae_of(
+    activation: str, seed: int = 0, d_sae: int = 32, **header
+) -> checkpoint.File:
+    head = checkpoint.header.parse(
+        json.dumps(util.header(5, D_MODEL, d_sae, activation, **header)).encode()
+    )
+    return checkpoint.sae.Sae(head, util.weights(D_MODEL, d_sae, activation, seed))
+
+
+@pytest.mark.parametrize("activation", ("relu", "top-k", "batch-top-k"))
+@pytest.mark.parametrize("n_batch", (1, 7, 299, 300, 1000))
+def test_the_batch_changes_no_number(activation, n_batch):
+    x = activations()
+    sae = sae_of(activation)
+    (found,) = measure.measure([(sae, False)], [x[:100], x[100:]], n_batch=n_batch)
+    l0, nmse, n_dead = twin(sae.tensors, x, activation)
+    assert found.l0 == pytest.approx(l0, rel=1e-3) and found.n_dead == n_dead
+    assert found.nmse == pytest.approx(nmse, rel=1e-6)
+
+
+@pytest.mark.parametrize("bias", (-100.0, -3.0, 0.0, 100.0))
+def test_few_firing_features_and_many_give_the_same_numbers(bias):
+    """From none to all; the products take only those that fire where these are few."""
+    x = activations()
+    sae = sae_of("relu", d_sae=512)
+    sae.tensors["b_enc"] += bias
+    (found,) = measure.measure([(sae, False)], [x], n_batch=50)
+    l0, nmse, n_dead = twin(sae.tensors, x, "relu")
+    assert found.l0 == pytest.approx(l0, abs=0.01) and found.n_dead == n_dead
+    assert found.nmse == pytest.approx(nmse, rel=1e-5)
+
+
+def test_a_mean_far_from_zero_costs_no_digits():
+    x = activations() + np.float32(4096)
+    sae = sae_of("relu")
+    (found,) = measure.measure([(sae, False)], [x], n_batch=50)
+    assert found.nmse == pytest.approx(twin(sae.tensors, x, "relu")[1], rel=1e-5)
+
+
+def test_each_token_is_read_once_for_all_saes_of_a_layer():
+    sae = sae_of("relu")
+    n_read = 0
+
+    def batches():
+        nonlocal n_read
+        for batch in np.array_split(activations(), 3):
+            n_read += len(batch)
+            yield batch
+
+    found = measure.measure([(sae, False)] * 5, batches())
+    assert n_read == N_TOKENS and len(found) == 5 and len(set(found)) == 1
+
+
+def test_where_memory_is_short_fewer_share_a_pass_and_all_are_measured(
+    lab, monkeypatch
+):
+    x = activations()
+    lab.shard(x, layers=(6,))
+    n_passes = []
+    run = measure.measure
+    monkeypatch.setattr(
+        measure,
+        "measure",
+        lambda saes, *rest: n_passes.append(len(saes)) or run(saes, *rest),
+    )
+    monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
+    found, _ = lab.measure(*[lab.line("a" * n) for n in range(1, 6)])
+    assert n_passes == [1] * 5
+    for line in found:
+        lab.assert_measured(line, x)
+
+
+def test_a_file_of_before_the_forward_changed_is_measured_as_it_was_trained(lab):
+    x = activations()
+    lab.shard(x, layers=(6,))
+    lines = [lab.line("a", schema=None), lab.line("bb", schema=1), lab.line("ccc")]
+    found, told = lab.measure(*lines)
+    lab.assert_measured(found[0], x, takes_b_dec=True)
+    lab.assert_measured(found[1], x, takes_b_dec=True)
+    lab.assert_measured(found[2], x)
+    assert [lab.record(r)["subtracts_b_dec"] for r in ("a", "bb", "ccc")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "2 runs measured as the saev that trained them computes" in told
+    assert "today's saev does not: a bb" in told
+
+
+# ---- which tokens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "per_example", "asked", "expected"),
+    (
+        (10, 4, 1000, range(10)),
+        (10, 4, 40, range(10)),
+        (10, 4, 20, (0, 2, 4, 6, 8)),
+        (10, 4, 9, (0, 3, 6)),
+        (10, 4, 1, (0,)),
+        (3, 1, 2, (0, 1)),
+    ),
+)
+def test_whole_examples_are_sampled_evenly(n_examples, per_example, asked, expected):
+    assert shards.sample(n_examples, per_example, asked).tolist() == list(expected)
+
+
+def test_at_full_size_4096_images_of_50000_are_measured():
+    examples = shards.sample(50_000, 256, 2**20)
+    assert len(examples) == 4096 and set(np.diff(examples)) == {12, 13}
+
+
+def test_only_the_sampled_examples_are_read(lab, monkeypatch):
+    x = activations(30 * 10)
+    x.reshape(30, 10, -1)[np.arange(30) % 10 != 0] = np.nan
+    lab.shard(x, layers=(3, 6))
+    (line,), _ = lab.measure(lab.line("a"), TOKENS=30)
+    lab.assert_measured(line, x.reshape(30, 10, -1)[::10].reshape(30, -1))
+
+
+# ---- where activations come from -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ("tiny/layer_6.npy", "layer_6.npy"))
+def test_a_repos_own_directory_goes_before_the_shared_one(lab, name):
+    kit.write_npy(lab.root / "layer_6.npy", activations(seed=1))
+    kit.write_npy(lab.root / name, activations(seed=2))
+    (line,), _ = lab.measure(lab.line("a"), argv=("--shards", lab.root))
+    lab.assert_measured(line, activations(seed=2))
+    assert line["numbers"] == "measured:shards"
+    assert not lab.records.exists()  # it is not the shard that the line names
+
+
+def test_one_npy_file_is_measured_on_without_a_record(lab):
+    fpath = kit.write_npy(lab.root / "held out.npy", activations())
+    (line,), _ = lab.measure(lab.line("a"), argv=("--shards", fpath))
+    lab.assert_measured(line, activations())
+    assert line["numbers"] == "measured:held-out" and not lab.records.exists()
+
+
+@pytest.mark.parametrize("below", (True, False))
+def test_the_lines_own_shard_is_found_wherever_it_is(lab, below):
+    other = lab.dpath / "elsewhere"
+    kit.write(other / SHARD, activations(), layers=(6,))
+    argv = ("--shards", other if below else other / SHARD)
+    (line,), _ = lab.measure(lab.line("a"), argv=argv)
+    lab.assert_measured(line, activations())
+    assert lab.record("a")["shard"] == SHARD
+
+
+def test_the_catalogs_shard_goes_before_what_wandb_names(lab):
+    lab.shard(activations(seed=1), "from-catalog", layers=(6,))
+    lab.shard(activations(seed=2), layers=(6,))
+    line = lab.line("a")
+    line["expected"]["shard"] = "from-catalog"
+    (found,), _ = lab.measure(line)
+    lab.assert_measured(found, activations(seed=1))
+    del line["expected"]["shard"]
+    (found,), _ = lab.measure(line)
+    lab.assert_measured(found, activations(seed=2))
+
+
+def test_a_layer_without_any_shard_is_told(lab):
+    line = lab.line("a", shard=None)
+    _, told = lab.measure(line, code=1)
+    assert 'tiny layer 6: no shard; W&B names none, so write "shard"' in told
+
+
+@pytest.mark.parametrize("dtype", ("float16", "float32", "float64", ">f4"))
+@pytest.mark.parametrize("order", "CF")
+def test_npy_files_of_any_float_and_order_are_read(tmp_path, dtype, order):
+    x = np.asarray(activations(), dtype=dtype, order=order)
+    np.save(tmp_path / "x.npy", x)
+    shard = shards.Npy(tmp_path / "x.npy")
+    read = np.concatenate(list(shards.batches(shard, np.arange(0, 300, 3), 64)))
+    assert read.dtype == np.float32 and read.flags.c_contiguous
+    assert np.array_equal(read, x[::3].astype(np.float32))
+
+
+@pytest.mark.parametrize("n_batch", (1, 27, 60, 10_000))
+@pytest.mark.parametrize("cls_token", (True, False))
+def test_saevs_own_shards_are_read_without_cls_and_without_spare_room(
+    tmp_path, cls_token, n_batch
+):
+    x = activations(11 * 27)
+    kit.write(tmp_path, x, n_examples=11, cls_token=cls_token)
+    shard = shards.SaevShards(tmp_path, 6)
+    read = np.concatenate(list(shards.batches(shard, np.arange(11), n_batch)))
+    assert np.array_equal(read, x)
+    read = shard.read(np.array([0, 5, 10]))
+    assert np.array_equal(read, x.reshape(11, 27, -1)[[0, 5, 10]].reshape(-1, D_MODEL))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "examples", "width"),
+    (("patches_per_ex", "n_ex", "d_model"), ("n_patches_per_img", "n_imgs", "d_vit")),
+)
+def test_saevs_older_names_for_the_same_fields_are_read(
+    tmp_path, tokens, examples, width
+):
+    x = activations(11 * 27)
+    old = {tokens: 27, examples: 11, width: D_MODEL, "dtype": None}
+    new = ("content_tokens_per_example", "n_examples", "d_model")
+    kit.write(tmp_path, x, n_examples=11, changes=dict.fromkeys(new) | old)
+    listed = tmp_path / "shards.json"
+    listed.write_text(listed.read_text().replace("n_examples", examples))
+    assert np.array_equal(shards.SaevShards(tmp_path, 6).read(np.arange(11)), x)
+
+
+def test_a_last_file_that_is_listed_without_examples_is_passed_over(tmp_path):
+    x = activations(11 * 27)
+    kit.write(tmp_path, x, n_examples=11)
+    fpath = tmp_path / "shards.json"
+    entry = {"name": "acts000003.bin", "n_examples": 0}
+    fpath.write_text(json.dumps([*json.loads(fpath.read_text()), entry]))
+    (tmp_path / "acts000003.bin").write_bytes(b"")
+    assert np.array_equal(shards.SaevShards(tmp_path, 6).read(np.arange(11)), x)
+
+
+# ---- which runs ------------------------------------------------------------------------------
+
+
+def test_dropped_runs_and_other_layers_pass_on_as_they_came(lab):
+    kit.write_layers(lab.root / SHARD, {6: activations(), 7: activations()})
+    lines = [
+        lab.line("a"),
+        lab.line("bb", drop="not Matryoshka"),
+        lab.line("ccc", layer=7),
+        lab.line("dddd", drop="no NMSE: not measured, not in W&B", mine={"a": [1]}),
+    ]
+    found, _ = lab.measure(*lines, LAYERS="6 8, 6", code=1)
+    assert not found
+    found, _ = lab.measure(*lines, LAYERS="6")
+    assert [is_measured(line) for line in found] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert found[1:3] == lines[1:3] and found[3]["mine"] == {"a": [1]}
+
+
+def test_a_run_that_cannot_be_measured_costs_itself_only(lab):
+    lab.shard(activations(), layers=(6,))
+    lines = [lab.line("a" * n) for n in range(1, 6)]
+    lab.fpath_of("a").unlink()
+    lab.fpath_of("aa").write_bytes(b"{}\n")
+    util.write(lab.fpath_of("aaa"), d_model=4)
+    state = util.weights()
+    state["W_enc"][0, 0] = float("nan")
+    util.write_raw(lab.fpath_of("aaaa"), util.header(), util.archive(state))
+    found, told = lab.measure(*lines, code=1)
+    assert [is_measured(line) for line in found] == [False] * 4 + [True]
+    for run_id, why in (
+        ("a", "No such file"),
+        ("aa", "sae.pt: "),
+        ("aaa", "its d_model is 4"),
+        ("aaaa", "has NaN or infinite values"),
+    ):
+        (said,) = [s for s in told.splitlines() if f"tiny layer 6 {run_id}: " in s]
+        assert why in said
+    assert "3 runs could not be measured" in told
+
+
+def test_a_run_that_diverged_is_told_and_is_no_failure(lab):
+    lab.shard(activations(), layers=(6,))
+    line = lab.line("a")
+    state = util.weights()
+    state["b_enc"] += 3e38
+    util.write_raw(lab.fpath_of("a"), util.header(), util.archive(state))
+    found, told = lab.measure(line, lab.line("bb"))
+    assert found[0] == line and "not finite" in told
+    assert is_measured(found[1])
+
+
+# ---- again -----------------------------------------------------------------------------------
+
+
+def test_what_was_measured_is_never_measured_twice(lab):
+    x = activations()
+    lab.shard(x, layers=(6,))
+    first, second = lab.line("a"), lab.line("bb")
+    lab.measure(first)
+    before = lab.dates()
+    found, told = lab.measure(first, second)
+    assert "1 run measured before" in told
+    assert lab.dates().items() > before.items() and len(lab.dates()) == 2
+    for line in found:
+        lab.assert_measured(line, x)
+
+
+def test_what_was_measured_needs_no_shard(lab):
+    fpath = lab.shard(activations(), layers=(6,))
+    (found,), _ = lab.measure(lab.line("a"))
+    fpath.rename(fpath.with_name("cleaned"))
+    (again,), _ = lab.measure(lab.line("a"))
+    assert again == found
+
+
+def test_a_checkpoint_replaced_after_it_was_measured_is_measured_again(lab):
+    x = activations()
+    lab.shard(x, layers=(6,))
+    line = lab.line("a")
+    (old,), _ = lab.measure(line)
+    util.write(lab.fpath_of("a"), seed=9)
+    (new,), told = lab.measure(line)
+    assert "measured before" not in told
+    assert new["nmse"] == pytest.approx(twin(util.weights(seed=9), x, "relu")[1])
+    assert new["nmse"] != old["nmse"]
+
+
+@pytest.mark.parametrize("change", ({"TOKENS": 100}, {"layer": 3}, {"grown": True}))
+def test_other_tokens_are_measured_again(lab, change):
+    x = activations(330)
+    kit.write_layers(lab.root / SHARD, {3: x[:300], 6: x[:300]})
+    lab.measure(lab.line("a"))
+    before = lab.record("a")
+    if "grown" in change:
+        kit.write_layers(lab.root / SHARD, {3: x, 6: x})
+    line = lab.line("a", layer=change.get("layer", 6))
+    lab.measure(line, TOKENS=change.get("TOKENS", 1000))
+    assert lab.record("a")["tokens"] != before["tokens"]
+
+
+def test_a_record_that_cannot_be_read_is_told_and_made_again(lab):
+    lab.shard(activations(), layers=(6,))
+    lab.measure(lab.line("a"))
+    (lab.records / f"a@{SHARD}.json").write_text("{")
+    _, told = lab.measure(lab.line("a"))
+    assert f"a@{SHARD}.json: not JSON" in told and lab.record("a")["run_id"] == "a"
+
+
+def start(lab, *lines: dict, **settings) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [ROOT / "bin/measure"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=bare_env(**(lab.settings | settings)),
+        text=True,
+    )
+    process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
+    """Killed while it waits for a layer that another one has, the other being done."""
+    for shard, layer in (("one", 6), ("two", 7)):
+        kit.write_layers(lab.root / shard, {layer: activations(seed=layer)})
+    lines = [
+        lab.line("a", shard="one"),
+        lab.line("bb", shard="two", layer=7),
+        lab.line("ccc", shard="one"),
+    ]
+    lock = lab.dpath / "build/.measure/two-7.lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        process = start(lab, *lines)
+        for told in process.stderr:
+            if "waiting for another one, which is at layer 7 of two" in told:
+                break
+        process.kill()
+        process.wait()
+    before = lab.dates()
+    assert sorted(before) == ["a@one.json", "ccc@one.json"]
+    leftover = lab.records / ".bb@two.json.4711.tmp"
+    leftover.write_text('{"run_id": ')
+    found, told = lab.measure(*lines)
+    assert "2 runs measured before" in told and "1 run measured" in told
+    assert not leftover.exists()
+    assert lab.dates().items() > before.items()
+    for line in found:
+        lab.assert_measured(line, activations(seed=line["layer"]))
+
+
+def test_two_at_once_measure_each_run_once(lab):
+    lines = [
+        lab.line("a" * n, shard=shard, layer=6 + n % 2)
+        for n, shard in enumerate(("one", "two", "one", "two"), start=1)
+    ]
+    for shard, layer in (("one", 7), ("two", 6)):
+        kit.write_layers(lab.root / shard, {layer: activations(seed=layer)})
+    ends = [p.communicate() for p in (start(lab, *lines), start(lab, *lines))]
+    outs = [sorted(out.splitlines()) for out, _ in ends]
+    assert outs[0] == outs[1] and len(outs[0]) == 4, ends
+    told = "".join(err for _, err in ends)
+    n_measured = [
+        int(n) for n in re.findall(r"^measure: (\d+) runs? measured$", told, re.M)
+    ]
+    assert sum(n_measured) == 4 and len(lab.dates()) == 4
+
+
+@pytest.mark.parametrize("kind", ("local", "slurm"))
+def test_an_executors_tasks_measure_and_keep_records(lab, kind, request):
+    settings = {"EXECUTOR": kind, "JOBS": 2}
+    if kind == "slurm":
+        settings["SLURM_CONF"] = request.getfixturevalue("slurm_conf")
+        settings["SLURM_CPUS"] = 1
+    x = activations()
+    lab.shard(x, layers=(6,))
+    lab.shard(np.ones((300, D_MODEL), np.float32), "flat", layers=(7,))
+    lines = [
+        lab.line("a"),
+        lab.line("bb", "top-k"),
+        lab.line("ccc", shard="flat", layer=7),
+        lab.line("dddd"),
+    ]
+    lab.fpath_of("dddd").unlink()
+    first = lab.measure(lines[0])
+    process = start(lab, *lines, **settings)
+    out, told = process.communicate()
+    assert process.returncode == 1, told
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [line["run_id"] for line in found] == ["a", "bb", "ccc", "dddd"]
+    assert found[0] == first[0][0]
+    lab.assert_measured(found[1], x)
+    assert found[2:] == lines[2:]
+    assert "tiny layer 7 ccc: " in told and "all activations are the same" in told
+    assert "tiny layer 6 dddd: " in told and "No such file" in told
+    assert sorted(lab.dates()) == [f"a@{SHARD}.json", f"bb@{SHARD}.json"]
+
+
+# ---- what is refused, before anything is measured --------------------------------------------
+
+
+def test_every_missing_or_misfit_shard_is_told_at_once(lab):
+    lab.shard(activations(d_model=4), "narrow", layers=(6,))
+    lab.shard(activations(0), "empty", layers=(6,), n_examples=0)
+    lab.shard(activations(), "other-layer", layers=(3,))
+    lines = [
+        lab.line(shard[:3], shard=shard, repo=shard)
+        for shard in ("narrow", "empty", "other-layer", "gone")
+    ]
+    _, told = lab.measure(*lines, code=1)
+    for text in (
+        "300 tokens of width 4, where narrow layer 6 takes width 8",
+        "empty/metadata.json: 0 tokens",
+        "its layers are [3], without 6",
+        "shards/gone: no such shard. It must hold layer 6 of a model that W&B",
+        "4 problems; nothing was measured",
+    ):
+        assert text in told
+    assert not lab.records.exists()
+
+
+METADATA = {
+    "of": "train_data",
+    "family": "dinov3",
+    "ckpt": "/models/dinov3 vits16.pth",
+    "layers": [5, 6, 7],
+    "d_model": 8,
+    "content_tokens_per_example": 256,
+    "max_tokens_per_shard": 500_000,
+    "cls_token": True,
+    "dataset": "ILSVRC/imagenet-1k",
+    "data": "gASVVgAAAAAAAACME3NhZXYuZGF0YS5kYXRhc2V0c5SMCEltYWdlbmV0lJOUKYGUfZQojARuYW1llIwSSUxTVlJDL2ltYWdlbmV0LTFrlIwFc3BsaXSUjAV0cmFpbpR1Yi4=",
+}
+
+
+def test_a_shard_that_is_gone_is_told_with_saevs_command_for_it(lab):
+    lines = [
+        lab.line("a", **{remake.METADATA: METADATA}),
+        lab.line("bb", layer=7, **{remake.METADATA: METADATA}),
+    ]
+    _, told = lab.measure(*lines, code=1)
+    assert (
+        f"{lab.root}/{SHARD}: no such shard. It must hold layers 6, 7 of dinov3"
+        " /models/dinov3 vits16.pth on the validation split of ILSVRC/imagenet-1k"
+        in told
+    )
+    assert (
+        f"uv run launch.py shards --shards-root {lab.root} --family dinov3"
+        " --ckpt '/models/dinov3 vits16.pth' --d-model 8 --layers 5 6 7"
+        " --content-tokens-per-example 256 --max-tokens-per-shard 500000"
+        " data:imagenet --data.split validation" in told
+    )
+    assert "nothing was measured" in told
+
+
+class _Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_in_place_of_a_datasets_name_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = base64.b64encode(pickle.dumps(_Runs())).decode()
+    remake.lacking("x/y", [6], METADATA | {"data": data})
+    for data in ("", "%", 17, None, "gASVVgAA"):
+        assert remake.lacking("x/y", [6], METADATA | {"data": data})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pickle_in_place_of_numbers_is_refused_and_does_not_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    fpath = tmp_path / "x.npy"
+    np.save(fpath, np.array([[_Runs()]], dtype=object))
+    with pytest.raises(UserError, match="not an .npy file of numbers"):
+        shards.Npy(fpath)
+    fpath.write_bytes(pickle.dumps(_Runs()))
+    with pytest.raises(UserError, match="not an .npy file of numbers"):
+        shards.Npy(fpath)
+    assert list(tmp_path.iterdir()) == [fpath]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    (
+        (lambda f: np.save(f, np.zeros((3, 2, 8), np.float32)), "of shape (3, 2, 8)"),
+        (lambda f: np.save(f, np.zeros((3, 8), np.int64)), "int64"),
+        (lambda f: f.write_bytes(b""), "not an .npy file"),
+        (lambda f: f.write_bytes(f.read_bytes()[:-9]), "not an .npy file"),
+        (lambda f: np.savez(f.open("wb"), x=np.zeros((3, 8))), "an archive"),
+        (lambda f: (f.unlink(), os.mkfifo(f)), "no layer_6.npy"),
+        (lambda f: np.save(f, np.full((300, 8), 0.3)), "activations are the same"),
+        (lambda f: np.save(f, np.full((3, 8), np.nan)), "NaN or infinite"),
+        (lambda f: np.save(f, np.full((3, 8), 1e300)), "NaN or infinite"),
+        (lambda f: np.save(f, np.eye(8) * 1e38 + 2e38), "not finite"),
+    ),
+)
+def test_activations_without_a_meaning_are_refused_in_one_line(lab, spoil, said):
+    fpath = kit.write_npy(lab.root / "layer_6.npy", activations())
+    spoil(fpath)
+    code = 0 if said == "not finite" else 1
+    with warnings.catch_warnings(action="error"):
+        found, told = lab.measure(lab.line("a"), argv=("--shards", lab.root), code=code)
+    assert said in told
+    assert not any(map(is_measured, found))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    (
+        ({"layers": [3, 5]}, r"its layers are \[3, 5\], without 6"),
+        ({"n_examples": 12}, "another number of examples than the 11"),
+        ({"dtype": "float16"}, "dtype is not float32"),
+        ({"d_model": "8"}, 'no count "d_model"'),
+        ({"d_model": 16}, "or less than"),
+    ),
+)
+def test_saevs_shards_that_do_not_add_up_are_refused(tmp_path, change, said):
+    kit.write(tmp_path, activations(11 * 27), n_examples=11)
+    fpath = tmp_path / "metadata.json"
+    fpath.write_text(json.dumps(json.loads(fpath.read_text()) | change))
+    with pytest.raises(UserError, match=said):
+        shards.SaevShards(tmp_path, 6)
+
+
+def test_a_shard_file_outside_the_directory_is_never_opened(tmp_path):
+    kit.write(tmp_path, activations(11 * 27), n_examples=11)
+    entries = [{"name": "../acts000000.bin", "n_examples": 11}]
+    (tmp_path / "shards.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match="names no acts<N>.bin"):
+        shards.SaevShards(tmp_path, 6)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_told(tmp_path):
+    kit.write(tmp_path, activations(11 * 27), n_examples=11)
+    shard = shards.SaevShards(tmp_path, 6)
+    os.truncate(tmp_path / "acts000001.bin", 100)
+    with pytest.raises(UserError, match="acts000001.bin: cut short"):
+        list(shards.batches(shard, np.arange(11), 27))
+
+
+@pytest.mark.parametrize("name", ("TOKENS", "JOBS", "SLURM_CPUS"))
+def test_a_setting_that_is_no_number_is_exit_2(lab, name):
+    lab.shard(activations(), layers=(6,))
+    _, told = lab.measure(lab.line("a"), code=2, EXECUTOR="local", **{name: "many"})
+    assert f"{name} is 'many'; it takes a whole number" in told
