@@ -127,9 +127,17 @@ init: setup ## start a catalog of your own: CATALOG=ours.json SWEEP=… VARIABLE
 demo: setup ## make the demo: sweeps, small real SAEs, a snapshot of W&B
 	@bin/demo
 
-dry-run: $(BUILD)/known-ids $(call joint,summary.txt) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
-	@cat $(if $(is_demo),templates/demo.txt) $(filter %.txt,$^)
+dry-run: $(BUILD)/known-ids $(if $(is_demo),show/demo) $(CHOSEN:%=show/%) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
 	@echo "To choose by eye: $(BUILD)/report.html"
+
+# A repo that can't be released yet doesn't keep the others from being shown.
+ifneq ($(filter dry-run,$(MAKECMDGOALS)),)
+MAKEFLAGS += --keep-going
+endif
+.PHONY: show/demo $(CHOSEN:%=show/%)
+show/demo: ; @cat templates/demo.txt
+$(CHOSEN:%=show/%): show/%: $(BUILD)/%/summary.txt
+	@cat $<
 
 preflight: $(call joint,checked.jsonl) ## check the chosen checkpoints
 
@@ -169,7 +177,7 @@ docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows 
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: test lint bench faults fuzz ci clean distclean
+.PHONY: test lint bench pictures faults fuzz ci clean distclean
 
 test: ## run the whole test suite
 	@bin/setup --dev
@@ -183,6 +191,10 @@ lint: ## ruff for Python, shellcheck for shell
 bench: ## measure speed, memory and bytes; ROWS="fetch scale …" for some
 	@bin/setup --dev
 	@$(VENV)/bin/python -m bench $(ROWS)
+
+pictures: $(BUILD)/report.html ## draw README's pictures, of the demo; needs Chromium
+	@$(if $(is_demo),,$(error README's pictures are of the demo: name no data of your own))
+	@$(VENV)/bin/python docs/pictures.py $(BUILD)
 
 faults: ## bring about every fault that must be caught; show what is seen
 	@bin/setup --dev

@@ -154,7 +154,7 @@ def _checked(dpath: pathlib.Path, i: int, rnd: random.Random) -> dict:
         "drop": None,
         "checkpoint": str(fpath),
         "bytes": 3,
-        "mtime_ns": fpath.stat().st_mtime_ns,
+        "mtime_ns": str(fpath.stat().st_mtime_ns),
         "sha256": f"{i:064x}",
         "schema": 5,
         "activation_config": {},

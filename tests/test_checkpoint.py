@@ -222,9 +222,13 @@ def with_activation(**changes) -> dict:
     return head
 
 
-def nested() -> dict:
+def with_loss(name: str, cls: str, **params) -> dict:
+    return with_activation(**{name: {"cls": cls, "params": params}})
+
+
+def nested(depth: int = 500) -> list:
     value = []
-    for _ in range(500):
+    for _ in range(depth):
         value = [value]
     return value
 
@@ -264,11 +268,50 @@ def nested() -> dict:
         (with_activation(momentum=0.1), '"momentum", which saev refuses'),
         (with_activation(kind="top-k"), '"kind", which saev refuses'),
         (with_activation(key="relu"), 'the key "relu"'),
+        (b'{"seed": ' + b"[" * 900 + b"]" * 900 + b"}\n", "nested too deep"),
+        (with_cfg(seed=nested(100)), "nested too deep"),
+        (util.header(5) | {"extra": nested(100)}, "nested too deep"),
+        (with_activation(aux=nested(100)), "nested too deep"),
+        (with_cfg(seed=[0]), "its header's seed is [0], not one value"),
+        (with_activation(sparsity=5), "its sparsity is 5, not an object"),
+        (with_activation(sparsity={}), "its sparsity null is not one of NoSparsity"),
+        (with_loss("sparsity", "AuxK"), 'its sparsity "AuxK" is not one of'),
+        (with_loss("aux", "os.system"), 'its aux "os.system" is not one of'),
+        (with_loss("aux", "AuxK", k=5), 'its aux AuxK has "k", which saev refuses'),
+        (with_loss("aux", "AuxK", k_aux=0), "k_aux is 0"),
+        (with_loss("aux", "AuxK", k_aux=2**60), "k_aux is"),
+        (with_loss("aux", "AuxK", alpha="1"), 'AuxK\'s alpha is "1", not a number'),
+        (with_loss("aux", "AuxK", alpha=2**60), "AuxK's alpha is"),
+        (with_loss("aux", "NoAux", key="auxk"), 'its aux NoAux has the key "auxk"'),
+        (with_loss("sparsity", "L1Sparsity", coeff=True), "L1Sparsity's coeff is true"),
     ],
 )
 def test_header_that_saev_did_not_write_is_refused(fpath, head, why):
     util.write_raw(fpath, head, util.archive(RELU))
     assert why in refusal(fpath)
+
+
+@pytest.mark.parametrize(
+    ("head", "aux"),
+    [
+        (util.header(5, activation="top-k"), "auxk"),
+        (util.header(5), "no-aux"),
+        (util.header(4), None),
+        (util.header(None), None),
+        (with_loss("aux", "NoAux"), "no-aux"),
+        (with_loss("aux", "AuxK", kind="auxk", k_aux=64, alpha=0.5), "auxk"),
+    ],
+)
+def test_header_names_its_auxiliary_loss(fpath, head, aux):
+    with checkpoint.File(util.write_raw(fpath, head, util.archive(RELU))) as file:
+        assert file.header.aux == aux
+
+
+@pytest.mark.parametrize("sparsity", [{}, {"coeff": 4e-4}])
+def test_sparsity_before_schema_5_is_bare(fpath, sparsity):
+    head = util.header(4)
+    head["cfg"]["activation"]["params"] |= {"sparsity": sparsity}
+    checkpoint.load(util.write_raw(fpath, head, util.archive(RELU)))
 
 
 # The archive.

@@ -7,8 +7,8 @@ from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, text, u
 
 pytest_plugins = ["kits.release_fixtures"]
 
-TITLE = "Towards Open-Ended Visual Scientific Discovery with Sparse Autoencoders"
-SHORT = "Towards Open-Ended Visual Scientific Discovery with Sparse"
+TITLE = "The demo: sparse autoencoders of handwritten digits, small but really trained"
+SHORT = "The demo: sparse autoencoders of handwritten digits, small"
 PAPERS = [(f"2501.{i:05}", "paper") for i in range(6)]
 
 
@@ -190,8 +190,7 @@ def test_each_repo_has_a_short_note(verified):
         (item,) = collection["items"]
         assert item["type"] == "model"
         assert item["note"] == (
-            "4 SAE checkpoints for facebook/dinov3-vitb16-pretrain-lvd1689m,"
-            " layers 10, 11"
+            "4 SAE checkpoints for demo-lab/digits-b, layers 10, 11"
         )
 
 

@@ -5,13 +5,13 @@ import json
 import pathlib
 import re
 import subprocess
-import sys
 
 import pytest
 
 from kits import checkpoints as util
+from kits import reader
 from kits.hub import Client
-from kits.programs import ROOT, bare_env, run_program
+from kits.programs import ROOT, run_program
 from loopback_hub import LoopbackHub
 from saepub.release import record as release
 from saepub.stages import docs
@@ -40,6 +40,21 @@ It is large.
 Clone it.
 """
 BEFORE, AFTER = PAGE.split("\n## Get the Code")
+
+BY_HAND = """\
+### Multi-checkpoint repos
+
+Several checkpoints by layer:
+
+```python
+### Multi-checkpoint repos
+path = hf_hub_download("lab/old", "layer_23/dead/sae.pt")
+```
+
+#### Available
+
+- [lab/old](https://huggingface.co/lab/old)
+"""
 TOKEN = "hf_test"
 
 REPOS = {
@@ -54,6 +69,7 @@ class Lab:
 
     def __init__(self, dpath: pathlib.Path):
         self.build, self.saev = dpath / "build", dpath / "saev"
+        self.records = dpath / "records"
         self.page = self.saev / docs.PAGE
         self.page.parent.mkdir(parents=True)
         self.page.write_bytes(PAGE.encode())
@@ -112,6 +128,7 @@ class Lab:
 
     def docs(self, *argv: str, **settings):
         env = {"BUILD": self.build, "CATALOG": self.catalog, "SAEV_DIR": self.saev}
+        env |= {"RECORDS": self.records}
         return run_program(ROOT / "bin/docs", *argv, **(env | settings))
 
     @property
@@ -128,11 +145,6 @@ def lab(tmp_path):
 def released(lab, monkeypatch):
     lab.release(monkeypatch, "vits-relu", "vitl-topk")
     return lab
-
-
-def snippets(text: str) -> list[str]:
-    section = text[text.index(docs.START) : text.index(docs.END)]
-    return re.findall(r"```py\n(.*?)```", section, re.DOTALL)
 
 
 # ---- where the section goes ------------------------------------------------------------------
@@ -197,6 +209,33 @@ def test_every_other_byte_of_any_page_stays(page):
     before, _, after = text.partition(section)
     assert "large." not in after and "Get the Code" not in before.replace("`", "")
     assert after == "" or after.startswith(newline)
+
+
+@pytest.mark.parametrize("newline", ("\n", "\r\n"))
+@pytest.mark.parametrize("where", ("It is large.\n\n", "collection:\n\n"))
+def test_what_was_written_by_hand_gives_its_place_once(where, newline):
+    last = "### Others\n\nElsewhere.\n\n" if where.startswith("coll") else ""
+    before, after = PAGE.split(where)
+    page = (before + where + BY_HAND + "\n" + last + after).replace("\n", newline)
+    page += f"# Elsewhere{newline}{BY_HAND}"  # of another part
+    text = docs.with_section(page, f"{docs.START}\nbody\n{docs.END}")
+    by_hand = BY_HAND.replace("\n", newline)
+    section = f"{docs.START}\nbody\n{docs.END}\n".replace("\n", newline)
+    assert text == page.replace(by_hand, section, 1)
+    assert docs.with_section(text, f"{docs.START}\nbody\n{docs.END}") == text
+
+
+def test_what_is_replaced_is_told_and_shown_before(released):
+    released.page.write_text(
+        PAGE.replace("It is large.\n", f"It is large.\n\n{BY_HAND}")
+    )
+    old = released.text
+    done = released.docs(DRY_RUN="1")
+    assert "inference.md:19: takes the place of what was written by hand" in done.err
+    assert "\n-path = hf_hub_download(" in done.out and released.text == old
+    released.docs()
+    assert "layer_23/dead" not in released.text and docs.START in released.text
+    assert "by hand" not in released.docs().err
 
 
 def test_a_page_without_the_heading_is_refused_and_left(released):
@@ -270,19 +309,19 @@ def test_slugs_choose_among_the_released(released):
     assert done.returncode == 2 and "did you mean vitl-topk?" in done.err
 
 
-def test_every_path_that_is_named_was_released(released):
-    released.docs()
-    named = set(re.findall(r"layer_\d+/\w+/sae\.pt", released.text))
-    record = json.loads((released.records / "vits-relu/release.json").read_text())
-    assert named and named <= {file["path"] for file in record["files"]}
-
-
 def test_the_example_is_in_the_middle_of_the_last_layers_l0_range():
     record = Record()
-    record.l0s = dict(zip(record.files, (30.0, 10.0, 20.0, 9.0), strict=True))
+    record.l0s = dict(zip(record.files, (30.04, 10.0, 20.0, 9.0), strict=True))
     repo = docs._repo(record)
     assert repo.paths[11] == [f"layer_11/{i}/sae.pt" for i in "bca"]
-    assert '"layer_11/c/sae.pt"' in docs.section([repo])
+    text = docs.section([repo])
+    assert 'run["layer"] == 11]' in text and 'abs(run["l0"] - 20.0)' in text
+
+
+def test_the_section_links_within_saevs_own_docs(released):
+    released.docs()
+    assert "[Get Activations](#get-activations)" in released.text
+    assert "[Evaluation](guide.md#evaluation)" in released.text
 
 
 class Record:
@@ -319,7 +358,7 @@ def test_without_a_checkout_it_says_what_to_set(released, tmp_path):
 
 
 def test_every_snippet_runs_by_itself_on_what_was_released(released, tmp_path):
-    """With the real client, over the loopback Hub."""
+    """By a reader, with the real client, over the loopback Hub."""
     released.docs()
     dpath, rows = released.stage("vits-relu")
     tokens = {TOKEN: {"name": "lab", "role": "write"}}
@@ -328,26 +367,18 @@ def test_every_snippet_runs_by_itself_on_what_was_released(released, tmp_path):
         client.create_repo(repo_id="lab/SAE_vits-relu")
         client.upload_folder(repo_id="lab/SAE_vits-relu", folder_path=str(dpath))
         client.close()
-        seen = []
-        for i, code in enumerate(snippets(released.text)):
-            tail = "\nimport json\nfound = {k: str(v) for k, v in globals().items()}"
-            tail += "\nprint(json.dumps({k: found.get(k) for k in ('path', 'paths')}))"
-            env = bare_env(HF_ENDPOINT=hub.endpoint, HF_HOME=tmp_path / f"home{i}")
-            done = subprocess.run(
-                [sys.executable, "-c", code + tail],
-                env=env | {"HF_HUB_DISABLE_XET": "1"},
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, (code, done.stderr)
-            seen.append((done.stdout.splitlines(), tmp_path / f"home{i}"))
-    by_path = {row["path"]: row for row in rows}
-    for told, _ in seen:
-        fpath = pathlib.Path(json.loads(told[-1])["path"])
-        row = by_path["/".join(fpath.parts[-3:])]
-        assert hashlib.sha256(fpath.read_bytes()).hexdigest() == row["sha256"]
-    assert len(seen) == 3
-    chosen = seen[1][0]
-    assert [line.split()[0] for line in chosen[:3]] == ["dddd", "cccc", "eeee"]
-    assert json.loads(chosen[-1])["path"].endswith("layer_11/cccc/sae.pt")
-    assert json.loads(seen[2][0][-1])["paths"].count("sae.pt") == 3
+        section = released.text.split(docs.START)[1].split(docs.END)[0]
+        runs = [(code, "right") for code in reader.blocks(section, "py")]
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": tmp_path / "home"}
+        choose, layer = reader.run(tmp_path, runs, HF_HUB_DISABLE_XET=1, **env)
+    told = [line.split()[0] for line in choose["told"].splitlines() if "." in line]
+    assert told[:3] == ["dddd", "cccc", "eeee"]
+    by_id = {row["run_id"]: row for row in rows}
+    assert choose["values"]["run"]["sha256"] == by_id["cccc"]["sha256"]
+    found = [pathlib.Path(fpath) for fpath in layer["values"]["fpaths"]]
+    assert [f"{f.parts[-3]}/{f.parts[-2]}" for f in found] == [
+        f"layer_11/{run_id}" for run_id in ("dddd", "cccc", "eeee")
+    ]
+    for fpath in found:
+        sha256 = hashlib.sha256(fpath.read_bytes()).hexdigest()
+        assert sha256 == by_id[fpath.parts[-2]]["sha256"]

@@ -248,7 +248,7 @@ def test_chosen_checkpoints_are_counted_and_the_missing_named(lab):
 
 def test_the_saev_at_hand_is_tried_on_each_schema(lab):
     assert lab.look_at("saev") == [
-        ("ok", "saev 9.9.9 (SAEV_DIR) reads schema none, 1, 2, 3, 4, 5")
+        ("ok", "saev (commit unknown) (SAEV_DIR) reads schema none, 1, 2, 3, 4, 5")
     ]
     util.write_saev(lab.saev, "old")
     ((level, text),) = lab.look_at("saev")

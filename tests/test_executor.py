@@ -19,11 +19,11 @@ from kits import executor as executor_kit
 from kits.programs import ROOT, bare_env, run_program
 from kits.slurm import Site
 from saepub import machine
-from saepub.checkpoint import check
 from saepub.checkpoint import saev as saev_loader
 from saepub.cli import UsageError, UserError
 from saepub.slurm import array, executor
 from saepub.slurm import tasks as executor_tasks
+from saepub.stages import preflight
 
 ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}
@@ -121,11 +121,11 @@ def facts_of(fpath: pathlib.Path) -> dict:
     return {
         "checkpoint": str(fpath),
         "bytes": info.st_size,
-        "mtime_ns": info.st_mtime_ns,
+        "mtime_ns": str(info.st_mtime_ns),
         "sha256": hashlib.sha256(fpath.read_bytes()).hexdigest(),
         "schema": 5,
         "activation_config": header["cfg"]["activation"],
-        "loader": "saev 9.9.9",
+        "loader": "saev (commit unknown)",
         "warnings": [],
     }
 
@@ -192,6 +192,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab):
     assert sorted(i for i, _, _ in lab.loads()) == [0, 1, 3, 3, 4, 5]
     checked = [json.loads(row) for row in out.splitlines()]
     assert all(os.path.isfile(row.pop("probe")) for row in checked)
+    assert all(row.pop("saev")["requirement"] is None for row in checked)
     assert checked == [
         line | facts_of(util.run_dir(lab.runs, line["run_id"])) for line in lines
     ]
@@ -363,7 +364,7 @@ def test_outcome_is_kept_for_as_long_as_all_that_it_depends_on_is_the_same(tmp_p
     fpath.write_bytes(b"1234")
     row = {"run_id": "run1", "l0": 3.5}
 
-    def key(function=check.check, versions=("saev 1",), runs_root="/a", **more):
+    def key(function=preflight.check, versions=("saev 1",), runs_root="/a", **more):
         part = executor.Part((row | more, runs_root), [fpath])
         return executor.key(function, part, list(versions))
 

@@ -19,7 +19,7 @@ GROUND = {
     "settings",
     "text",
 }
-ABOVE_GROUND = {"catalog", "templating"}
+ABOVE_GROUND = {"catalog", "templating", "witnesses"}
 AMONG_ROOMS = {
     ("release", "choice"),
     ("release", "hub"),

@@ -42,7 +42,7 @@ def test_dry_run_tells_what_each_repo_would_publish(made):
     for slug in SLUGS:
         section = made.out.split(f"({slug})\n")[1].split("\n\ndemo-lab/")[0]
         rows = made.read(f"{slug}/rendered.jsonl")
-        assert f"{len(rows) + 3} files" in section
+        assert f"{len(rows) + 5} files" in section
         table = re.findall(
             r"^  (\S+) +(\d+) +([\d.]+) +(\S+)  (layer_\S+)$", section, re.M
         )

@@ -1,6 +1,7 @@
 """What README and --help tell people to type works when it is typed."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -56,6 +57,34 @@ def test_the_rehearsal_works_as_told(tree):
     done = sh(tree, block)
     assert done.returncode == 0, done.stderr
     assert "verified" in done.stdout
+
+
+def test_a_dry_run_prints_what_it_says(tree):
+    block = re.search(r"```text\n(.*?)```", section("What you see"), re.DOTALL)[1]
+    printed = iter(tree.out.splitlines())
+    for text in block.splitlines():
+        assert text.strip() == "…" or text in printed, text
+
+
+def test_the_pictures_are_there_and_small():
+    shown = re.findall(r"docs/[\w.]+\.png", README)
+    assert shown == ["docs/page.png", "docs/plot.png"]
+    for path in shown:
+        assert 5_000 < (ROOT / path).stat().st_size < 150_000
+
+
+@pytest.mark.browser
+def test_make_draws_the_pictures(tree):
+    if not shutil.which("chromium"):
+        pytest.skip("no Chromium to look with: apt-get install chromium")
+    before = {
+        name: (ROOT / "docs" / name).stat().st_size for name in ("page.png", "plot.png")
+    }
+    (tree.dpath / "docs/page.png").unlink()
+    tree.make("pictures")
+    for name, n_bytes in before.items():
+        size = (tree.dpath / "docs" / name).stat().st_size
+        assert 0.5 < size / n_bytes < 2
 
 
 def test_every_target_in_the_readme_is_one(tree):

@@ -23,12 +23,12 @@ CANARY = "hf_canary0123456789abcdef"
 # Of the last one's checkpoints no saev at hand has loaded one, which the demo allows.
 @pytest.mark.parametrize(
     ("transport", "slug", "name"),
-    [("xet", SLUG, "ViT-B-16_IN1K"), ("lfs", "vitl-topk", "TopK_ViT-L-16_IN1K")],
+    [("xet", SLUG, "B"), ("lfs", "vitl-topk", "TopK_L")],
 )
 def test_a_rehearsal_is_a_release_that_stays_here(
     tmp_path, demo, transport, slug, name
 ):
-    repo_id = f"demo-lab/SAE_DINOv3_{name}"
+    repo_id = f"demo-lab/SAE_digits_{name}"
     tree = fresh(tmp_path / "tree", demo)
     env = {"HOME": tmp_path / "home", "N": 2, "HF_TOKEN": CANARY}
     # Neither a cluster's proxy nor its offline mode is in the way.

@@ -17,7 +17,7 @@ from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
 from kits.tree import SLUGS, Tree, fresh
 from loopback_hub import LoopbackHub
 
-REPO_ID = f"{LAB}/SAE_DINOv3_ViT-B-16_IN1K"
+REPO_ID = f"{LAB}/SAE_digits_B"
 CANARY = "hf_canary0123456789abcdef"
 
 
@@ -85,7 +85,7 @@ def test_first_second_and_changed_release_by_xet(tree):
     ((url, announced_commit, n_files, n_bytes, _),) = announced(first)
     assert (url, announced_commit) == (f"{hub.endpoint}/{REPO_ID}", commit)
     size = sum(n for n, _ in tree.staged().values())
-    assert (n_files, n_bytes) == ("7", f"{round(size / 1000, 1):g} kB")
+    assert (n_files, n_bytes) == ("9", f"{round(size / 1000, 1):g} kB")
     assert tree.held() == tree.staged()
     assert len(hub.commits(REPO_ID)) == 2
     links = re.findall(r"^(http\S+/collections/\S+): (\w+)", first.stderr, re.M)

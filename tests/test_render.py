@@ -4,12 +4,24 @@ import hashlib
 import json
 import re
 
+import numpy as np
 import pytest
 
 from kits.programs import ROOT, run_program
+from saepub.checkpoint import probe
+from saepub.release import manifest, staged
 
 CATALOG = {
     "collections": [],
+    "lab": {
+        "license": "mit",
+        "links": [{"label": "Homepage", "url": "https://lab.example/saev"}],
+        "contact": "A. Person (a@lab.example)",
+        "citation": "@article{person2025,\n  title = {A Title},\n}",
+        "tags": ["dinov3"],
+        "tokens": "patch",
+        "recipe": ["import numpy", "acts = torch.zeros(16, 1024)  # {{ layer }}"],
+    },
     "repos": [
         {
             "slug": "vitl-topk",
@@ -26,6 +38,12 @@ CATALOG = {
         }
     ],
 }
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+SAEV = {
+    "requirement": f"saev @ git+https://lab.example/saev@{COMMIT}",
+    "python": ">=3.12",
+    "why_not": "",
+}
 CONFIG = {"cls": "TopK", "params": {"top_k": 32}}
 
 
@@ -37,6 +55,12 @@ def line(run_id: str, layer: int, l0: float, nmse: float, **more) -> dict:
         "l0": l0,
         "nmse": nmse,
         "numbers": "wandb",
+        "n_tokens": None,
+        "l0_logged": l0,
+        "nmse_logged": nmse,
+        "n_dead": None,
+        "aux": "auxk",
+        "wandb_url": f"https://wandb.example/lab/saev/runs/{run_id}",
         "objective": "matryoshka",
         "d_model": 1024,
         "d_sae": 16384,
@@ -45,10 +69,11 @@ def line(run_id: str, layer: int, l0: float, nmse: float, **more) -> dict:
         "activation_config": CONFIG,
         "checkpoint": "/runs/x",
         "bytes": 134 * 10**6,
-        "mtime_ns": 1,
+        "mtime_ns": "1",
         "sha256": hashlib.sha256(run_id.encode()).hexdigest(),
         "schema": 5,
         "loader": "saev abc123",
+        "saev": SAEV,
         "warnings": [],
         "path": f"layer_{layer}/{run_id}/sae.pt",
     } | more
@@ -69,10 +94,23 @@ class Lab:
         self.env["CATALOG"].write_text(json.dumps(CATALOG))
 
     def render(self, rows=LINES, *argv):
+        rows = [self.probed(row) for row in rows]
         stdin = "".join(json.dumps(row) + "\n" for row in rows)
         done = run_program(ROOT / "bin/render", *argv, stdin=stdin, **self.env)
         done.rows = [json.loads(text) for text in done.out.splitlines()]
         return done
+
+    def probed(self, row: dict) -> dict:
+        """The line with a probe of its checkpoint, as preflight leaves one."""
+        fpath = self.dpath.parent / "probes" / f"{row['run_id']}.npz"
+        if not fpath.exists():
+            x = probe.random_inputs(row["d_model"])
+            features = np.tile(np.arange(8, dtype=np.int32), (len(x), 1))
+            values, x_hat = 1 / (1 + features.astype(np.float32)), x / 2
+            margin = np.full(len(x), np.inf, np.float32)
+            of = probe.Probe(x, features, values, x_hat, margin)
+            probe.write(of, row["sha256"], fpath)
+        return {"probe": str(fpath)} | row
 
     def read(self, name: str) -> str:
         return (self.dpath / name).read_text()
@@ -96,41 +134,109 @@ def test_the_hub_understands_the_front_matter(card):
 
     data = ModelCard(card).data
     assert data.license == "mit" and data.library_name == "saev"
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert data.base_model_relation == "adapter"
     assert data.base_model == "facebook/dinov3-vitl16-pretrain-lvd1689m"
     assert data.datasets == ["ILSVRC/imagenet-1k"]
     wanted = {"sparse-autoencoder", "dinov3", "matryoshka", "topk", "interpretability"}
     assert wanted <= set(data.tags)
 
 
+def table(card: str) -> list[str]:
+    """The lines of the card's table of checkpoints."""
+    return re.findall(r"^\|.*$", card, re.M)
+
+
 def test_the_table_is_by_layer_then_l0_rounded_for_reading(card):
-    rows = re.findall(r"^\| (?!Run|-).*$", card, re.M)
-    assert "| Run ID | Layer | L0 | NMSE | Path |" in card
-    assert rows == [
-        "| aaaa1111 | 13 | 16.0 | 0.250 | layer_13/aaaa1111/sae.pt |",
-        "| bbbb2222 | 13 | 64.1 | 0.0123 | layer_13/bbbb2222/sae.pt |",
-        "| cccc3333 | 23 | 32.0 | 0.100 | layer_23/cccc3333/sae.pt |",
+    def row(run_id, cells, path):
+        url = f"https://wandb.example/lab/saev/runs/{run_id}"
+        return f"| [{run_id}]({url}) | {cells} | `{path}` | 134 MB |"
+
+    assert table(card) == [
+        "| Run ID | Layer | k | L0 | NMSE | Path | Size |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        row("aaaa1111", "13 | 32 | 16.0 | 0.250", "layer_13/aaaa1111/sae.pt"),
+        row("bbbb2222", "13 | 32 | 64.1 | 0.0123", "layer_13/bbbb2222/sae.pt"),
+        row("cccc3333", "23 | 32 | 32.0 | 0.100", "layer_23/cccc3333/sae.pt"),
     ]
+
+
+def test_the_table_has_what_tells_its_rows_apart_where_that_is_known(lab):
+    rows = [row | {"wandb_url": None} for row in LINES]
+    rows[0] |= {"aux": "no-aux", "n_dead": 12}
+    rows[1] |= {"aux": None, "wandb_url": "https://x.example/)[a](b"}
+    lab.render(rows)
+    head, _, *body = table(lab.read("README.md"))
+    assert head == "| Run ID | Layer | k | Aux | L0 | NMSE | Path | Size | Dead |"
+    assert [line.split(" | ")[0] for line in body] == [
+        f"| {run_id}" for run_id in ("aaaa1111", "bbbb2222", "cccc3333")
+    ]
+    assert [line.split(" | ")[3] for line in body] == ["auxk", "–", "no-aux"]
+    assert [line.split(" | ")[-1] for line in body] == ["– |", "– |", "12 |"]
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "# TopK SAE for Meta's DINOv3 ViT-L/16 trained on ImageNet-1K Activations\n",
-        "https://osu-nlp-group.github.io/saev\n",
-        "https://github.com/OSU-NLP-Group/saev\n",
-        "https://arxiv.org/abs/2511.17735\n",
-        "https://osu-nlp-group.github.io/saev#demos\n",
-        "Sam Stevens (stevens.994@buckeyemail.osu.edu)",
-        'hf_hub_download("osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K", "layer_23/cccc3333/sae.pt")',
-        "saev.nn.load(path)",
-        'snapshot_download("osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K")',
-        "@article{stevens2025towards,",
-        "![One panel a layer",
+        "* Homepage: https://lab.example/saev\n",
+        "* Contact: A. Person (a@lab.example)\n",
+        f'pip install "saev @ git+https://lab.example/saev@{COMMIT}"\n',
+        "saev needs Python 3.12 or later.",
+        '"layer_23/cccc3333/sae.pt")\nsae = saev.nn.load(path).eval()\n',
+        "acts = torch.zeros(16, 1024)  # 23\n",
+        "hf download osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K layer_23/cccc3333/sae.pt\n",
+        'hf download osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K --include "layer_23/*"\n',
+        "hf download osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K\n",
+        "hf cache verify osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K",
+        "\nL0 and NMSE are as training logged them.\n",
+        "Should the repo hold any other checkpoint, it was left by an earlier release",
+        "4 activations (the same random ones for all)",
+        "@article{person2025,",
+        "![L0 on a log scale",
         "it was loaded with saev abc123",
     ],
 )
 def test_the_card_says(card, text):
     assert text in card
+
+
+def test_where_numbers_come_from_is_told_by_layer_where_it_differs(lab):
+    measured = {"numbers": "measured:52ec5790", "n_tokens": 1048576}
+    rows = [row | measured for row in LINES]
+    lab.render(rows)
+    words = (
+        "measured from the files in this repo, on 1,048,576 patches of cached"
+        " activations (shard `52ec5790`)."
+    )
+    assert f"\nL0 and NMSE are {words}\n" in lab.read("README.md")
+    rows[0] |= {"numbers": "disk:3e27794f", "n_tokens": None}
+    lab.render(rows)
+    card = lab.read("README.md")
+    assert f"\n* Layer 13: {words}\n* Layer 23: from two sources: L0 as" in card
+
+
+def test_a_card_without_a_commit_that_anybody_can_install_says_so(lab):
+    why_not = {"requirement": None, "python": ">=3.12", "why_not": "differs from x"}
+    done = lab.render([row | {"saev": why_not} for row in LINES])
+    card = lab.read("README.md")
+    assert "pip install" not in card and "isn't on record" in card
+    assert done.err.startswith("render: warning: vitl-topk: the saev that loads the")
+    assert "differs from x: the card can't say how to install it" in done.err
+
+
+def test_a_lab_that_says_nothing_of_itself_has_a_card_that_says_nothing_of_others(lab):
+    repo = {k: v for k, v in CATALOG["repos"][0].items() if k != "datasets"}
+    repo |= {"title": "SAEs", "base_model": "lab/model", "repo_id": "lab/saes"}
+    lab.env["CATALOG"].write_text(json.dumps({"repos": [repo]}))
+    lab.render([row | {"saev": {}, "loader": "builtin"} for row in LINES])
+    card = lab.read("README.md").replace("vitl-topk", "")
+    words = r"(?i)dino|imagenet|\bosu|stevens|\bvision|patch|image|license"
+    assert re.findall(words, card) == []
+    assert "bibtex" not in card and "Contact" not in card
+    assert (
+        "acts = torch.randn(16, 1024)" in card and "for the token activations" in card
+    )
 
 
 def test_the_cards_python_is_python(card):
@@ -155,7 +261,14 @@ def test_the_manifest_has_full_precision_in_the_tables_order(lab):
         "l0": 64.0625,
         "nmse": 0.0123456789,
         "numbers": "wandb",
-        "activation": CONFIG,
+        "n_tokens": None,
+        "l0_logged": 64.0625,
+        "nmse_logged": 0.0123456789,
+        "n_dead": None,
+        "activation": "top-k",
+        "top_k": 32,
+        "aux": "auxk",
+        "activation_config": json.dumps(CONFIG),
         "objective": "matryoshka",
         "d_model": 1024,
         "d_sae": 16384,
@@ -164,12 +277,40 @@ def test_the_manifest_has_full_precision_in_the_tables_order(lab):
         "sha256": hashlib.sha256(b"bbbb2222").hexdigest(),
         "schema": 5,
         "created_at": "2025-12-01T00:00:00Z",
+        "wandb_url": "https://wandb.example/lab/saev/runs/bbbb2222",
+    }
+
+
+def test_every_manifest_has_the_same_keys_with_flat_values_of_the_same_types():
+    relu = line("a", 1, 3, 1, activation={"key": "relu"}, activation_config={})
+    relu = {k: v for k, v in relu.items() if k not in ("aux", "n_tokens", "wandb_url")}
+    bare, full = manifest.entry(relu), manifest.entry(LINES[0])
+    assert list(bare) == list(full)
+    for key, value in bare.items():
+        assert type(value) in (type(full[key]), type(None)), key
+        assert not isinstance(value, dict | list), key
+
+
+def test_config_says_in_a_few_words_what_the_repo_holds(lab):
+    lab.render()
+    assert json.loads(lab.read("config.json")) == {
+        "library_name": "saev",
+        "base_model": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+        "layers": [13, 23],
+        "d_model": 1024,
+        "d_sae": 16384,
+        "activation": "top-k",
+        "objective": "matryoshka",
+        "n_checkpoints": 3,
+        "manifest": "manifest.jsonl",
+        "check": "check.npz",
     }
 
 
 def test_lines_gain_the_documents_that_verify_will_hold_them_to(lab):
     for row in lab.render().rows:
-        for name in ("README.md", "manifest.jsonl", "pareto.png"):
+        assert set(row["documents"]) == set(staged.DOCUMENTS)
+        for name in staged.DOCUMENTS:
             content = (lab.dpath / name).read_bytes()
             assert row["documents"][name] == {
                 "bytes": len(content),
@@ -193,6 +334,9 @@ def account(lab, **fates) -> str:
     rows += [row | {"fate": "off the frontier", "drop": None} for row in others[:1]]
     rows += [row | {"fate": "dropped", "drop": "no NMSE"} for row in others[1:]]
     rows = [row | {"fate": fates.get(row["run_id"], row["fate"])} for row in rows]
+    for row in rows:
+        if row["fate"] == "excluded":
+            row |= {"fate": "dropped", "drop": "excluded by hand"}
     fpath.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(fpath)
 
@@ -204,6 +348,30 @@ def test_the_plot_is_a_png_of_every_candidate_that_has_a_place(lab):
     png = (lab.dpath / "pareto.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
     assert done.rows[0]["documents"]["pareto.png"] != plain
+
+
+def test_what_the_card_says_of_the_choice_is_so(lab):
+    lab.render(LINES, "--account", account(lab))
+    said = (
+        "The checkpoints here lie on the Pareto frontier of the 4 runs that were"
+        " compared: among those of its layer, no other run is both"
+    )
+    card = lab.read("README.md")
+    assert said in card and "by hand" not in card
+    # One that is off the frontier, and one that the rule merely did not need, are pinned.
+    rows = [*LINES, line("dddd4444", 13, 99.0, 0.9)]
+    fates = {"dddd4444": "pinned", "cccc3333": "pinned", "eeee5555": "excluded"}
+    lab.render(rows, "--account", account(lab, **fates))
+    card = lab.read("README.md")
+    assert said.replace("The", "But for `dddd4444` (layer 13), the", 1) in card
+    assert (
+        "Added by hand: `dddd4444` (layer 13) and `cccc3333` (layer 23).\n"
+        "Left out by hand, and not among the runs compared: `eeee5555` (layer 23).\n"
+    ) in card
+
+
+def test_without_an_account_nothing_is_said_of_the_choice(card):
+    assert "rontier of" not in card and "by hand" not in card
 
 
 def test_an_account_of_another_choice_is_refused(lab):

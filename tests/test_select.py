@@ -169,11 +169,27 @@ def test_every_candidate_is_accounted_for(tmp_path):
 
 
 def test_a_layer_without_a_run_to_release_names_the_setting():
-    rows = [row("a", 1, 0.5), row("b", 2, None, layer=7, drop="no NMSE from wandb")]
+    rows = [row("a", 1, 0.5), row("b", 2, None, layer=7, drop="not in W&B")]
     done = run_select(rows)
     assert (done.returncode, done.out) == (1, "")
-    assert "r layer 7: none of 1 run can be released (1 no NMSE from wandb)" in done.err
-    assert done.err.count("measure them") == 1
+    assert "r layer 7: none of 1 run can be released (1 not in W&B)" in done.err
+    assert "check WANDB_ENTITY and WANDB_PROJECT" in done.err
+
+
+def test_layers_without_numbers_are_one_line_a_repo_and_one_hint():
+    rows = [row("a", 1, 0.5)]
+    for i, layer in enumerate((7, 8, 9)):
+        rows.append(row(f"b{i}", 2, None, layer=layer, drop="no NMSE in W&B"))
+    done = run_select([*rows, row("c", 1, None, layer=7, drop="still running")])
+    assert (done.returncode, done.out) == (1, "")
+    assert done.err == (
+        "select: r layers 7, 8, 9: no numbers for 3 runs; to measure them: make measure"
+        ' REPO=r (write "shard" in the catalog first: W&B names none)\n'
+    )
+    more = [x | {"repo": "s"} for x in rows[1:]] + [row("d", 1, 1, layer=6, drop="x")]
+    done = run_select([*rows, *more])
+    assert done.err.count("\n") == 3 and done.err.count("REPO=s") == 1
+    assert done.err.endswith("select: 2 problems; nothing was chosen\n")
 
 
 def test_what_is_said_stays_short_however_many_runs_there_are():

@@ -522,6 +522,31 @@ def test_the_source_is_told_by_layer(lab):
     assert numbers.describe(rows[3:]) == "no run has numbers"
 
 
+@pytest.mark.parametrize("shard", [SHARD, None])
+def test_who_has_no_numbers_is_told_what_to_run(lab, monkeypatch, shard):
+    monkeypatch.setenv("SHARDS_ROOT", str(lab.dpath / "shards"))
+    lines = [lab.old("a"), lab.old("b"), lab.old("c", layer=9)]
+    lines = [x | {"expected": {"shard": shard}, "shard": OTHER} for x in lines]
+    rows, _ = lab.settle(*lines)
+    assert all(numbers.is_lacking(row["drop"]) for row in rows)
+    run = "no numbers for 3 runs; to measure them: make measure REPO=vits-relu"
+    dpath = lab.dpath / "shards" / (shard or OTHER)
+    assert numbers.mend(rows) == (
+        f"vits-relu layers 6, 9: {run} (its shard {dpath} is not there;"
+        " that command says what to do)"
+    )
+    dpath.mkdir(parents=True)
+    assert numbers.mend(rows).endswith(f"{run} (its shard {dpath.name} is there)")
+    assert numbers.mend(rows[2:], "3 min").startswith("vits-relu layer 9: no numbers")
+    assert numbers.mend(rows, "3 min").endswith("is there, about 3 min here)")
+    monkeypatch.delenv("SHARDS_ROOT")
+    assert numbers.mend(rows).endswith("; set SHARDS_ROOT first)")
+    rows = [row | {"expected": {}, "shard": None} for row in rows]
+    assert numbers.mend(rows).endswith(
+        '(write "shard" in the catalog first: W&B names none)'
+    )
+
+
 # ---- lines -----------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ class Lab:
             "run_id": run_id,
             "checkpoint": str(fpath),
             "bytes": len(content),
-            "mtime_ns": fpath.stat().st_mtime_ns,
+            "mtime_ns": str(fpath.stat().st_mtime_ns),
             "sha256": hashlib.sha256(content).hexdigest(),
             "unknown": [1],
         }

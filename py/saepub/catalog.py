@@ -231,7 +231,9 @@ class Lab(_Model):
         description='what one activation is of: "patch", "token" (the default), "frame"',
     )
     recipe: Text | None = Field(
-        None, description="Python that turns an input into activations, on the card"
+        None,
+        description="lines of Python on the card that turn an input into `acts`,"
+        " (n, d_model): a Jinja template of `base_model` and `layer`",
     )
     entity: Name | None = Field(
         None, description="whose W&B project; `WANDB_ENTITY` overrides it"

@@ -60,6 +60,10 @@ def _is_path_in_repo(value: str) -> bool:
     )
 
 
+def _is_nanoseconds(value: str) -> bool:
+    return re.fullmatch(r"-?\d{1,20}", value, re.ASCII) is not None
+
+
 def _is_layer(value: int) -> bool:
     return 0 <= value < 1000
 
@@ -130,11 +134,13 @@ KEYS: dict[str, Kind] = {
     # preflight
     "checkpoint": _kind("a path", str, check=str.isprintable),
     "bytes": _kind("a whole number", int),
-    "mtime_ns": _kind("a whole number", int),
+    # Text, because jq 1.6 rounds numbers over 2^53.
+    "mtime_ns": _kind("nanoseconds as text", str, check=_is_nanoseconds),
     "sha256": _kind("64 hex digits", str, check=_is_sha256),
     "schema": _kind("a whole number", int, null=True),
     "activation_config": _kind("an object", dict),
     "loader": _kind("text", str),
+    "saev": _kind("an object", dict),
     "probe": _kind("a path", str, check=str.isprintable),
     "warnings": _kind("a list", list),
     # stage

@@ -5,6 +5,12 @@ import ctypes
 import os
 import pathlib
 import re
+import sys
+import typing as tp
+
+from .text import human, say
+
+PROC, CGROUP_ROOT = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")
 
 
 def n_cores() -> int:
@@ -18,9 +24,21 @@ TORCH_BYTES = 300_000_000
 """What a process that has imported torch takes before it has done anything."""
 
 
-def n_fit(n_bytes: int) -> int:
-    """How many processes of `n_bytes` there are cores and memory for; 1 at least."""
-    return max(1, min(n_cores(), free_bytes() // n_bytes))
+def n_at_once(n_bytes: int, asked: int | None = None) -> int:
+    """How many processes that each take `n_bytes` are to run at once; 1 at least.
+
+    Args:
+        n_bytes: The memory of one.
+        asked: How many somebody wants; None for as many as there are cores.
+    """
+    n_free = free_bytes()
+    n_most = max(1, n_free // n_bytes)
+    if asked is not None and asked > n_most:
+        say(
+            f"{sys.argv[0]}: {asked} at once would take {human(asked * n_bytes)} of memory,"
+            f" and {human(n_free)} are free: {n_most} at once"
+        )
+    return min(asked or n_cores(), n_most)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -42,32 +60,62 @@ def keep_freed_memory() -> None:
 def free_bytes() -> int:
     """The memory that it may still take: the machine's, or what a job's cgroup leaves."""
     try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", _text("/proc/meminfo"))
+        found = re.search(r"MemAvailable:\s*(\d+) kB", _text(PROC / "meminfo"))
         assert found is not None, "no MemAvailable in /proc/meminfo"
         free = int(found[1]) * 1024
     except OSError:  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min([free, *_cgroup_free_bytes()])
+    return max(0, min([free, *_cgroup_free_bytes()]))
 
 
 def _cgroup_free_bytes() -> list[int]:
-    """What is left of the limit of each cgroup (version 2) around this process."""
+    """What is left of the limit of each cgroup around this process, of version 1 and 2.
+
+    The pages of files that were read count as used there, and go when memory is wanted.
+    """
     try:
-        found = re.search(r"^0::(/.*)$", _text("/proc/self/cgroup"), re.MULTILINE)
+        text = _text(PROC / "self/cgroup")
     except OSError:
         return []
-    if found is None:
-        return []
-    inner = pathlib.Path("/sys/fs/cgroup") / found[1].lstrip("/")
     free = []
-    for dpath in (inner, *inner.parents):
-        try:
-            limit = int(_text(dpath / "memory.max"))
-            free.append(limit - int(_text(dpath / "memory.current")))
-        except (OSError, ValueError):  # none here, or "max"
+    for name, kind in CGROUPS.items():
+        found = re.search(kind.line, text, re.MULTILINE)
+        if found is None:
             continue
+        inner = CGROUP_ROOT / name / found[1].lstrip("/")
+        for dpath in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # none here, or "max"
+                limit, used = (int(_text(dpath / file)) for file in kind.files)
+                stat = dict(
+                    row.split() for row in _text(dpath / "memory.stat").splitlines()
+                )
+                free.append(limit - used + sum(int(stat[key]) for key in kind.cache))
     return free
 
 
-def _text(fpath: str | pathlib.Path) -> str:
-    return pathlib.Path(fpath).read_text()
+class Cgroup(tp.NamedTuple):
+    line: str
+    """Where /proc/self/cgroup names the process's own."""
+    files: tuple[str, str]
+    """Its limit and its use."""
+    cache: tuple[str, str]
+    """In memory.stat, pages of files."""
+
+
+CGROUPS = {
+    "": Cgroup(
+        r"^0::(/.*)$",
+        ("memory.max", "memory.current"),
+        ("active_file", "inactive_file"),
+    ),
+    "memory": Cgroup(
+        r"^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:(/.*)$",
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("total_active_file", "total_inactive_file"),
+    ),
+}
+"""By the directory below `CGROUP_ROOT`: version 2, and version 1."""
+
+
+def _text(fpath: pathlib.Path) -> str:
+    return fpath.read_text()

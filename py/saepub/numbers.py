@@ -390,3 +390,31 @@ def describe(lines: list[jsonl.Line]) -> str:
             words = "numbers from W&B"
         told.insert(0, f"{n_of(n, 'run')}, {words}")
     return "; ".join(told) or "no run has numbers"
+
+
+def mend(lacking: list[jsonl.Line], how_long: str = "") -> str:
+    """What to run for runs that have no numbers, in a sentence.
+
+    Args:
+        lacking: Settled lines of one repo, all of them `is_lacking`.
+        how_long: About how long that takes here.
+    """
+    first = {"expected": {}} | lacking[0]
+    slug = first["repo"]
+    layers = sorted({line["layer"] for line in lacking})
+    layers_text = ", ".join(map(str, layers))
+    what = f"{slug} layer{'s' if layers[1:] else ''} {layers_text}"
+    told = f"{what}: no numbers for {n_of(len(lacking), 'run')}"
+    told += f"; to measure them: make measure REPO={slug}"
+    shard = first["expected"].get("shard")
+    shard = shard or most_named(line.get("shard") for line in lacking)
+    if not shard:
+        return f'{told} (write "shard" in the catalog first: W&B names none)'
+    try:
+        dpath = places.shards_root(first) / shard
+    except UserError:
+        return f"{told} (on shard {shard}; set SHARDS_ROOT first)"
+    if not dpath.is_dir():
+        return f"{told} (its shard {dpath} is not there; that command says what to do)"
+    about = f", about {how_long} here" if how_long else ""
+    return f"{told} (its shard {shard} is there{about})"

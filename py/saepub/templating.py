@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from . import settings
-from .text import l0_text, nmse_text
+from .text import human, l0_text, nmse_text, plural
 
 
 def environment():
@@ -22,6 +22,9 @@ def environment():
         "md": escape_markdown,
         "l0": l0_text,
         "nmse": nmse_text,
+        "human": human,
+        "plural": plural,
+        "listed": listed,
     }
     return env
 
@@ -32,3 +35,8 @@ def escape_markdown(text: str) -> str:
     for char in "\\`*_[]<>|$~":
         text = text.replace(char, "\\" + char)
     return text.replace("&", "&amp;")
+
+
+def listed(words: list[str]) -> str:
+    """Words as a sentence has them: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -30,6 +30,11 @@ def timestamp(text: object) -> float | None:
     return date.timestamp()
 
 
+def plural(noun: str) -> str:
+    """`plural("patch")` is "patches"."""
+    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+
+
 def n_of(n: int, noun: str) -> str:
     """`n_of(2, "file")` is "2 files"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")

@@ -289,7 +289,7 @@ ROWS = [
     ),
     Row(
         "run with eval/mse and no eval/normalized_mse",
-        "1 no NMSE: not measured, not in W&B); measure them: make measure",
+        "tiny layer 6: no numbers for 1 run; to measure them: make measure REPO=tiny",
         mse_alone,
     ),
 ]

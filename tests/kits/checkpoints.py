@@ -161,6 +161,7 @@ def line(run_id: str = "aaaaaaaa", activation: str = "relu", **changes: object) 
         "l0": 3.5,
         "nmse": 0.25,
         "numbers": "wandb",
+        "aux": None,
         "objective": "matryoshka",
         "n_prefixes": 4,
         "activation": config,
@@ -210,6 +211,10 @@ class SparseAutoencoder(torch.nn.Module):
         if self.kind == "TopK":
             values, i = torch.topk(h, self.top_k, dim=-1)
             f = torch.zeros_like(h).scatter(-1, i, values)
+        elif self.kind == "BatchTopK" and self.training:
+            top = torch.topk(h.flatten(), self.top_k * len(h))
+            f = torch.zeros(h.numel()).scatter(0, top.indices, top.values)
+            f = f.reshape(h.shape)
         else:
             cut = self.activation.threshold if self.kind == "BatchTopK" else 0
             f = torch.where(h > cut, h, torch.zeros_like(h))

@@ -1,4 +1,4 @@
-"""One run's check, from line to line. It can run anywhere: here, in a pool, on another node."""
+"""Whether a checkpoint is what it claims: it loads as its bytes say, and computes the same."""
 
 import math
 import pathlib
@@ -6,19 +6,13 @@ import typing as tp
 
 import numpy as np
 
-from .. import checkpoint, jsonl
+from .. import checkpoint
 from ..cli import UserError
-from ..text import one_line, timestamp
+from ..text import one_line
 from . import probe as checkpoint_probe
 from . import saev as saev_loader
-from .header import Header
 from .probe import Computed, Probe
 from .sae import Sae
-
-KEYS = (
-    *("repo", "layer", "run_id", "expected"),
-    *("activation", "d_model", "d_sae", "train_layer", "created_at", "l0", "nmse"),
-)
 
 TOLERANCE = 1e-5
 """How far two computations of one SAE may lie apart, relative to the largest value."""
@@ -26,10 +20,6 @@ TOLERANCE = 1e-5
 FLOAT32_MAX = 3.4028234e38
 
 UNIT_NORM_TOLERANCE = 1e-3
-L0_ABOVE_K = 1.01
-MAX_DAYS_APART = 7
-TROUBLED_STATES = ("crashed", "failed", "killed")
-
 BUILTIN = "builtin"
 
 
@@ -37,50 +27,11 @@ class Loaded(tp.NamedTuple):
     """A checkpoint that was loaded, and what it computes from some activations."""
 
     loader: str
+    source: saev_loader.Source
     warnings: list[str]
     probe: Probe
     f_x: tp.Any
     x_hat: tp.Any
-
-
-def check(
-    line: jsonl.Line, fpath: str | pathlib.Path, probes_dpath: str | pathlib.Path
-) -> jsonl.Line:
-    """Check a run's checkpoint and note what it is.
-
-    The file is read from disk once. Besides its arguments this depends on SAEV_DIR alone.
-
-    Args:
-        line: Has `KEYS`; its `state` and `n_dead` are looked at where it has them.
-        fpath: Its checkpoint.
-        probes_dpath: Where the run's probe goes, and where the activations for it may lie.
-
-    Returns:
-        The line with checkpoint, bytes, mtime_ns, sha256, schema, activation_config,
-        loader, probe and warnings.
-
-    Raises:
-        UserError: Why this run can't be released.
-        SetupError: saev can't be imported, so no run can be checked.
-    """
-    with checkpoint.File(fpath) as file:
-        _check_witnesses(line, file.header)
-        file.read()
-        x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
-        loaded = _check_weights(file, x)
-    probe_fpath = pathlib.Path(probes_dpath).absolute() / f"{line['run_id']}.npz"
-    checkpoint_probe.write(loaded.probe, file.sha256, probe_fpath)
-    return line | {
-        "checkpoint": file.fpath,
-        "bytes": file.n_bytes,
-        "mtime_ns": file.mtime_ns,
-        "sha256": file.sha256,
-        "schema": file.header.schema,
-        "activation_config": file.header.activation_config,
-        "loader": loaded.loader,
-        "probe": str(probe_fpath),
-        "warnings": line_warnings(line, file.mtime_ns / 1e9) + loaded.warnings,
-    }
 
 
 def check_file(
@@ -100,7 +51,7 @@ def check_file(
     with checkpoint.File(fpath) as file:
         file.read()
         x = probe.x if probe else checkpoint_probe.random_inputs(file.header.d_model)
-        loaded = _check_weights(file, x)
+        loaded = check_weights(file, x)
     if probe and (odds := checkpoint_probe.difference(probe, loaded.f_x, loaded.x_hat)):
         raise UserError(f"{fpath}: it computes {odds}")
     if loaded.loader == BUILTIN != loader:
@@ -110,7 +61,7 @@ def check_file(
         )
 
 
-def _check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
+def check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
     """Load a file that was read, with the loader that it loads with, and run it on x.
 
     Raises:
@@ -126,37 +77,7 @@ def _check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
     if saev.is_checkout:
         warnings.append(f"saev.nn.load() does not read it: {why_not}")
     probe = checkpoint_probe.of(sae, x, own)
-    return Loaded(BUILTIN, warnings, probe, own.f_x, own.x_hat)
-
-
-def _check_witnesses(line: jsonl.Line, header: Header) -> None:
-    """Raises UserError where header, W&B config and catalog differ, naming all that do."""
-    config = line["activation"] or {}
-    expected = line["expected"]
-    testimony: dict[str, dict[str, object]] = {
-        "d_model": {"header": header.d_model, "W&B": line["d_model"]},
-        "d_sae": {"header": header.d_sae, "W&B": line["d_sae"]},
-        "activation": {"header": header.activation, "W&B": config.get("key")},
-    }
-    for key, said in testimony.items():
-        said["catalog"] = expected.get(key)
-    may_be = expected.get("activation")
-    if isinstance(may_be, list) and header.activation in may_be:
-        testimony["activation"]["catalog"] = header.activation
-    testimony["layer"] = {"sweep": line["layer"], "W&B": line["train_layer"]}
-    if header.top_k is not None:
-        testimony["top_k"] = {"header": header.top_k, "W&B": config.get("top_k")}
-    odds = [
-        f"{key}: " + ", ".join(f"{who} {_show(value)}" for who, value in said.items())
-        for key, said in testimony.items()
-        if len({(type(value), str(value)) for value in said.values()}) > 1
-    ]
-    if odds:
-        raise UserError("at odds: " + "; ".join(odds))
-
-
-def _show(value: object) -> str:
-    return "nothing" if value is None else one_line(value)[:40]
+    return Loaded(BUILTIN, saev_loader.Source(), warnings, probe, own.f_x, own.x_hat)
 
 
 def _check_loaded(
@@ -203,7 +124,8 @@ def _check_loaded(
                 f" reader, off by {off:.2g} of the largest"
             )
     probe = checkpoint_probe.of(sae, x, own)
-    return Loaded(saev.label, weight_warnings(sae), probe, f_x, x_hat)
+    warnings = weight_warnings(sae)
+    return Loaded(saev.label, saev.source, warnings, probe, f_x, x_hat)
 
 
 def _compute(
@@ -262,41 +184,9 @@ def weight_warnings(sae: Sae) -> list[str]:
         found.append(
             "W_enc is W_dec transposed, as a faulty saev loader leaves them on saving again"
         )
+    if sae.header.subtracts_b_dec and sae.tensors["b_dec"].any():
+        found.append(
+            "trained with b_dec taken from x first, which today's saev doesn't do: it does"
+            " not compute what training logged"
+        )
     return found
-
-
-def line_warnings(line: jsonl.Line, mtime: float) -> list[str]:
-    """What is odd about a run's metrics, state and date.
-
-    Args:
-        line: As in `check`.
-        mtime: When the checkpoint was last written, in seconds since the epoch.
-    """
-    found = []
-    l0, nmse, n_dead = (_number(line.get(key)) for key in ("l0", "nmse", "n_dead"))
-    if nmse is not None and nmse > 1:
-        found.append(f"NMSE {nmse:.3g} is above 1: worse than predicting the mean")
-    if nmse is not None and nmse <= 0:
-        found.append(f"NMSE {nmse:.3g} is not above 0")
-    config = line["activation"] or {}
-    k = _number(config.get("top_k"))
-    if l0 is not None and k is not None and config.get("key") == "top-k":
-        if l0 > k * L0_ABOVE_K:
-            found.append(f"L0 {l0:.5g} is above the run's top_k {k:g}")
-        if l0 < k / 2:
-            found.append(f"L0 {l0:.5g} is below half of the run's top_k {k:g}")
-    if n_dead is not None and n_dead > line["d_sae"] / 2:
-        found.append(f"{n_dead:g} of {line['d_sae']} features are dead")
-    created = timestamp(line["created_at"])
-    if created is not None:
-        days = (mtime - created) / 86400
-        if abs(days) > MAX_DAYS_APART:
-            age = "newer" if days > 0 else "older"
-            found.append(f"checkpoint is {abs(days):.0f} days {age} than its W&B run")
-    if line.get("state") in TROUBLED_STATES:
-        found.append(f"its W&B run {line['state']}")
-    return found
-
-
-def _number(value: object) -> float | None:
-    return value if type(value) in (int, float) else None

@@ -43,6 +43,26 @@ TRAINING_KEYS = {
 }
 NO_SCHEMA_KEYS = {"sparsity_coeff", "ghost_grads", "l1_coeff", "use_ghost_grads"}
 
+LOSSES = {
+    "sparsity": {"NoSparsity": "no-sparsity", "L1Sparsity": "l1-sparsity"},
+    "aux": {"NoAux": "no-aux", "AuxK": "auxk"},
+}
+"""Losses beside the reconstruction's: their classes in saev, and the keys of these."""
+
+LOSS_PARAMS = {
+    "NoSparsity": {"key"},
+    "L1Sparsity": {"key", "coeff"},
+    "NoAux": {"key"},
+    "AuxK": {"key", "k_aux", "alpha"},
+}
+
+TOO_DEEP = "its header is nested too deep"
+MAX_DEPTH = 8
+"""How deep a header may be nested. saev's are six deep at most."""
+
+MAX_NUMBER = 2**53
+"""Of an activation's config, which travels on lines: what jq would not round."""
+
 
 class Refused(Exception):
     """Why a checkpoint can't be read, without its name. `checkpoint.File` adds that."""
@@ -59,6 +79,8 @@ class Header:
     """relu, top-k or batch-top-k."""
     top_k: int | None
     """Features that may fire; None for ReLU."""
+    aux: str | None
+    """The key of its auxiliary loss; None where the header has none, as before schema 5."""
     activation_config: dict[str, tp.Any]
     """As the header has it; {} where it has none."""
     normalize_w_dec: bool
@@ -108,11 +130,12 @@ def parse(text: bytes) -> Header:
             parse_float=_finite,
         )
     except RecursionError:
-        raise Refused("its header is nested too deep") from None
+        raise Refused(TOO_DEEP) from None
     except ValueError as err:
         raise Refused(f"its header is not JSON: {_short(err)}") from None
     if not isinstance(raw, dict):
         raise Refused("its header is not a JSON object")
+    _check_depth(raw)
     return _from(raw)
 
 
@@ -154,16 +177,20 @@ def _from(raw: dict[str, tp.Any]) -> Header:
     for key in cfg:
         if key not in known:
             raise Refused(f"its header has {_short(key)}, which saev does not know")
+        if key != "activation" and isinstance(cfg[key], (dict, list)):
+            raise Refused(f"its header's {key} is {_short(cfg[key])}, not one value")
     d_model, d_sae = _widths(cfg)
     normalize_w_dec = cfg.get("normalize_w_dec", True)
     if type(normalize_w_dec) is not bool:
         raise Refused("its header's normalize_w_dec is not true or false")
+    _loss("sparsity", params, schema)
     return Header(
         schema=schema,
         d_model=d_model,
         d_sae=d_sae,
         activation=ACTIVATION_KEYS[cls],
         top_k=_top_k(cls, params),
+        aux=_loss("aux", params, schema),
         activation_config=activation_config,
         normalize_w_dec=normalize_w_dec,
         commit=_text(raw, "commit"),
@@ -186,7 +213,42 @@ def _class_and_params(config: object) -> tuple[str, dict[str, tp.Any]]:
         params[key] = value
     if params.get("key", ACTIVATION_KEYS[cls]) != ACTIVATION_KEYS[cls]:
         raise Refused(f"activation {cls} has the key {_short(params['key'])}")
+    if not _is_number(params.get("momentum", 0.0)):
+        raise Refused(f"momentum is {_short(params['momentum'])}, not a number")
     return cls, params
+
+
+def _loss(name: str, params: dict[str, tp.Any], schema: int | None) -> str | None:
+    """The key of one of `LOSSES`; None where the header has none."""
+    if name not in params:
+        return None
+    config = params[name]
+    if not isinstance(config, dict):
+        raise Refused(f"its {name} is {_short(config)}, not an object")
+    if name == "sparsity" and "cls" not in config and schema != 5:
+        # Before schema 5: {} or {"coeff": …}.
+        config = {"cls": "L1Sparsity" if config else "NoSparsity", "params": config}
+    cls, of_loss = config.get("cls"), config.get("params")
+    if not isinstance(cls, str) or cls not in LOSSES[name]:
+        raise Refused(
+            f"its {name} {_short(cls)} is not one of {', '.join(LOSSES[name])}"
+        )
+    if config.keys() != {"cls", "params"} or not isinstance(of_loss, dict):
+        raise Refused(f'its {name} is {_short(config)}, not a "cls" with "params"')
+    key = LOSSES[name][cls]
+    for param, value in of_loss.items():
+        param = "key" if param == "kind" else param
+        if param not in LOSS_PARAMS[cls]:
+            raise Refused(f"its {name} {cls} has {_short(param)}, which saev refuses")
+        if param == "key" and value != key:
+            raise Refused(f"its {name} {cls} has the key {_short(value)}")
+        if param == "k_aux" and not _is_width(value):
+            raise Refused(f"k_aux is {_short(value)}, not a positive whole number")
+        if param != "key" and not _is_number(value):
+            raise Refused(
+                f"its {name} {cls}'s {param} is {_short(value)}, not a number"
+            )
+    return key
 
 
 def _top_k(cls: str, params: dict[str, tp.Any]) -> int | None:
@@ -215,6 +277,10 @@ def _is_width(value: object) -> bool:
     return type(value) is int and 0 < tp.cast(int, value) < MAX_WIDTH
 
 
+def _is_number(value: tp.Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
+
+
 def _text(raw: dict[str, tp.Any], key: str) -> str:
     value = raw.get(key)
     return value if isinstance(value, str) else ""
@@ -232,6 +298,23 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise Refused(f"its header has {text[:20]}, which no float holds")
     return value
+
+
+def _check_depth(raw: tp.Any) -> None:
+    """Raises Refused where it is nested deeper than any saev's. What follows may recurse."""
+    level = [raw]
+    for _ in range(MAX_DEPTH):
+        containers = [value for value in level if isinstance(value, (dict, list))]
+        if not containers:
+            return
+        level = [
+            value
+            for container in containers
+            for value in (
+                container.values() if isinstance(container, dict) else container
+            )
+        ]
+    raise Refused(TOO_DEEP)
 
 
 def _no_constant(name: str) -> tp.NoReturn:

@@ -56,6 +56,11 @@ def random_inputs(d_model: int) -> np.ndarray:
     return rng.standard_normal((N_TOKENS, d_model)).astype(np.float32)
 
 
+def is_random(x: np.ndarray) -> bool:
+    """Whether activations are those of `random_inputs`."""
+    return np.array_equal(x, random_inputs(x.shape[1]))
+
+
 class Computed(tp.NamedTuple):
     """What an SAE computes from x, in float64: the same to the last bit of float32 on every
     machine. Tensors of (n, d_sae), (n, d_sae) and (n, d_model)."""
@@ -113,7 +118,7 @@ def difference(probe: Probe, f_x: tp.Any, x_hat: tp.Any) -> str:
     at = np.take_along_axis(f_x.numpy(), probe.features.astype(np.int64), axis=1)
     for what, found, expected in (
         ("features", at, probe.values),
-        ("a reconstruction", x_hat.numpy(), probe.x_hat),
+        ("a reconstruction", x_hat.numpy()[:, : probe.x_hat.shape[1]], probe.x_hat),
     ):
         off = np.abs(found - expected).max(initial=0)
         off /= np.abs(expected).max(initial=1e-30)

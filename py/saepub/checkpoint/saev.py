@@ -12,8 +12,10 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 import typing as tp
 
 from .. import checkpoint, files, settings
@@ -21,6 +23,23 @@ from ..cli import SetupError, UserError
 from ..text import one_line
 from . import header as checkpoint_header
 from .header import Header
+
+DIRTY = "-dirty"
+UNKNOWN = "saev (commit unknown)"
+"""A checkout whose commit nobody can tell. Its version says nothing: it has been the same
+since before the files that it reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How anybody else gets the saev at hand."""
+
+    requirement: str | None = None
+    """For pip; None where nobody else could."""
+    python: str | None = None
+    """The versions of Python that it needs, as ">=3.12"."""
+    why_not: str = ""
+    """Why there is no requirement."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +49,7 @@ class Saev:
     label: str
     """"saev" and its commit or version."""
     is_checkout: bool
+    source: Source = Source()
 
     def load(self, fpath: str) -> tp.Any:
         """The model (torch.nn.Module, in eval mode) that it reads from a checkpoint.
@@ -118,19 +138,23 @@ def at_hand() -> Saev:
     except Exception as err:  # noqa: BLE001, it is not our code
         why = one_line(f"{type(err).__name__}: {err}")
         raise SetupError(f"{where} can't be imported: {why}") from None
-    name = (commit(src_dpath) if src_dpath else "") or _version()
-    return Saev(nn, f"saev {name}", src_dpath is not None)
+    if src_dpath:
+        name = commit(src_dpath)
+        label = f"saev {name[:12]}{DIRTY * name.endswith(DIRTY)}" if name else UNKNOWN
+        return Saev(nn, label, True, _source_of(src_dpath, name))
+    return Saev(nn, *_installed())
 
 
 def identity() -> list[tp.Any]:
-    """What tells this saev from another, JSON: its label, and a checkout's files.
+    """What tells this saev from another, JSON: its label, source, and a checkout's files.
 
     Raises:
         SetupError: It can't be imported.
     """
     src_dpath = checkout_src()
     fpaths = sorted(src_dpath.rglob("*.py")) if src_dpath else []
-    return [at_hand().label, files.facts(fpaths)]
+    source = dataclasses.asdict(at_hand().source)
+    return [at_hand().label, source, files.facts(fpaths)]
 
 
 def environment() -> dict[str, str]:
@@ -148,38 +172,87 @@ def checkout_src() -> pathlib.Path | None:
 
 def commit(src_dpath: pathlib.Path) -> str:
     """The checkout's commit, "-dirty" where src/ differs from it; "" where git can't say."""
-
-    def git(*args: str) -> str:
-        # A checkout shared on a cluster belongs to someone else, which git objects to.
-        command = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"]
-        command += ["-C", str(src_dpath), *args]
-        env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-        return subprocess.run(
-            command,
-            check=True,
-            env=env,  # not that of a git hook, which speaks of another checkout
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ).stdout.strip()
-
     try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel")) != src_dpath.parent:
+        if pathlib.Path(_git(src_dpath, "rev-parse", "--show-toplevel")) != (
+            src_dpath.parent
+        ):
             return ""  # a copy that lies within some other project's checkout
-        name = git("rev-parse", "--short=12", "HEAD")
-        is_dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        name = _git(src_dpath, "rev-parse", "HEAD")
+        status = ("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return name + DIRTY * bool(_git(src_dpath, *status))
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return name + ("-dirty" if is_dirty else "")
 
 
-def _version() -> str:
-    version = getattr(sys.modules["saev"], "__version__", None)
-    if version is None and checkout_src() is None:
-        from importlib import metadata  # slow to import
+def _git(dpath: pathlib.Path, *args: str) -> str:
+    # A checkout shared on a cluster belongs to someone else, which git objects to.
+    command = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"]
+    return subprocess.run(
+        [*command, "-C", str(dpath), *args],
+        check=True,
+        # Not the environment of a git hook, which speaks of another checkout.
+        env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ).stdout.strip()
 
-        version = metadata.version("saev")
-    return one_line(version or "of an unknown version")
+
+def _source_of(src_dpath: pathlib.Path, name: str) -> Source:
+    """How anybody else gets a checkout whose `commit` is `name`."""
+    python = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        project = (src_dpath.parent / "pyproject.toml").read_text(encoding="utf-8")
+        python = one_line(tomllib.loads(project)["project"]["requires-python"])
+    if not name:
+        return Source(None, python, "has no git history that names its commit")
+    if name.endswith(DIRTY):
+        return Source(None, python, "differs from its commit")
+    try:
+        url = public_url(_git(src_dpath, "remote", "get-url", "origin"))
+        is_public = _git(src_dpath, "branch", "--remotes", "--contains", name)
+    except (OSError, subprocess.CalledProcessError):
+        url, is_public = "", ""
+    if not url or not is_public:
+        return Source(None, python, "is at a commit that no remote branch has")
+    return Source(f"saev @ git+{url}@{name}", python)
+
+
+def public_url(remote: str) -> str:
+    """Where anybody can clone a git remote from, without whoever's name and password;
+    "" where it is no address."""
+    found = re.fullmatch(
+        r"(?:https://|ssh://|git://)?(?:[^@/\s]*@)?([A-Za-z0-9.-]+\.[A-Za-z]+)[:/]"
+        r"([A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)+)/?",
+        remote,
+    )
+    return f"https://{found[1]}/{found[2].removesuffix('.git')}" if found else ""
+
+
+def _installed() -> tuple[str, bool, Source]:
+    """The installed saev's label, that it is no checkout, and its source."""
+    from importlib import metadata  # slow to import
+
+    try:
+        package = metadata.distribution("saev")
+    except metadata.PackageNotFoundError:  # it is on PYTHONPATH
+        return UNKNOWN, False, Source(None, None, "is not installed as a package")
+    python = package.metadata.get("Requires-Python")
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    name = origin.get("vcs_info", {}).get("commit_id")
+    url = public_url(str(origin.get("url", "")))
+    if name and url:
+        return f"saev {name[:12]}", False, Source(f"saev @ git+{url}@{name}", python)
+    label = f"saev {one_line(package.version)}"
+    if origin:
+        return label, False, Source(None, python, "was installed from a directory")
+    if package.version == "0.1.0":
+        return (
+            label,
+            False,
+            Source(None, python, "is a release whose forward differs from today's"),
+        )
+    return label, False, Source(f"saev=={package.version}", python)
 
 
 def _quiet_stdout() -> contextlib.AbstractContextManager:

@@ -63,8 +63,8 @@ SWEEPS = "contrib/trait_discovery/sweeps"
 REPOS = (
     Repo(
         slug="vits-relu",
-        name="SAE_DINOv3_ViT-S-16_IN1K",
-        model="ViT-S/16",
+        name="SAE_digits_S",
+        model="S",
         sweep=f"{SWEEPS}/vits_ade20k_inference.py",
         variable="run_ids",
         style="rows",
@@ -78,8 +78,8 @@ REPOS = (
     ),
     Repo(
         slug="vitb-relu",
-        name="SAE_DINOv3_ViT-B-16_IN1K",
-        model="ViT-B/16",
+        name="SAE_digits_B",
+        model="B",
         sweep=f"{SWEEPS}/vitb_ade20k_inference.py",
         variable="run_ids",
         style="column",
@@ -92,8 +92,8 @@ REPOS = (
     ),
     Repo(
         slug="vitl-relu",
-        name="SAE_DINOv3_ViT-L-16_IN1K",
-        model="ViT-L/16",
+        name="SAE_digits_L",
+        model="L",
         sweep=f"{SWEEPS}/vitl_ade20k_inference.py",
         variable="matryoshka_run_ids",
         style="column",
@@ -107,8 +107,8 @@ REPOS = (
     ),
     Repo(
         slug="vitl-topk",
-        name="SAE_DINOv3_TopK_ViT-L-16_IN1K",
-        model="ViT-L/16",
+        name="SAE_digits_TopK_L",
+        model="L",
         sweep=f"{SWEEPS}/003_auxk/inference.py",
         variable="in1k_run_ids",
         style="one line",
@@ -242,8 +242,12 @@ def new_id(rng: random.Random) -> str:
     return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=8))
 
 
+COLLECTION = (
+    "The demo: sparse autoencoders of handwritten digits, small but really trained"
+)
+
+
 def catalog() -> dict[str, tp.Any]:
-    title = "Towards Open-Ended Visual Scientific Discovery with Sparse Autoencoders"
     return {
         "lab": {
             "license": "mit",
@@ -254,7 +258,7 @@ def catalog() -> dict[str, tp.Any]:
             "project": "demo",
         },
         "collections": [
-            {"namespace": "demo-lab", "title": title},
+            {"namespace": "demo-lab", "title": COLLECTION},
             {"namespace": "demo-lab", "slug": "demo-lab/sae-v"},
         ],
         "repos": [_entry(repo) for repo in REPOS],
@@ -262,14 +266,12 @@ def catalog() -> dict[str, tp.Any]:
 
 
 def _entry(repo: Repo) -> dict[str, tp.Any]:
-    prefix = "TopK " if repo.activation == "topk" else ""
-    model = repo.model.lower().replace("-", "").replace("/", "")
+    kind = "TopK SAEs" if repo.activation == "topk" else "SAEs"
     return {
         "slug": repo.slug,
         "repo_id": f"demo-lab/{repo.name}",
-        "title": f"{prefix}SAE for Meta's DINOv3 {repo.model}"
-        " trained on ImageNet-1K Activations",
-        "base_model": f"facebook/dinov3-{model}-pretrain-lvd1689m",
+        "title": f"{kind} for the demo's model {repo.model}, of handwritten digits",
+        "base_model": f"demo-lab/digits-{repo.model.lower()}",
         "sweep": repo.sweep,
         "variable": repo.variable,
         "objective": "matryoshka",

@@ -41,7 +41,8 @@ MARKS: dict[str, dict[str, tp.Any]] = {
     OFF_FRONTIER: {"marker": "o", "ms": 3.2, "color": INK, "mew": 0},
     DROPPED: {"marker": "x", "ms": 4.2, "color": INK, "mew": 1},
 }
-STAIRCASE = {"color": BLUE, "lw": 1.3, "solid_joinstyle": "miter"}
+EDGE: dict[str, tp.Any] = {"marker": "^", "ms": 5, "color": INK, "mew": 0}
+STAIRCASE: dict[str, tp.Any] = {"color": BLUE, "lw": 1.3, "solid_joinstyle": "miter"}
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right and top, in pixels of a panel."""
@@ -70,7 +71,6 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
     placed = [run for run in account if frontier.has_place(run)]
     by_layer = [[run for run in placed if run["layer"] == layer] for layer in layers]
     fronts = [frontier.of_account(runs) for runs in by_layer]
-    fates = [fate for fate in plane.LEGEND if any(r["fate"] == fate for r in placed)]
     title_lines = textwrap.wrap(title, 52)
 
     n_cols = min(2, len(layers))
@@ -78,13 +78,14 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
     width = (WIDTH - LEFT - RIGHT - GAP * (n_cols - 1)) / n_cols
     top = 6 + LINE * (len(title_lines) + 2)
     row = PANEL_HEIGHT + 2.6 * LINE
-    height = top + n_rows * row + LINE * (len(fates) + 1.5)
+    x, y = _spans(placed, sum(fronts, []), width)
+    legend = _legend(placed, x, y)
+    height = top + n_rows * row + LINE * (len(legend) + 0.5)
 
     mpl = _matplotlib()
     fig = mpl.figure.Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
     text = "\n".join(title_lines)
     fig.text(4 / WIDTH, 1 - 4 / height, text, va="top", weight="bold")
-    x, y = _spans(placed, sum(fronts, []), width)
     for i, layer in enumerate(layers):
         low = height - top - row * (i // n_cols) - PANEL_HEIGHT
         left = LEFT + (width + GAP) * (i % n_cols)
@@ -96,11 +97,29 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
         is_left, is_last = i % n_cols == 0, i // n_cols == n_rows - 1
         _axes(ax, width, x, y, is_left=is_left, is_last=is_last)
         _panel(ax, width, x, y, by_layer[i], fronts[i])
-    handles = [mpl.lines.Line2D([], [], **MARKS[f], ls="none") for f in fates]
-    handles.append(mpl.lines.Line2D([], [], **STAIRCASE))
-    words = [*(plane.LEGEND[f] for f in fates), "frontier"]
-    fig.legend(handles, words, loc="lower left", bbox_to_anchor=(LEFT / WIDTH, 0))
+    handles = [mpl.lines.Line2D([], [], **style) for style in legend.values()]
+    corner = {"loc": "lower left", "bbox_to_anchor": (LEFT / WIDTH, 0)}
+    fig.legend(handles, list(legend), **corner)
     return fig
+
+
+def _legend(
+    placed: list[jsonl.Line], x: plane.Span, y: plane.Span
+) -> dict[str, dict[str, tp.Any]]:
+    """How each kind of thing that is drawn looks, by what it is."""
+    is_inside = [
+        0 <= x.share(plane.log_l0(run)) <= 1 and 0 <= y.share(plane.nmse(run)) <= 1
+        for run in placed
+    ]
+    seen = {run["fate"] for run, is_in in zip(placed, is_inside, strict=True) if is_in}
+    legend = {
+        words: MARKS[fate] | {"ls": "none"}
+        for fate, words in plane.LEGEND.items()
+        if fate in seen
+    }
+    if not all(is_inside):
+        legend["beyond the axes, with its value"] = EDGE | {"ls": "none"}
+    return legend | {"frontier": STAIRCASE}
 
 
 def _spans(
@@ -198,7 +217,7 @@ def _panel(
     def at(log_l0: float, nmse: float) -> tuple[float, float]:
         return x.share(log_l0) * width, y.share(nmse) * PANEL_HEIGHT
 
-    def draw(places: list[tuple[float, float]], **style) -> None:
+    def draw(places: list[tuple[float, float]], **style: tp.Any) -> None:
         ax.plot([px for px, _ in places], [py for _, py in places], **style)
 
     draw([at(*corner) for corner in plane.staircase(front)], **STAIRCASE)
@@ -231,7 +250,7 @@ def _at_edges(
         side = "^" if py > PANEL_HEIGHT else "v" if py < 0 else "<" if px < 0 else ">"
         px, py = min(max(px, 3.0), width - 3), min(max(py, 6.0), PANEL_HEIGHT - 6)
         color = MARKS[run["fate"]].get("color", BLUE)
-        ax.plot([px], [py], side, color=color, ms=5, mew=0)
+        ax.plot([px], [py], **EDGE | {"marker": side, "color": color})
         value = (px, run["nmse"]) if side in "^v" else (py, run["l0"])
         edges.setdefault(side, []).append(value)
     labels = []
@@ -277,7 +296,7 @@ def _short(value: float) -> str:
 
 
 def _label(
-    ax,
+    ax: tp.Any,
     width: float,
     inside: dict[str, list[tuple[float, float, str]]],
     boxes: list[Box],

@@ -9,29 +9,13 @@ import pathlib
 import time
 import typing as tp
 
-from .. import jsonl, settings
+from .. import settings
 from ..cli import UserError
 from ..hub.repo import File
 from ..jsonl import Line
+from . import manifest
 
-MANIFEST_KEYS = (
-    "run_id",
-    "layer",
-    "l0",
-    "nmse",
-    "numbers",
-    "activation",
-    "objective",
-    "d_model",
-    "d_sae",
-    "path",
-    "bytes",
-    "sha256",
-    "schema",
-    "created_at",
-)
-
-DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png")
+DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png", "check.npz", "config.json")
 """What a repo holds besides checkpoints."""
 
 KEYS = (
@@ -55,15 +39,6 @@ def dpath_of(slug: str) -> pathlib.Path:
 def path_of(line: Line) -> str:
     """A checkpoint's path in its model repo."""
     return f"layer_{line['layer']}/{line['run_id']}/sae.pt"
-
-
-def manifest(rows: list[Line]) -> str:
-    """manifest.jsonl: a line a checkpoint, in full precision."""
-    out = []
-    for row in rows:
-        row = row | {"activation": row["activation_config"]}
-        out.append(jsonl.dumps({key: row[key] for key in MANIFEST_KEYS}) + "\n")
-    return "".join(out)
 
 
 def by_repo(rows: tp.Iterable[Line]) -> dict[str, list[Line]]:
@@ -95,7 +70,7 @@ def check_unchanged(fpath: pathlib.Path, row: Line) -> None:
         raise UserError(
             f"{fpath}: {err.strerror}; it was there at preflight: make recheck REPO={row['repo']}"
         ) from None
-    if (found.st_size, found.st_mtime_ns) != (row["bytes"], row["mtime_ns"]):
+    if (found.st_size, str(found.st_mtime_ns)) != (row["bytes"], row["mtime_ns"]):
         raise UserError(
             f"{fpath}: changed since preflight read it: make recheck REPO={row['repo']}"
         )
@@ -134,12 +109,9 @@ def problems(slug: str, rows: list[Line]) -> list[str]:
     for name, is_ in rows[0]["documents"].items():
         if name in found and document(dpath / name) != is_:
             out.append(f"{dpath / name}: changed since it was rendered; {again}")
-    if "manifest.jsonl" in found and (dpath / "manifest.jsonl").read_text() != manifest(
-        rows
-    ):
-        out.append(
-            f"{dpath / 'manifest.jsonl'}: does not say what the lines say; {again}"
-        )
+    fpath = dpath / "manifest.jsonl"
+    if "manifest.jsonl" in found and fpath.read_text() != manifest.text(rows):
+        out.append(f"{fpath}: does not say what the lines say; {again}")
     return out
 
 

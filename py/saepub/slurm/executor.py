@@ -95,7 +95,7 @@ def run(
         say(f"{sys.argv[0]}: {n_of(n_done, 'line')} done before")
     lost: dict[pathlib.Path, str] = {}
     if todo:
-        n_tasks = min(n_tasks or _n_tasks(todo, needs), len(todo))
+        n_tasks = min(_n_tasks(n_tasks, todo, needs), len(todo))
         lost = executor_tasks.do(
             kind(), function, todo, n_tasks, needs, env or {}, dpath
         )
@@ -103,10 +103,12 @@ def run(
     return [read(fpath) or Outcome(lost=lost.get(fpath, gone)) for fpath in fpaths]
 
 
-def _n_tasks(todo: dict[pathlib.Path, Part], needs: Needs) -> int:
-    """As many as this machine can bear, or as make a fair array."""
+def _n_tasks(asked: int | None, todo: dict[pathlib.Path, Part], needs: Needs) -> int:
+    """As many as are asked for or make a fair array, and as this machine can bear."""
     if kind() == executor_tasks.LOCAL:
-        return machine.n_fit(needs.n_bytes)
+        return machine.n_at_once(needs.n_bytes, asked)
+    if asked is not None:
+        return asked
     n_lines = sum(part.n_lines for part in todo.values())
     return min(N_TASKS, math.ceil(n_lines / N_LINES))
 

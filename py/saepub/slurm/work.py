@@ -55,18 +55,25 @@ def work(function: Function, todo: list[tuple[str, tuple[tp.Any, ...]]]) -> None
         # Slurm may have taken the node away, and have given the task another to begin anew.
         if os.path.exists(fpath):
             continue
-        try:
-            outcome = Outcome(function(*args))
-        except SetupError:
-            raise
-        except UserError as err:
-            outcome = Outcome(reason=str(err))
-        except MemoryError:
-            outcome = Outcome(
-                reason=f"not enough memory for it on {os.uname().nodename}"
-            )
+        outcome = outcome_of(function, args)
         with write_aside(fpath) as fd:
             json.dump(outcome, fd, allow_nan=False)
+
+
+def outcome_of(function: Function, args: tuple[tp.Any, ...]) -> Outcome:
+    """What becomes of one part.
+
+    Raises:
+        SetupError: This machine can't do any part.
+    """
+    try:
+        return Outcome(function(*args))
+    except SetupError:
+        raise
+    except UserError as err:
+        return Outcome(reason=str(err))
+    except MemoryError:
+        return Outcome(reason=f"not enough memory for it on {os.uname().nodename}")
 
 
 def read(fpath: pathlib.Path) -> Outcome | None:

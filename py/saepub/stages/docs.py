@@ -1,10 +1,12 @@
 """docs: write the section on repos with many checkpoints into saev's documentation.
 
 The section stands between two comments, so that a later run finds it and writes it anew.
+The first run puts it in the place of the one that was written by hand, if there is one.
 No other byte of the page is touched.
 """
 
 import difflib
+import itertools
 import pathlib
 import re
 import sys
@@ -19,7 +21,8 @@ from ..text import n_of, say
 PAGE = "docs/src/users/inference.md"
 """The page, in a checkout of saev."""
 
-HEADING = "## Download a Checkpoint"
+PART, BY_HAND = "Download a Checkpoint", "Multi-checkpoint repos"
+"""The heading of the page's part that gets the section, and of what stood there before it."""
 START = "<!-- repos with many checkpoints: start (written by saepub's `make docs`) -->"
 END = "<!-- repos with many checkpoints: end -->"
 
@@ -32,6 +35,7 @@ class Repo(tp.NamedTuple):
     repo_id: str
     paths: dict[int, list[str]]
     """Its checkpoints' paths by layer, both in order; within a layer, by L0 if on record."""
+    l0s: dict[str, float]
 
     @property
     def layers(self) -> list[int]:
@@ -69,6 +73,9 @@ def main(argv: list[str]) -> None:
         new = with_section(old, section(repos))
     except ValueError as err:
         raise UserError(f"{fpath}: {err}") from None
+    if by_hand := None if START in old else find(old, BY_HAND, find(old, PART)):
+        line = old.count("\n", 0, by_hand[0]) + 1
+        say(f"docs: {fpath}:{line}: takes the place of what was written by hand")
     if new == old:
         say(f"docs: {fpath}: up to date")
     elif args.dry_run or settings.get("DRY_RUN") not in ("", "0"):
@@ -112,7 +119,7 @@ def _repo(record: release.Release) -> Repo:
             paths.setdefault(int(found[1]), []).append(path)
     if not paths:
         raise UserError(f"{fpath}: a release without a checkpoint")
-    return Repo(record.repo_id, dict(sorted(paths.items())))
+    return Repo(record.repo_id, dict(sorted(paths.items())), record.l0s)
 
 
 def section(repos: list[Repo]) -> str:
@@ -121,11 +128,9 @@ def section(repos: list[Repo]) -> str:
     Its examples are of the first repo's last layer, and its middle checkpoint.
     """
     layer, paths = list(repos[0].paths.items())[-1]
-    example = {
-        "repo_id": repos[0].repo_id,
-        "layer": layer,
-        "path": paths[len(paths) // 2],
-    }
+    path = paths[len(paths) // 2]
+    l0 = round(repos[0].l0s.get(path, 32), 1)
+    example = {"repo_id": repos[0].repo_id, "layer": layer, "l0": l0}
     template = templating.environment().get_template("docs_section.md")
     text = template.render(repos=repos, example=example)
     return f"{START}\n\n{text.strip()}\n\n{END}"
@@ -148,10 +153,11 @@ def read_page(fpath: pathlib.Path) -> str:
 
 
 def with_section(page: str, text: str) -> str:
-    """`page` with `text` in place of an older section, else at the end of HEADING's part.
+    """`page` with `text` in place of an older section, else of the one written by hand, else
+    at the end of the part that it belongs to.
 
     Raises:
-        ValueError: There is no such heading, or half an older section.
+        ValueError: There is no such part, or half an older section.
     """
     newline = "\r\n" if "\r\n" in page else "\n"
     text = text.replace("\n", newline)
@@ -164,54 +170,49 @@ def with_section(page: str, text: str) -> str:
             f'its section has {n_starts} "{START}" and {n_ends} "{END}"; delete what is'
             " left of it, both comments too"
         )
-    at = _end_of_part(page)
-    before, after = page[:at], page[at:]
+    part = find(page, PART)
+    if part is None:
+        raise ValueError(f'no heading "## {PART}"; add one where the section belongs')
+    by_hand = find(page, BY_HAND, part)
+    start, end = by_hand or (part[1], part[1])
+    before, after = page[:start], page[end:]
+    if by_hand:
+        return before + text + (newline if page[end - 1] in "\r\n" else "") + after
     if before.endswith("\n"):
         return before + newline + text + newline + after
     return before + 2 * newline + text + after
 
 
-def _end_of_part(page: str) -> int:
-    """Where HEADING's part has its last line that is not blank, that line included."""
-    start, end, is_inside, fence = 0, 0, False, ""
-    for line in re.findall(r".*\n|.+", page):
-        fence = _fence(line, fence)
-        if is_inside and not fence and 0 < _level(line) <= _level(HEADING):
-            break
-        start += len(line)
-        is_inside = is_inside or (not fence and _is_heading(line))
-        if is_inside and line.strip():
-            end = start
-    if not is_inside:
-        raise ValueError(f'no heading "{HEADING}"; add one where the section belongs')
-    return end
+def find(
+    page: str, title: str, within: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """Where the part under a heading starts and ends, up to its last line that isn't blank.
 
+    Args:
+        page: Markdown.
+        title: The heading's text, of any level.
+        within: Where to look; the whole page by default.
+    """
+    import markdown_it
 
-def _level(line: str) -> int:
-    """A heading's number of #; 0 for any other line."""
-    found = re.match(r" {0,3}(#{1,6})(?=\s|$)", line)
-    return len(found[1]) if found else 0
-
-
-def _is_heading(line: str) -> bool:
-    """Whether it is HEADING, up to spaces and #s at its end."""
-    return (
-        _level(line) == _level(HEADING)
-        and re.sub(r"(\s#+)?\s*$", "", line).split() == HEADING.split()
-    )
-
-
-def _fence(line: str, fence: str) -> str:
-    """The code fence that is open after `line`, where `fence` was before; "" for none."""
-    found = re.match(r" {0,3}(`{3,}|~{3,})(.*)", line)
-    if found is None:
-        return fence
-    marks, rest = found[1], found[2].strip()
-    if not fence:
-        # Backticks behind backticks make it code within a line.
-        return "" if marks[0] == "`" and "`" in rest else marks
-    closes = not rest and marks[0] == fence[0] and len(marks) >= len(fence)
-    return "" if closes else fence
+    lines = re.findall(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", page)
+    starts = [0, *itertools.accumulate(map(len, lines))]
+    tokens = markdown_it.MarkdownIt("commonmark").parse(page.removeprefix("\ufeff"))
+    headings = [
+        (token.map[0], int(token.tag[1]), inline.content)
+        for token, inline in itertools.pairwise(tokens)
+        if token.type == "heading_open" and token.level == 0 and token.map
+    ]
+    first, last = within or (0, len(page))
+    for i, (line, level, content) in enumerate(headings):
+        if " ".join(content.split()) != title or not first <= starts[line] < last:
+            continue
+        later = (at for at, its_level, _ in headings[i + 1 :] if its_level <= level)
+        end = next(later, len(lines))
+        while not lines[end - 1].strip():
+            end -= 1
+        return starts[line], starts[end]
+    return None
 
 
 def diff(old: str, new: str) -> str:

@@ -1,25 +1,37 @@
 """preflight: check every chosen checkpoint before anything is made of it.
 
-What is checked of one run: preflight_check.py. Here: many at once, and what they say together.
+What a checkpoint must be: checkpoint/check.py. What is said of its run: witnesses.py.
 """
 
 import collections
 import contextlib
-import signal
+import dataclasses
+import os
+import pathlib
 import typing as tp
 
-from .. import jsonl, machine, numbers, places, settings
-from ..checkpoint import check as preflight_check
+from .. import (
+    checkpoint,
+    files,
+    jsonl,
+    machine,
+    numbers,
+    places,
+    settings,
+    witnesses,
+)
+from ..checkpoint import check as checkpoint_check
+from ..checkpoint import probe as checkpoint_probe
 from ..checkpoint import saev as saev_loader
-from ..cli import SetupError, UserError, parser
-from ..slurm import executor
+from ..cli import UserError, parser
+from ..slurm import executor, pool
 from ..text import n_of, progress, say
-
-if tp.TYPE_CHECKING:
-    import concurrent.futures
 
 COPIES = 4
 """Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model."""
+
+N_NAMED = 8
+"""Run ids that a command to be typed may hold."""
 
 
 class Result(tp.NamedTuple):
@@ -34,7 +46,8 @@ def main(argv: list[str]) -> int | None:
     p = parser(
         "Check the runs' checkpoints against header, W&B and catalog; add what they are.",
         "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
-        " | bin/settle | bin/select | bin/preflight | jq -c '[.run_id, .sha256, .warnings]'",
+        " | bin/settle | bin/select | bin/preflight"
+        " | jq -c '[.run_id, .sha256, .warnings]'",
     )
     p.add_argument(
         "--jobs",
@@ -47,20 +60,12 @@ def main(argv: list[str]) -> int | None:
     args = p.parse_args(argv)
     settings.load()
     kind, at_once = executor.kind(), executor.n_jobs(args.jobs)
-    given = list(jsonl.read(*preflight_check.KEYS))
+    given = list(jsonl.read(*witnesses.KEYS))
     if not given:
         return 0
-    for root in dict.fromkeys(places.runs_root(line) for line in given):
-        if not root.is_dir():
-            raise UserError(
-                f"RUNS_ROOT {root}: no such directory; export it or write it in .env"
-            )
-    if kind:
-        results = check_apart(given, at_once)
-    else:
-        at_once = min(at_once or n_jobs(given), len(given))
-        checked = check_all(given, at_once)
-        results = list(progress(checked, len(given), "preflight"))
+    look_for_runs(given)
+    settings.claim("BUILD")
+    results = check_all(given, kind, at_once)
     lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
     results = as_measured(same_files([r for r in results if not r.lost]))
     report(results)
@@ -71,42 +76,64 @@ def main(argv: list[str]) -> int | None:
         jsonl.write(r.line)
 
 
-def check_all(given: list[jsonl.Line], n_jobs: int) -> tp.Iterator[Result]:
+def look_for_runs(given: list[jsonl.Line]) -> None:
+    """Raises UserError where none of a root's checkpoints is there: the root will be wrong."""
+    for root in dict.fromkeys(places.runs_root(line) for line in given):
+        if not root.is_dir():
+            raise UserError(
+                f"RUNS_ROOT {root}: no such directory; export it or write it in .env"
+            )
+        here = [line for line in given if places.runs_root(line) == root]
+        fpaths = [places.checkpoint_fpath(line) for line in here]
+        if len(here) == 1 or any(os.path.lexists(fpath) for fpath in fpaths):
+            continue
+        there = next(dpath for dpath in fpaths[0].parents if dpath.is_dir())
+        names = sorted(os.listdir(there))
+        holds = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        deeper = [n for n in names if (there / n / here[0]["run_id"]).is_dir()]
+        mend = f"RUNS_ROOT={there / deeper[0]}" if deeper else "set RUNS_ROOT"
+        raise UserError(
+            f"RUNS_ROOT {root}: none of {n_of(len(here), 'checkpoint')} is there; looked for"
+            f" {fpaths[0]}, and {there} holds {holds or 'nothing'}; {mend}"
+        )
+
+
+def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[Result]:
     """Each line's result, in the lines' order.
+
+    Args:
+        given: The lines.
+        kind: The EXECUTOR.
+        at_once: How many processes or tasks share them; None for as many as suit.
 
     Raises:
         SetupError: No line can be checked.
     """
-    from concurrent.futures.process import BrokenProcessPool  # slow to import
-
-    saev_loader.at_hand()  # before the fork, since to import it takes seconds
-    with workers(n_jobs) as pool:
-        checked = [pool.submit(check_one, line) for line in given]
-        for line, future in zip(given, checked, strict=True):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                yield check_alone(line)
-
-
-@contextlib.contextmanager
-def workers(n_jobs: int) -> tp.Iterator["concurrent.futures.Executor"]:
-    """Processes, forked with all that this one has imported."""
-    import concurrent.futures
-    import multiprocessing
-
-    context = multiprocessing.get_context("fork")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        n_jobs, context, initializer=_start_worker
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    parts = [
+        executor.Part((line, str(fpath), probes_dpath(line)), [fpath])
+        for line in given
+        for fpath in [places.checkpoint_fpath(line)]
+    ]
+    n_bytes = memory_bytes(given)
+    if kind:
+        identity, env = saev_loader.identity(), saev_loader.environment()
+        needs = executor.Needs(n_bytes)
+        outcomes = executor.run(
+            check, parts, needs, at_once, depends_on=identity, env=env
+        )
+    else:
+        saev_loader.at_hand()  # before the fork, since to import it takes seconds
+        n_jobs = min(machine.n_at_once(n_bytes, at_once), len(parts))
+        checked = pool.each(check, parts, n_jobs, prepare)
+        outcomes = list(progress(checked, len(given), "preflight"))
+    return [
+        Result(outcome.result or line, outcome.reason, outcome.lost)
+        for line, outcome in zip(given, outcomes, strict=True)
+    ]
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the parent tells
+def prepare() -> None:
+    """Make a process fit to check one file after another."""
     machine.keep_freed_memory()
     import torch
 
@@ -114,74 +141,49 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def check_one(line: jsonl.Line) -> Result:
-    """`preflight_check.check` with its refusal as a value."""
-    try:
-        fpath = places.checkpoint_fpath(line)
-        return Result(preflight_check.check(line, fpath, probes_dpath(line)))
-    except SetupError:
-        raise
-    except UserError as err:
-        return Result(line, str(err))
-    except MemoryError:
-        return Result(line, "not enough memory to load it; try --jobs 1")
+def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
+    """Check a run's checkpoint and note what it is.
 
+    The file is read from disk once. Besides its arguments this depends on SAEV_DIR alone.
 
-def check_alone(line: jsonl.Line) -> Result:
-    """A line whose process died, or stood beside one that did, in one of its own."""
-    from concurrent.futures.process import BrokenProcessPool
+    Args:
+        line: Has `witnesses.KEYS`.
+        fpath: Its checkpoint.
+        probes_dpath: Where the run's probe goes, and where the activations for it may lie.
 
-    with workers(1) as pool:
-        try:
-            return pool.submit(check_one, line).result()
-        except BrokenProcessPool:
-            why = "the process that checked it died; was it out of memory?"
-            return Result(line, why)
-
-
-def check_apart(given: list[jsonl.Line], n_tasks: int | None) -> list[Result]:
-    """As `check_all`, by the EXECUTOR, and without what it did before.
+    Returns:
+        The line with checkpoint, bytes, mtime_ns, sha256, schema, activation_config,
+        loader, saev, probe and warnings.
 
     Raises:
-        UserError: No line can be checked.
+        UserError: Why this run can't be released.
+        SetupError: saev can't be imported, so no run can be checked.
     """
-    parts = [
-        executor.Part((line, str(fpath), probes_dpath(line)), [fpath])
-        for line in given
-        for fpath in [places.checkpoint_fpath(line)]
-    ]
-    outcomes = executor.run(
-        preflight_check.check,
-        parts,
-        executor.Needs(memory_bytes(given)),
-        n_tasks,
-        depends_on=saev_loader.identity(),
-        env=saev_loader.environment(),
-    )
-    return [
-        Result(outcome.result or line, outcome.reason, outcome.lost)
-        for line, outcome in zip(given, outcomes, strict=True)
-    ]
+    with checkpoint.File(fpath) as file:
+        if odds := witnesses.odds(line, vars(file.header)):
+            raise UserError(f"at odds: {odds}")
+        file.read()
+        x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
+        loaded = checkpoint_check.check_weights(file, x)
+    probe_fpath = pathlib.Path(probes_dpath).absolute() / f"{line['run_id']}.npz"
+    checkpoint_probe.write(loaded.probe, file.sha256, probe_fpath)
+    return line | {
+        "checkpoint": file.fpath,
+        "bytes": file.n_bytes,
+        "mtime_ns": str(file.mtime_ns),
+        "sha256": file.sha256,
+        "schema": file.header.schema,
+        "activation_config": file.header.activation_config,
+        "loader": loaded.loader,
+        "saev": dataclasses.asdict(loaded.source),
+        "probe": str(probe_fpath),
+        "warnings": witnesses.warnings(line, file.mtime_ns / 1e9) + loaded.warnings,
+    }
 
 
 def probes_dpath(line: jsonl.Line) -> str:
     """Where the probes of a repo's checkpoints go, which render publishes."""
     return str(settings.build_dpath().absolute() / line["repo"] / "probes")
-
-
-def as_measured(results: list[Result]) -> list[Result]:
-    """The results, with a reason for each run whose numbers are not of its file, and with
-    warnings where what was measured is not what training logged."""
-    found = []
-    for r in results:
-        if not r.reason:
-            try:
-                told = r.line["warnings"] + numbers.warnings(r.line)
-                r = Result(r.line | {"warnings": told}, numbers.refusal(r.line))
-            except UserError as err:
-                r = Result(r.line, str(err))
-        found.append(r)
-    return found
 
 
 def same_files(results: list[Result]) -> list[Result]:
@@ -201,6 +203,21 @@ def same_files(results: list[Result]) -> list[Result]:
     return found
 
 
+def as_measured(results: list[Result]) -> list[Result]:
+    """The results, with a reason for each run whose numbers are not of its file, and with
+    warnings where what was measured is not what training logged."""
+    found = []
+    for r in results:
+        if not r.reason:
+            try:
+                told = r.line["warnings"] + numbers.warnings(r.line)
+                r = Result(r.line | {"warnings": told}, numbers.refusal(r.line))
+            except UserError as err:
+                r = Result(r.line, str(err))
+        found.append(r)
+    return found
+
+
 def report(results: list[Result]) -> None:
     """Tell warnings, what saev did not load, and every reason with the command around it."""
     for r in results:
@@ -209,7 +226,7 @@ def report(results: list[Result]) -> None:
     builtin = [
         r.line
         for r in results
-        if not r.reason and r.line["loader"] == preflight_check.BUILTIN
+        if not r.reason and r.line["loader"] == checkpoint_check.BUILTIN
     ]
     if builtin:
         mend = "set SAEV_DIR to load them with saev"
@@ -231,14 +248,16 @@ def without(failed: list[Result]) -> str:
     """The command that releases without the failed runs."""
     excluded = settings.ids("EXCLUDE")
     ids = [*filter(jsonl.is_id, excluded), *(r.line["run_id"] for r in failed)]
+    ids = list(dict.fromkeys(ids))
     slugs = {r.line["repo"] for r in failed}
     repo = f" REPO={slugs.pop()}" if len(slugs) == 1 else ""
-    return f'make dry-run{repo} EXCLUDE="{" ".join(dict.fromkeys(ids))}"'
-
-
-def n_jobs(given: list[jsonl.Line]) -> int:
-    """As many files at once as there are cores, and memory for."""
-    return machine.n_fit(memory_bytes(given))
+    text = " ".join(ids)
+    if len(ids) > N_NAMED:
+        fpath = settings.build_dpath() / "refused.txt"
+        with files.write_aside(fpath) as fd:
+            fd.write(text + "\n")
+        text = f"$(cat {fpath})"
+    return f'make dry-run{repo} EXCLUDE="{text}"'
 
 
 def memory_bytes(given: list[jsonl.Line]) -> int:

@@ -12,10 +12,10 @@ from ..cli import UserError, again, parser, report
 from ..hub import client as hub
 from ..hub import repo as hub_repo
 from ..hub import rights as hub_rights
-from ..release import staged
+from ..release import manifest, staged
 from ..text import n_of, one_line, say
 
-KEYS = (*staged.KEYS, *staged.MANIFEST_KEYS, "loader", "activation_config")
+KEYS = (*staged.KEYS, *manifest.NEEDS, "loader")
 
 THE_HUB = "https://huggingface.co"
 

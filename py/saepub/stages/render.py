@@ -1,17 +1,20 @@
-"""render: write the model card, the manifest and the plot into each repo's stage."""
+"""render: write what a repo holds besides checkpoints into its stage: the model card, the
+manifest, the plot, what a loader can be held against, and config.json."""
 
 import pathlib
+import typing as tp
 
-from .. import catalog, jsonl, settings, templating
+from .. import catalog, jsonl, settings
 from ..cli import UserError, parser
 from ..files import write_aside
-from ..kinds import ACTIVATIONS, OBJECTIVES
-from ..release import staged
+from ..release import card, manifest, staged
+from ..text import say
 
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Write the model card, manifest.jsonl and pareto.png into each repo's stage.",
+        "Write README.md, manifest.jsonl, pareto.png, check.npz and config.json into each"
+        " repo's stage.",
         "bin/render --account build/vitl-topk/account.jsonl"
         " < build/vitl-topk/staged.jsonl",
     )
@@ -29,14 +32,16 @@ def main(argv: list[str]) -> None:
         runs = [run for run in account if run["repo"] == slug]
         with staged.lock(slug):
             documents = render(cat.get(slug), staged.dpath_of(slug), of_repo, runs)
+        for text in card.warnings(of_repo):
+            say(f"render: warning: {slug}: {text}")
         for row in of_repo:
             jsonl.write(row | {"documents": documents})
 
 
 def read_rows() -> list[jsonl.Line]:
     keys = (
-        "repo layer run_id l0 nmse numbers objective d_model d_sae created_at"
-        " activation_config bytes sha256 schema loader path"
+        "repo layer run_id l0 nmse numbers objective d_model d_sae created_at activation"
+        " activation_config bytes sha256 schema loader path probe"
     )
     rows = list(jsonl.read(*keys.split()))
     return sorted(rows, key=lambda row: (row["repo"], row["layer"], row["l0"]))
@@ -70,8 +75,8 @@ def render(
     dpath: pathlib.Path,
     rows: list[jsonl.Line],
     account: list[jsonl.Line],
-) -> dict[str, dict]:
-    """Write the three documents into the stage `dpath`. The same input gives the same bytes.
+) -> dict[str, dict[str, tp.Any]]:
+    """Write the documents into the stage `dpath`. The same input gives the same bytes.
 
     Returns:
         Their sizes and hashes by name, which push and verify hold the repo to.
@@ -80,31 +85,35 @@ def render(
 
     if not dpath.is_dir():
         raise UserError(f"{dpath}: no stage; run bin/stage before bin/render")
+    check = write_check(dpath / "check.npz", rows)
     plotted = account or [row | {"fate": jsonl.CHOSEN} for row in rows]
     plot.pareto(dpath / "pareto.png", repo.repo_id, plotted)
-    with write_aside(dpath / "manifest.jsonl") as fd:
-        fd.write(staged.manifest(rows))
-    with write_aside(dpath / "README.md") as fd:
-        fd.write(card(repo, rows, account))
+    texts = {
+        "manifest.jsonl": manifest.text(rows),
+        "config.json": manifest.config(repo.base_model, rows),
+        "README.md": card.text(repo, rows, account, check),
+    }
+    for name, text in texts.items():
+        with write_aside(dpath / name) as fd:
+            fd.write(text)
     return {name: staged.document(dpath / name) for name in staged.DOCUMENTS}
 
 
-def card(repo: catalog.Repo, rows: list[jsonl.Line], account: list[jsonl.Line]) -> str:
-    """The model card. Text in it comes from the catalog and from checked values only."""
-    env = templating.environment()
-    last = [row for row in rows if row["layer"] == rows[-1]["layer"]]
-    loaders = sorted({row["loader"] for row in rows} - {"builtin"})
-    return env.get_template("card.md").render(
-        repo=repo,
-        rows=rows,
-        example=last[len(last) // 2],
-        n_checkpoints=len(rows),
-        n_pinned=sum(run["fate"] == jsonl.PINNED for run in account),
-        n_builtin=sum(row["loader"] == "builtin" for row in rows),
-        loaders=" and ".join(loaders),
-        activation_tag=repo.activation[0],
-        activation_name=" and ".join(
-            ACTIVATIONS[name].title for name in repo.activation
-        ),
-        objective_name=OBJECTIVES[repo.objective],
-    )
+def write_check(fpath: pathlib.Path, rows: list[jsonl.Line]) -> card.Check:
+    """Bring the probes that preflight kept together in one file.
+
+    Raises:
+        UserError: One is gone.
+    """
+    from ..checkpoint import bundle, probe
+
+    try:
+        probes = {
+            (row["layer"], row["run_id"]): probe.read(row["probe"], row["sha256"])
+            for row in rows
+        }
+    except UserError as err:
+        raise UserError(f"{err}; make recheck REPO={rows[0]['repo']}") from None
+    bundle.write(fpath, probes)
+    real = {layer for (layer, _), of in probes.items() if not probe.is_random(of.x)}
+    return card.Check(bundle.n_tokens(probes), tuple(sorted(real)))

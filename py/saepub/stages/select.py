@@ -15,7 +15,8 @@ from ..choice.frontier import Run
 from ..choice.panel import Choice, Panel
 from ..cli import UsageError, UserError, parser, report
 from ..files import write_aside
-from ..jsonl import DROPPED, PINNED
+from ..jsonl import DROPPED, PINNED, Line
+from ..numbers import is_lacking, mend
 from ..text import n_of, say, timestamp
 
 KEYS = ("repo", "layer", "run_id", "l0", "nmse", "created_at", "drop")
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     gc.disable()  # a million lines make no cycles, and looking for them takes seconds
     panels, texts = read_panels(pins)
     choices = {key: panel.choose(n, pins) for key, panel in sorted(panels.items())}
-    check(panels, choices)
+    check(panels, choices, texts)
     if args.account:
         write_account(args.account, texts, choices)
     found = {run.run_id for choice in choices.values() for run in choice.chosen}
@@ -102,21 +103,35 @@ def _is_finite(measure: float | str | None) -> bool:
 
 
 def check(
-    panels: dict[tuple[str, int], Panel], choices: dict[tuple[str, int], Choice]
+    panels: dict[tuple[str, int], Panel],
+    choices: dict[tuple[str, int], Choice],
+    texts: dict[tuple[str, str], bytes],
 ) -> None:
-    """Raises UserError, after naming them all, where a layer has no run to release."""
+    """Raises UserError, after naming them all, where a layer has no run to release.
+
+    Layers that lack nothing but numbers are one problem a repo.
+    """
     empty = [key for key, choice in choices.items() if not choice.chosen]
-    problems = []
+    lacking: dict[str, list[Line]] = collections.defaultdict(list)
+    problems: list[str] = []
+    other: list[str] = []
     for repo, layer in empty:
         dropped = panels[repo, layer].dropped
+        without = [
+            run_id for why, ids in dropped.items() for run_id in ids if is_lacking(why)
+        ]
+        lacking[repo] += [jsonl.loads(texts[repo, run_id]) for run_id in without]
+        if without:
+            continue
+        other += dropped
         problems.append(
             f"{repo} layer {layer}: none of {n_of(sum(map(len, dropped.values())), 'run')}"
             f" can be released ({account.reasons(dropped)})"
         )
-    report(
-        problems,
-        "; ".join(account.mends(why for key in empty for why in panels[key].dropped)),
-    )
+    problems += [mend(lines) for lines in lacking.values() if lines]
+    if len(problems) == 1 and not other:
+        raise UserError(problems[0])
+    report(problems, "; ".join(account.mends(other)) or "nothing was chosen")
 
 
 def describe(panel: Panel, choice: Choice) -> str:

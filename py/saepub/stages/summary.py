@@ -7,7 +7,7 @@ import typing as tp
 from .. import catalog, jsonl, settings
 from ..choice.account import aux_of, left_out, warnings
 from ..cli import parser
-from ..numbers import describe
+from ..numbers import describe, is_lacking, mend
 from ..text import human, l0_text, n_of, nmse_text
 
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     cat = catalog.load()
     keys = "repo layer run_id l0 nmse numbers activation aux bytes path loader warnings"
     rows = list(jsonl.read(*keys.split()))
-    keys = "repo layer run_id l0 nmse numbers n_tokens expected shard drop fate"
+    keys = "repo layer run_id l0 nmse numbers n_tokens drop fate"
     account = jsonl.read_file(args.account, *keys.split())
     by_repo = collections.defaultdict(list)
     for row in sorted(rows, key=lambda r: (r["layer"], r["l0"])):
@@ -95,6 +95,8 @@ def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
     for run in account:
         by_layer[run["layer"]].append(run)
     out = [f"layer {i}: {describe(runs)}" for i, runs in sorted(by_layer.items())]
+    if lacking := [run for run in account if is_lacking(run["drop"])]:
+        out.append(mend(lacking))
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin:
         out.append(

@@ -1,0 +1,265 @@
+"""The model card: what is said of a release, and that it is so."""
+
+import re
+import typing as tp
+
+from .. import catalog, templating
+from ..choice import frontier
+from ..cli import UserError
+from ..jsonl import DROPPED, PINNED, Line
+from ..kinds import ACTIVATIONS, OBJECTIVES
+from ..text import human, l0_text, nmse_text, plural
+
+BUILTIN = "builtin"
+"""The loader of what no saev has loaded."""
+EXCLUDED = "excluded by hand"
+"""classify's reason for a run that EXCLUDE names."""
+ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+ADDRESS = re.compile(r"https?://[\w.:/?=&%~-]+", re.ASCII)
+N_NAMED = 20
+"""How many runs a sentence names, at most."""
+
+
+class Check(tp.NamedTuple):
+    """What check.npz holds."""
+
+    n_tokens: int
+    """Activations a layer."""
+    real_layers: tuple[int, ...]
+    """The layers of which they are real ones."""
+
+
+class Column(tp.NamedTuple):
+    """One of the table's."""
+
+    title: str
+    cell: tp.Callable[[Line], str]
+    rule: str = "---"
+
+
+class Source(tp.NamedTuple):
+    """Where the numbers of some layers come from."""
+
+    layers: list[int]
+    words: str
+
+
+class Choice(tp.NamedTuple):
+    """How a repo's checkpoints came to be chosen."""
+
+    n_compared: int
+    pinned: list[Line]
+    off_frontier: list[Line]
+    """Those of the pinned that are not on the frontier."""
+    excluded: list[Line]
+
+
+def text(
+    repo: catalog.Repo, rows: list[Line], account: list[Line], check: Check
+) -> str:
+    """The card, as README.md has it. What is said comes from the catalog and checked values.
+
+    Args:
+        repo: The catalog's entry.
+        rows: The lines to publish, in the table's order.
+        account: Every candidate with its fate; [] for none, and then nothing is said of them.
+        check: What check.npz holds.
+
+    Raises:
+        UserError: The catalog's recipe can't be filled in.
+    """
+    last = [row for row in rows if row["layer"] == rows[-1]["layer"]]
+    example = last[len(last) // 2]
+    return (
+        templating.environment()
+        .get_template("card.md")
+        .render(
+            repo=repo,
+            rows=rows,
+            example=example,
+            example_l0=round(example["l0"], 1),
+            recipe=recipe(repo, example),
+            pipeline_tag=PIPELINE_TAGS.get(repo.tokens or "", "feature-extraction"),
+            base_model=_base_model(repo.base_model),
+            tags=tags(repo),
+            objective=OBJECTIVES[repo.objective],
+            activations=[ACTIVATIONS[name].title for name in repo.activation],
+            n_checkpoints=len(rows),
+            n_bytes=sum(row["bytes"] for row in rows),
+            columns=columns(repo, rows),
+            sources=sources(repo, rows),
+            choice=choice(account) if account else None,
+            check={"n_tokens": check.n_tokens, "words": _check_words(rows, check)},
+            install=install(rows),
+            runs_words=runs_words,
+            layers_words=layers_words,
+            loaders=" and ".join(sorted({row["loader"] for row in rows} - {BUILTIN})),
+            n_builtin=sum(row["loader"] == BUILTIN for row in rows),
+        )
+    )
+
+
+PIPELINE_TAGS = {"patch": "image-feature-extraction"}
+"""The Hub's name for what a model is for, by what an activation is of."""
+
+
+def tags(repo: catalog.Repo) -> list[str]:
+    always = ["sparse-autoencoder", "interpretability", repo.objective]
+    return list(dict.fromkeys([*always, *repo.activation, *(repo.tags or ())]))
+
+
+def recipe(repo: catalog.Repo, example: Line) -> str:
+    """The catalog's lines of Python from an input to `acts`, for this repo and a layer.
+
+    Raises:
+        UserError: They are no template.
+    """
+    import jinja2.sandbox
+
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    try:
+        return env.from_string(repo.recipe or "").render(
+            base_model=repo.base_model, layer=example["layer"]
+        )
+    except jinja2.TemplateError as err:
+        raise UserError(f'{repo.slug}: the catalog\'s "recipe": {err}') from None
+
+
+def columns(repo: catalog.Repo, rows: list[Line]) -> list[Column]:
+    """The table's: those that every card has, and those that tell its rows apart."""
+    out = [Column("Run ID", _run_cell), Column("Layer", lambda row: str(row["layer"]))]
+    configs = [row["activation"] or {} for row in rows]
+    if len(repo.activation) > 1:
+        titles = {kind.key: kind.title for kind in ACTIVATIONS.values()}
+        out.append(Column("Activation", lambda r: titles[r["activation"]["key"]]))
+    if any("top_k" in config for config in configs):
+        out.append(
+            Column("k", lambda r: _or_dash((r["activation"] or {}).get("top_k")))
+        )
+    if len({row.get("aux") for row in rows}) > 1:
+        out.append(
+            Column("Aux", lambda r: templating.escape_markdown(_or_dash(r.get("aux"))))
+        )
+    out += [
+        Column("L0", lambda row: l0_text(row["l0"])),
+        Column("NMSE", lambda row: nmse_text(row["nmse"])),
+        Column("Path", lambda row: f"`{row['path']}`"),
+        Column("Size", lambda row: human(row["bytes"])),
+    ]
+    if any(row.get("n_dead") is not None for row in rows):
+        out.append(Column("Dead", lambda row: _or_dash(row.get("n_dead"))))
+    return out
+
+
+def _run_cell(row: Line) -> str:
+    url = row.get("wandb_url")
+    is_safe = isinstance(url, str) and ADDRESS.fullmatch(url) is not None
+    return f"[{row['run_id']}]({url})" if is_safe else row["run_id"]
+
+
+def _or_dash(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _base_model(name: str) -> str:
+    """A link to it, where it can be one of the Hub's."""
+    shown = templating.escape_markdown(name)
+    if ON_THE_HUB.fullmatch(name) is None:
+        return shown
+    return f"[{shown}](https://huggingface.co/{name})"
+
+
+def sources(repo: catalog.Repo, rows: list[Line]) -> list[Source]:
+    """Where the numbers come from, in words, with the layers of which it is so."""
+    layers: dict[str, list[int]] = {}
+    for row in rows:
+        of = layers.setdefault(_source_words(repo, row), [])
+        of += [] if row["layer"] in of else [row["layer"]]
+    return [Source(sorted(of), words) for words, of in layers.items()]
+
+
+def _source_words(repo: catalog.Repo, row: Line) -> str:
+    kind, _, shard = (row.get("numbers") or "").partition(":")
+    if kind == "measured":
+        n = row.get("n_tokens")
+        tokens = plural(repo.tokens or "token")
+        on = f"{n:,} {tokens}" if n else tokens
+        return (
+            f"measured from the files in this repo, on {on} of cached activations"
+            f" (shard `{shard}`)"
+        )
+    if kind == "disk":
+        return (
+            "from two sources: L0 as training logged it, NMSE from an inference run over"
+            f" cached activations (shard `{shard}`)"
+        )
+    return "as training logged them"
+
+
+def choice(account: list[Line]) -> Choice:
+    """What was chosen from, and what a person decided against the rule."""
+    panels: dict[int, list[Line]] = {}
+    for run in account:
+        panels.setdefault(run["layer"], []).append(run)
+    front = {
+        (run["layer"], run["run_id"])
+        for panel in panels.values()
+        for run in frontier.of_account([r for r in panel if frontier.has_place(r)])
+    }
+    account = sorted(account, key=lambda run: (run["layer"], run["run_id"]))
+    pinned = [run for run in account if run["fate"] == PINNED]
+    return Choice(
+        n_compared=sum(run["fate"] != DROPPED for run in account),
+        pinned=pinned,
+        off_frontier=[r for r in pinned if (r["layer"], r["run_id"]) not in front],
+        excluded=[run for run in account if run.get("drop") == EXCLUDED],
+    )
+
+
+def runs_words(runs: list[Line]) -> str:
+    """Runs by name: "`a1b2c3d4` (layer 13) and `e5f6a7b8` (layer 23)"."""
+    names = [f"`{run['run_id']}` (layer {run['layer']})" for run in runs[:N_NAMED]]
+    if len(runs) > N_NAMED:
+        names.append(f"{len(runs) - N_NAMED} more")
+    return templating.listed(names)
+
+
+def layers_words(layers: list[int]) -> str:
+    noun = "layer" if len(layers) == 1 else "layers"
+    return f"{noun} {templating.listed([str(layer) for layer in layers])}"
+
+
+def _check_words(rows: list[Line], check: Check) -> str:
+    layers = sorted({row["layer"] for row in rows})
+    if not check.real_layers:
+        return "the same random ones for all"
+    if list(check.real_layers) == layers:
+        return "real ones"
+    return f"real ones of {layers_words(list(check.real_layers))}, else random ones"
+
+
+class Install(tp.NamedTuple):
+    requirement: str
+    python: str
+
+
+def install(rows: list[Line]) -> Install | None:
+    """What pip must be given to get the saev that loaded every file; None if none is known."""
+    sources = [row.get("saev") or {} for row in rows]
+    requirements = {source.get("requirement") for source in sources}
+    if len(requirements) != 1 or None in requirements:
+        return None
+    python = sources[0].get("python") or ""
+    found = re.fullmatch(r">=\s*([\d.]+)", python)
+    words = f"{found[1]} or later" if found else python or "of a recent version"
+    return Install(requirements.pop(), words)
+
+
+def warnings(rows: list[Line]) -> list[str]:
+    """Why readers can't be told which saev loads the files, for whoever releases them."""
+    reasons = {(row.get("saev") or {}).get("why_not") for row in rows} - {None, ""}
+    return [
+        f"the saev that loads the checkpoints {reason}: the card can't say how to install"
+        " it; set SAEV_DIR to a clone without changes, at a commit that was pushed"
+        for reason in sorted(reasons)
+    ]

@@ -1,0 +1,80 @@
+"""manifest.jsonl and config.json: what a repo holds, for programs."""
+
+import json
+import typing as tp
+
+from .. import jsonl
+from ..jsonl import Line
+
+NEEDS = (
+    *("run_id", "layer", "l0", "nmse", "numbers", "activation", "activation_config"),
+    *("objective", "d_model", "d_sae", "path", "bytes", "sha256", "schema"),
+    "created_at",
+)
+"""What a line must have for its checkpoint to be listed."""
+
+
+def text(rows: list[Line]) -> str:
+    """manifest.jsonl: a line a checkpoint, in the table's order and in full precision."""
+    return "".join(jsonl.dumps(entry(row)) + "\n" for row in rows)
+
+
+def entry(row: Line) -> dict[str, tp.Any]:
+    """A checkpoint's line: the same keys with the same types in every repo, all of them
+    text or numbers, so that the manifests of several repos make one table."""
+    activation = row["activation"] or {}
+    return {
+        "run_id": row["run_id"],
+        "layer": row["layer"],
+        "l0": _float(row["l0"]),
+        "nmse": _float(row["nmse"]),
+        "numbers": row["numbers"],
+        "n_tokens": row.get("n_tokens"),
+        "l0_logged": _float(row.get("l0_logged")),
+        "nmse_logged": _float(row.get("nmse_logged")),
+        "n_dead": row.get("n_dead"),
+        "activation": activation.get("key"),
+        "top_k": activation.get("top_k"),
+        "aux": row.get("aux"),
+        "activation_config": json.dumps(row["activation_config"]),
+        "objective": row["objective"],
+        "d_model": row["d_model"],
+        "d_sae": row["d_sae"],
+        "path": row["path"],
+        "bytes": row["bytes"],
+        "sha256": row["sha256"],
+        "schema": row["schema"],
+        "created_at": row["created_at"],
+        "wandb_url": row.get("wandb_url"),
+    }
+
+
+def _float(value: tp.Any) -> float | None:
+    """A measure as a float, also where it is whole; what isn't finite is not on record."""
+    return float(value) if type(value) in (int, float) else None
+
+
+def config(base_model: str, rows: list[Line]) -> str:
+    """config.json: what the repo holds, in a few words.
+
+    By its downloads the Hub counts those of a repo whose library it doesn't know.
+    """
+    keys = sorted({(row["activation"] or {}).get("key") for row in rows})
+    obj = {
+        "library_name": "saev",
+        "base_model": base_model,
+        "layers": sorted({row["layer"] for row in rows}),
+        "d_model": _only(rows, "d_model"),
+        "d_sae": _only(rows, "d_sae"),
+        "activation": keys[0] if len(keys) == 1 else keys,
+        "objective": _only(rows, "objective"),
+        "n_checkpoints": len(rows),
+        "manifest": "manifest.jsonl",
+        "check": "check.npz",
+    }
+    return json.dumps(obj, indent=2) + "\n"
+
+
+def _only(rows: list[Line], key: str) -> tp.Any:
+    (value,) = {row[key] for row in rows}
+    return value

@@ -1,0 +1,71 @@
+"""The same without an EXECUTOR: parts done at once by processes forked from this one."""
+
+import contextlib
+import signal
+import typing as tp
+
+from .work import Function, Outcome, Part, outcome_of
+
+if tp.TYPE_CHECKING:
+    import concurrent.futures
+
+
+def each(
+    function: Function, parts: list[Part], n_jobs: int, prepare: tp.Callable[[], None]
+) -> tp.Iterator[Outcome]:
+    """What became of each part, in the parts' order.
+
+    A process that dies costs only the part that it was at.
+
+    Args:
+        function: Called as function(*part.args) by a process.
+        parts: What is to be done.
+        n_jobs: How many processes share it.
+        prepare: Called once by each process.
+
+    Raises:
+        SetupError: The function raises it.
+    """
+    from concurrent.futures.process import BrokenProcessPool  # slow to import
+
+    with _pool(n_jobs, prepare) as pool:
+        futures = [pool.submit(outcome_of, function, part.args) for part in parts]
+        for part, future in zip(parts, futures, strict=True):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield _alone(function, part, prepare)
+
+
+def _alone(function: Function, part: Part, prepare: tp.Callable[[], None]) -> Outcome:
+    """A part whose process died, or one beside it, done by a process of its own."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    with _pool(1, prepare) as pool:
+        try:
+            return pool.submit(outcome_of, function, part.args).result()
+        except BrokenProcessPool:
+            why = "the process that was at it died; was it out of memory?"
+            return Outcome(reason=why)
+
+
+@contextlib.contextmanager
+def _pool(
+    n_jobs: int, prepare: tp.Callable[[], None]
+) -> tp.Iterator["concurrent.futures.Executor"]:
+    import concurrent.futures
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        n_jobs, context, initializer=_start, initargs=(prepare,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start(prepare: tp.Callable[[], None]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the parent tells
+    prepare()

@@ -1,0 +1,193 @@
+"""A reader of a published repo, who runs what its card and saev's docs say.
+
+READER, in the environment, names a Python of saev's own age (3.12 or later) with saev and
+timm in it, installed as a card says:
+
+    python3.12 -m venv reader
+    reader/bin/pip install "saev @ git+https://github.com/OSU-NLP-Group/saev"
+    READER=$PWD/reader/bin/python make test PYTEST_ARGS="-k reader"
+
+Without it, the Python of the tests runs the same code over a stand-in for saev, and one for
+timm at the network's edge: it gives activations where timm would download weights.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+from kits import checkpoints
+from kits.programs import bare_env
+
+PYTHON = os.environ.get("READER", "")
+
+TIMM = '''
+"""A stand-in for timm: a model of noise, which takes only what the real one would."""
+import types
+import torch
+
+WIDTHS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
+
+
+class Model:
+    def __init__(self, width, n_blocks):
+        self.width, self.n_blocks, self.training = width, n_blocks, True
+
+    def eval(self):
+        self.training = False
+        return self
+
+    def forward_intermediates(
+        self, x, indices, norm=False, output_fmt="NCHW", intermediates_only=False
+    ):
+        assert not self.training and x.shape == (1, 3, 256, 256)
+        assert not norm and output_fmt == "NLC" and intermediates_only
+        assert 0 <= min(indices) and max(indices) < self.n_blocks
+        rng = torch.Generator().manual_seed(indices[0])
+        return [torch.randn(1, 256, self.width, generator=rng) for _ in indices]
+
+
+def create_model(name, pretrained=False):
+    arch, tag = name.split(".")
+    vit, size, patch, family = arch.split("_")
+    assert (vit, patch, family, tag) == ("vit", "patch16", "dinov3", "lvd1689m")
+    assert pretrained
+    return Model(*WIDTHS[size])
+
+
+def resolve_model_data_config(model):
+    return {"input_size": (3, 256, 256)}
+
+
+def create_transform(input_size):
+    return lambda image: torch.zeros(input_size) + image.width
+
+
+data = types.SimpleNamespace(
+    resolve_model_data_config=resolve_model_data_config,
+    create_transform=create_transform,
+)
+'''
+
+# Runs blocks of code, each in a namespace of its own, with a loader that may be wrong.
+DRIVER = """
+import contextlib, io, json, pathlib, sys
+import torch
+import saev.nn
+
+right = saev.nn.load
+
+
+def encoder_overwritten(fpath):
+    sae = right(fpath)
+    sae.W_enc.data = sae.W_dec.data.T.clone()
+    return sae
+
+
+def decoder_overwritten(fpath):
+    sae = right(fpath)
+    sae.W_dec.data = sae.W_enc.data.T.clone()
+    return sae
+
+
+def training(fpath):
+    sae = right(fpath)
+    sae.eval = lambda: sae.train()
+    return sae
+
+
+LOADERS = {
+    "right": right, "encoder": encoder_overwritten, "decoder": decoder_overwritten,
+    "training": training,
+}
+out = []
+for code, loader in json.load(sys.stdin):
+    saev.nn.load = LOADERS[loader]
+    told, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(told):
+        exec(compile(code, "<card>", "exec"), names)
+    keep = {k: str(v) for k, v in names.items() if isinstance(v, (str, pathlib.Path))}
+    values = {k: json.loads(json.dumps(v, default=str)) for k, v in names.items()
+              if isinstance(v, (list, dict)) and k != "__builtins__"}
+    shapes = {k: list(v.shape) for k, v in names.items() if isinstance(v, torch.Tensor)}
+    out.append({"told": told.getvalue(), "names": keep, "shapes": shapes,
+                "values": values})
+print(json.dumps(out))
+"""
+
+
+WEIGHTS = "vit_small_patch16_dinov3.lvd1689m"
+
+# What timm would download: the real model's weights are not to be had here.
+MAKE_WEIGHTS = f"""
+import sys, timm, safetensors.torch
+model = timm.create_model("{WEIGHTS.split(".")[0]}")
+safetensors.torch.save_file(model.state_dict(), sys.argv[1])
+"""
+
+
+def weights(dpath: pathlib.Path) -> pathlib.Path | None:
+    """A directory as timm's repo of WEIGHTS, for a real timm; None for the stand-in."""
+    if not PYTHON:
+        return None
+    dpath.mkdir()
+    command = [PYTHON, "-c", MAKE_WEIGHTS, dpath / "model.safetensors"]
+    subprocess.run(command, check=True, env=bare_env())
+    return dpath
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language in a Markdown text, as they stand."""
+    import markdown_it
+
+    tokens = markdown_it.MarkdownIt("commonmark").parse(text)
+    return [t.content for t in tokens if t.type == "fence" and t.info == language]
+
+
+def run(dpath: pathlib.Path, runs: list[tuple[str, str]], **env: object) -> list[dict]:
+    """Run blocks of code in one process, one after the other.
+
+    Args:
+        dpath: The working directory, which gets an image.jpg.
+        runs: Each block, and the name of the loader that saev.nn.load is to be.
+        env: The environment: HF_ENDPOINT and HF_HOME.
+
+    Returns:
+        For each what it told, and its variables.
+    """
+    from PIL import Image
+
+    dpath.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (400, 300), (90, 120, 40)).save(dpath / "image.jpg")
+    if not PYTHON:
+        saev = checkpoints.write_saev(dpath / "saev")
+        (saev / "src/timm.py").write_text(textwrap.dedent(TIMM))
+        env |= {"PYTHONPATH": saev / "src"}
+    done = subprocess.run(
+        [PYTHON or sys.executable, "-c", DRIVER],
+        cwd=dpath,
+        env=bare_env(**env),
+        input=json.dumps(runs),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def shell(dpath: pathlib.Path, text: str, **env: object) -> list[str]:
+    """Run a block of `hf` commands. What each told."""
+    hf_dpath = pathlib.Path(PYTHON or sys.executable).parent
+    env = bare_env(**env)
+    env["PATH"] = f"{hf_dpath}:{env['PATH']}"
+    told = []
+    for line in re.findall(r"^hf .*$", text, re.M):
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=dpath, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        told.append(done.stdout)
+    return told
