@@ -16,7 +16,7 @@ import torch
 
 from kits import checkpoints as util
 from kits.programs import run_program
-from saepub import machine, measured, witnesses
+from saepub import machine, witnesses
 from saepub.checkpoint import check as preflight_check
 from saepub.checkpoint import header
 from saepub.checkpoint import saev as saev_loader
@@ -120,29 +120,11 @@ def test_of_the_real_files_those_are_refused_that_saev_refuses(runs):
     assert done.err.count("no activation.threshold") == len(refused) == 2
 
 
-def test_what_was_measured_of_other_bytes_is_not_published(runs, monkeypatch):
+def test_what_was_measured_of_other_bytes_is_not_published(runs):
     fpath = util.write(util.run_dir(runs, "aaaaaaaa"), schema=None)
-    monkeypatch.setenv("RECORDS", str(runs.parent / "records"))
     line = util.line() | {"numbers": "measured:52ec5790", "l0_logged": 7.0}
-    tokens = {"layer": 6, "asked": 4, "n_examples": 1, "of_examples": 9}
-    record = measured.Record(
-        run_id="aaaaaaaa",
-        shard="52ec5790",
-        sha256=hashlib.sha256(fpath.read_bytes()).hexdigest(),
-        bytes=fpath.stat().st_size,
-        l0=3.5,
-        nmse=0.25,
-        n_tokens=4,
-        tokens=measured.Tokens(**tokens, per_example=4),
-        sse_recon=1.0,
-        sse_baseline=4.0,
-        n_dead=0,
-        subtracts_b_dec=False,
-        device="cpu",
-        versions={},
-        date="2026-01-01T00:00:00Z",
-    )
-    measured.write(record)
+    record = util.measurement(fpath, "aaaaaaaa", "52ec5790", 3.5, 0.25)
+    util.measure(runs.parent / "records", "aaaaaaaa", "52ec5790", record)
     settings = {"RECORDS": runs.parent / "records"}
     done = run([line], runs, **settings)
     assert done.returncode == 0

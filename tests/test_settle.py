@@ -1,18 +1,20 @@
 """settle puts each (repo, layer) on one source of numbers, and drops the runs that it lacks."""
 
+import collections
 import hashlib
 import json
 import os
 import pathlib
+import unittest.mock
 
 import pytest
 
 from kits import checkpoints, in_process
-from saepub import jsonl, measured, numbers
+from kits.programs import ROOT, run_program
+from saepub import catalog, jsonl, measured, numbers
 
 SHARD, OTHER = "52ec5790", "3e27794f"
 WANDB, MEASURED, DISK = "wandb", f"measured:{SHARD}", f"disk:{SHARD}"
-N_TOKENS = 2**20
 
 
 class Lab:
@@ -42,29 +44,9 @@ class Lab:
         return self.runs_root / run_id / "checkpoint" / "sae.pt"
 
     def measure(self, run_id: str, l0=13.0, nmse=0.5, shard=SHARD, **changes) -> None:
-        content = self.fpath(run_id).read_bytes()
-        tokens = {"layer": 6, "asked": N_TOKENS, "n_examples": 4096}
-        tokens |= {"of_examples": 50_000, "per_example": 256}
-        record = {
-            "run_id": run_id,
-            "shard": shard,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-            "l0": l0,
-            "nmse": nmse,
-            "n_tokens": N_TOKENS,
-            "tokens": tokens,
-            "sse_recon": nmse * 4e6,
-            "sse_baseline": 4e6,
-            "n_dead": 7,
-            "subtracts_b_dec": False,
-            "device": "cpu",
-            "versions": {},
-            "date": "2026-01-01T00:00:00Z",
-        }
-        self.records_dpath.mkdir(parents=True, exist_ok=True)
-        fpath = self.records_dpath / f"{run_id}@{shard}.json"
-        fpath.write_text(json.dumps(record | changes))
+        fpath = self.fpath(run_id)
+        record = checkpoints.measurement(fpath, run_id, shard, l0, nmse) | changes
+        checkpoints.measure(self.dpath / "records", run_id, shard, record)
 
     def infer(self, run_id: str, content: object, shard: str = SHARD) -> None:
         dpath = self.runs_root / run_id / "inference" / shard
@@ -116,7 +98,12 @@ def test_what_was_measured_goes_before_what_was_logged(lab):
     lab.measure("a", l0=20, nmse=0.125)
     lab.measure("b")
     rows, told = lab.settle(*lines)
-    found = {"l0": 20, "nmse": 0.125, "numbers": MEASURED, "n_tokens": N_TOKENS}
+    found = {
+        "l0": 20,
+        "nmse": 0.125,
+        "numbers": MEASURED,
+        "n_tokens": checkpoints.N_TOKENS,
+    }
     found |= {"l0_logged": 12.5, "nmse_logged": 0.25, "n_dead": 7}
     assert rows[0] == lines[0] | found
     assert sources(rows[1:]) == [("b", 13.0, 0.5, MEASURED)]
@@ -561,4 +548,132 @@ def test_a_line_that_lacks_a_key_is_named(lab, key):
 def test_the_written_record_is_one_that_measure_would_write(lab):
     lab.line("a")
     lab.measure("a")
-    assert measured.read(measured_fpath(lab, "a")).n_tokens == N_TOKENS
+    assert measured.read(measured_fpath(lab, "a")).n_tokens == checkpoints.N_TOKENS
+
+
+# ---- a whole lab -----------------------------------------------------------------------------
+
+SHARDS = {
+    "vits-relu": "52ec5790",
+    "vitb-relu": "8762551e",
+    "vitl-relu": "3e27794f",
+    "vitl-topk": "3e27794f",
+}
+N_A_LAYER = 9
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The four repos of the catalog, 24 layers of nine runs, of every age.
+
+    vits-relu is from before training logged NMSE, and was measured; vitb-relu has inference on
+    disk, of both forms; vitl-relu is of two ages, a half of it measured; vitl-topk has W&B's.
+    """
+    lab = Lab(tmp_path_factory.mktemp("whole"))
+    lines = []
+    of_the_lab = {"CATALOG": str(ROOT / "catalog.json")}
+    with unittest.mock.patch.dict(os.environ, of_the_lab):
+        repos = catalog.load().repos
+    for repo in repos:
+        for layer in repo.layers:
+            for i in range(N_A_LAYER):
+                run_id = f"{repo.slug}-{layer}-{i}"
+                lab.line(run_id)
+                lines.append(
+                    {"repo": repo.slug, "layer": layer, "run_id": run_id}
+                    | {"expected": repo.expected, "wandb": record_of(repo, layer, i)}
+                )
+                leave_numbers(lab, repo.slug, layer, i, run_id)
+    text = "".join(jsonl.dumps(line) + "\n" for line in lines)
+    for name in ("facts", "classify"):
+        text = run_program(ROOT / "bin" / name, stdin=text).out
+    rows, lab.told = lab.settle(*map(json.loads, text.splitlines()))
+    lab.panels = collections.defaultdict(list)
+    for row in rows:
+        lab.panels[row["repo"], row["layer"]].append(row)
+    return lab
+
+
+def record_of(repo: catalog.Repo, layer: int, i: int) -> dict:
+    """A run's record in W&B as saev of its day left it."""
+    is_old = repo.slug in ("vits-relu", "vitb-relu")
+    is_old = is_old or (repo.slug == "vitl-relu" and i % 2 == 0)
+    activation = {} if repo.slug != "vitl-topk" else {"top_k": 4 * (i + 1)}
+    if not is_old:
+        age = "kind" if i % 3 else "key"
+        name = "top-k" if repo.slug == "vitl-topk" else "relu"
+        activation = {age: name, **activation, "aux": {age: "no-aux"}}
+    widths = {"d_vit": repo.d_model, "exp_factor": repo.d_sae / repo.d_model}
+    if repo.d_sae % repo.d_model or not is_old:
+        widths = {"d_model": repo.d_model, "d_sae": repo.d_sae}
+    shards = f"/fs/scratch/lab/shards/{SHARDS[repo.slug]}"
+    config = {
+        "sae": widths | {"activation": activation},
+        "objective": {"n_prefixes": 10},
+        "data" if is_old else "train_data": {"layer": layer},
+        "val_data": {"shards": shards},
+    }
+    summary = {"eval/l0": 2.0 ** (i + 1), "eval/mse": 9.0}
+    if not is_old:
+        summary["eval/normalized_mse"] = 0.5 - 0.05 * i
+    record = {"state": "finished", "createdAt": "2025-11-01T00:00:00Z", "url": None}
+    return record | {"config": config, "summary": summary}
+
+
+def leave_numbers(lab: Lab, slug: str, layer: int, i: int, run_id: str) -> None:
+    l0, nmse = 2.0 ** (i + 1), 0.5 - 0.05 * i
+    if slug == "vits-relu":
+        lab.measure(run_id, l0=1.25 * l0, nmse=nmse)
+    if slug == "vitb-relu":
+        lab.infer(run_id, nmse, shard=SHARDS[slug])
+        if layer == 6 and i == 0:
+            old = {"normalized_mse": nmse, "sse_sae": nmse * 4e6, "sse_baseline": 4e6}
+            fpath = lab.runs_root / run_id / "inference" / SHARDS[slug]
+            (fpath / "metrics.json").write_text(json.dumps(old))
+    if slug == "vitl-relu" and (layer < 19 or i < 5):
+        lab.measure(run_id, shard=SHARDS[slug], l0=l0, nmse=nmse)
+
+
+def test_all_24_layers_of_a_whole_lab_settle_each_on_one_source(whole):
+    assert len(whole.panels) == 24
+    for (slug, layer), rows in whole.panels.items():
+        (source,) = {row["numbers"] for row in rows}
+        shard = SHARDS[slug]
+        n_kept = sum(row["drop"] is None for row in rows)
+        told = numbers.describe(rows)
+        if slug == "vits-relu":
+            assert (source, n_kept) == (f"measured:{shard}", 9)
+            assert told == f"9 runs, measured on 1,048,576 tokens of {shard}"
+        elif slug == "vitb-relu":
+            assert (source, n_kept) == (f"disk:{shard}", 9 - (layer == 6))
+        elif slug == "vitl-relu" and layer < 19:
+            assert (source, n_kept) == (f"measured:{shard}", 9)
+        elif slug == "vitl-relu":
+            # Five were measured, four have W&B's: the source that has most.
+            assert (source, n_kept) == (f"measured:{shard}", 5)
+            assert told.endswith("; 4 runs without numbers")
+        else:
+            assert (source, n_kept, told) == ("wandb", 9, "9 runs, numbers from W&B")
+
+
+def test_only_the_file_of_the_old_form_is_refused(whole):
+    assert whole.told.count("\n") == 1
+    assert 'not used, it has "sse_sae"' in whole.told
+    assert whole.told.endswith(": vitb-relu-6-0\n")
+
+
+def test_what_was_logged_is_kept_beside_what_was_measured(whole):
+    row = whole.panels["vits-relu", 6][3]
+    assert (row["l0"], row["l0_logged"], row["nmse_logged"]) == (20.0, 16.0, None)
+    assert row["activation"] == {"key": "relu"} and row["n_tokens"] == 2**20
+    assert "wandb" not in row
+
+
+def test_the_choice_is_made_on_what_was_settled(whole):
+    rows = [row for panel in whole.panels.values() for row in panel]
+    text = "".join(jsonl.dumps(row) + "\n" for row in rows)
+    done = run_program(ROOT / "bin/select", "-n", "3", stdin=text)
+    assert done.returncode == 0, done.err
+    chosen = [json.loads(line) for line in done.out.splitlines()]
+    assert len(chosen) == 24 * 3
+    assert {row["drop"] for row in chosen} == {None}

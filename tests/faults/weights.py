@@ -104,6 +104,11 @@ def odd_lab(world: World) -> Lab:
     lab.touch("newer", MTIME + 8 * DAY)
     add("older", 16)
     lab.touch("older", MTIME - 9 * DAY)
+    # Weights that are not those that the numbers were logged of.
+    add("random", 17)["config"]["val_data"] = {"shards": "/scratch/val"}
+    record = util.measurement(lab.fpath("random"), "random", "val", l0=4, nmse=31.5)
+    util.measure(lab.dpath / "records", "random", "val", record)
+    add("another", 17)
     return lab
 
 
@@ -111,7 +116,8 @@ def odd_lab(world: World) -> Lab:
 def reports(world: World) -> tuple[Seen, Seen]:
     """Two dry runs of `odd_lab`; the second redoes nothing."""
     lab = odd_lab(world)
-    return lab.make("dry-run"), lab.make("dry-run")
+    env = {"RECORDS": lab.dpath / "records"}
+    return lab.make("dry-run", **env), lab.make("dry-run", **env)
 
 
 def report(world: World) -> Seen:
@@ -170,6 +176,14 @@ WARNINGS = (
     (
         "NMSE above 1",
         "layer 8 worse: NMSE 1.25 is above 1: worse than predicting the mean",
+    ),
+    (
+        "numbers that nothing but W&B has of the files",
+        "the numbers of 16 runs are as training logged them, not measured from these",
+    ),
+    (
+        "weights that W&B's numbers are not of",
+        "layer 17 random: NMSE measured 31.5, logged 0.25",
     ),
     ("NMSE of 0", "layer 9 zero: NMSE 0 is not above 0"),
     ("NMSE below 0", "layer 10 negative: NMSE -0.5 is not above 0"),

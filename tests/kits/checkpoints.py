@@ -13,6 +13,7 @@
 today's saev computes from them.
 """
 
+import hashlib
 import io
 import json
 import pathlib
@@ -287,3 +288,41 @@ def write_saev(dpath: pathlib.Path, fault: str = "") -> pathlib.Path:
 def metrics(nmse: float) -> dict[str, float]:
     """The metrics.json that today's saev leaves of its inference on a shard."""
     return {"normalized_mse": nmse, "sse_recon": nmse * 4e6, "sse_baseline": 4e6}
+
+
+N_TOKENS = 2**20
+
+
+def measurement(
+    fpath: pathlib.Path, run_id: str, shard: str, l0: float, nmse: float
+) -> dict[str, object]:
+    """A record of what `measure` found of a checkpoint's very bytes."""
+    content = fpath.read_bytes()
+    tokens = {"layer": 6, "asked": N_TOKENS, "n_examples": 4096}
+    return {
+        "run_id": run_id,
+        "shard": shard,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "l0": l0,
+        "nmse": nmse,
+        "n_tokens": N_TOKENS,
+        "tokens": tokens | {"of_examples": 50_000, "per_example": 256},
+        "sse_recon": nmse * 4e6,
+        "sse_baseline": 4e6,
+        "n_dead": 7,
+        "subtracts_b_dec": False,
+        "device": "cpu",
+        "versions": {},
+        "date": "2026-01-01T00:00:00Z",
+    }
+
+
+def measure(
+    records_dpath: pathlib.Path, run_id: str, shard: str, record: dict[str, object]
+) -> pathlib.Path:
+    """Leave a record where a lab's memory is."""
+    fpath = records_dpath / "measured" / f"{run_id}@{shard}.json"
+    fpath.parent.mkdir(parents=True, exist_ok=True)
+    fpath.write_text(json.dumps(record))
+    return fpath
