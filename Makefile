@@ -166,8 +166,8 @@ plan: $(call joint,rendered.jsonl) ## show what a release would change on the Hu
 release: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## publish, verify, collect; REPO= for one
 	@cat $(filter %.jsonl,$^) | bin/plan | bin/push | bin/verify | bin/collect | bin/announce
 
-rehearse: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## release to a Hub on this machine; no token needed
-	@bin/rehearse $(if $(is_demo),env LOADER=builtin) $(MAKE) release
+rehearse: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## release to a Hub on this machine; DO=verify, plan or docs looks at it
+	@bin/rehearse $(if $(is_demo),env LOADER=builtin) $(MAKE) $(or $(DO),release)
 
 verify: ## check that the Hub still holds what was released
 	@bin/verify --released $(CHOSEN)

@@ -11,8 +11,20 @@ def human:
   else "\(. / 1e7 | round / 100) GB"
   end;
 
+# The last line names what is not public yet, or not verified, and the command that goes on.
 try (
-  [inputs] | group_by(.repo)[]
-  | ([.[].bytes] + [.[0].documents[].bytes]) as $sizes
-  | "\(.[0].url)  \($sizes | length) files, \($sizes | add | human), \(.[0].seconds) s, verified"
+  [inputs] | group_by(.repo)
+  | (map(select(.[0].url)) | .[]
+    | ([.[].bytes] + [.[0].documents[].bytes]) as $sizes
+    | "\(.[0].url)  \($sizes | length) files, \($sizes | add | human), \(.[0].seconds) s, verified"),
+    ( map(select(.[0].url | not)) as $rest
+    | if $rest == [] then empty else
+        ( "announce: " + ([ ($rest | map(select(.[0].commit) | .[0].repo) | select(. != [])
+            | "public but not verified: \(join(", "))"),
+            ($rest | map(select(.[0].commit | not) | .[0].repo) | select(. != [])
+            | "not released: \(join(", "))")
+          ] | join("; "))
+        ) + "; to go on: \($ENV.AGAIN // "" | if . == "" then "the same command" else . end)\n"
+        | halt_error(1)
+      end )
 ) catch ("announce: \(.)\n" | halt_error(1))

@@ -99,6 +99,6 @@ def test_a_stalled_hub_is_given_up(world1):
 def test_a_pushed_repo_is_verified_and_the_record_names_the_client(world1):
     done = world1.pipe("plan", "push", "verify")[-1]
     assert done.code == 0, done.err
-    assert "verified 7 files by hash" in done.err
+    assert "verified 9 files by hash" in done.err
     record = json.loads((world1.records / SLUG / "release.json").read_text())
     assert record["tools"]["huggingface_hub"] == VERSION

@@ -26,7 +26,7 @@ from saepub.release import plot
 from saepub.stages import push
 
 NAMES = tuple(hostile_text.texts(pathlib.Path("/")))
-DOCUMENTS = ["README.md", "manifest.jsonl", "pareto.png"]
+DOCUMENTS = ["README.md", "manifest.jsonl", "pareto.png", "check.npz", "config.json"]
 
 
 @pytest.fixture(scope="module")

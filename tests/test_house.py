@@ -15,6 +15,7 @@ GROUND = {
     "kinds",
     "machine",
     "measured",
+    "patience",
     "places",
     "settings",
     "text",

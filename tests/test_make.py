@@ -76,7 +76,7 @@ def test_the_demos_misfits_show_their_reasons(made):
 
 def test_nothing_was_sent_and_no_token_asked(made):
     assert not (made.dpath / "build/hub").exists()
-    assert not list((made.dpath / "build").glob("*/release.json"))
+    assert not list((made.dpath / "records").glob("*/release.json"))
 
 
 def test_a_second_run_redoes_nothing(tree):

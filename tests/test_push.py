@@ -1,9 +1,12 @@
 """push sends a stage in one commit, or tells in one line why not and changes nothing."""
 
+import datetime
+import email.utils
 import json
 import os
 import pathlib
 import pty
+import re
 import shutil
 import signal
 import termios
@@ -12,6 +15,7 @@ import threading
 import pytest
 
 from kits.hub import Fault
+from kits.programs import ROOT, run_program
 from kits.release import (
     LAB,
     NARROW,
@@ -28,7 +32,7 @@ from kits.release import (
     text,
     user,
 )
-from loopback_hub import HubError
+from loopback_hub import Drop, HubError
 from saepub.hub import client as hub
 from saepub.text import human
 
@@ -160,12 +164,10 @@ def test_names_with_glob_characters_are_pruned_literally(world):
 
 
 def test_a_folder_of_many_files_is_one_commit_however_often_it_fails(either):
-    """2.x of the client splits more than twenty files where a commit fails."""
+    """2.x of the client has a way to upload that splits more than twenty of them."""
     either.use("many")
     assert len(either.expected(OTHER)) > 20
-    # The client makes six tries by Xet and one by LFS, and we make three of those.
-    n_times = 12 if either.transport == "xet" else 2
-    fault = Fault("commit", status=503, times=n_times)
+    fault = Fault("commit", status=503, times=len(hub.PAUSES))
     either.hub.faults.append(fault)
     done = either.push(OTHER)
     assert (done.code, fault.times < 0) == (0, True), done.err
@@ -199,7 +201,7 @@ def test_two_repos_are_two_commits_and_nobody_elses(world):
 def test_plan_tells_adds_changes_and_what_is_unchanged_with_bytes(world):
     done = world.run("plan", stdin=world.lines())
     assert f"{world.repo_id}: would be created, public" in done.err
-    assert f"  add       7 files, {size_of(world.expected())}\n" in done.err
+    assert f"  add       9 files, {size_of(world.expected())}\n" in done.err
     world.push()
     world.use("more")
     done = world.run("plan", stdin=world.lines())
@@ -222,7 +224,7 @@ def test_plan_only_reads_and_says_when_there_is_nothing_to_do(world):
     done = world.run("plan", stdin=world.lines())
     told = done.err.splitlines()
     assert told[0].startswith(f"{world.repo_id}: nothing to do, at ")
-    assert told[1].startswith("  unchanged 7 files, ")
+    assert told[1].startswith("  unchanged 9 files, ")
     assert [line.endswith(": nothing to do") for line in told[2:]] == [True, True]
     assert all(method == "GET" for method, _ in world.hub.requests)
     assert done.rows == [
@@ -384,15 +386,31 @@ def test_all_that_is_wrong_is_told_at_once(world):
     assert len(done.err.splitlines()) == 4
 
 
-def test_a_file_that_changes_while_it_is_sent_is_told_by_name(either):
+@pytest.mark.parametrize("kind", ["preupload", "send"])
+def test_a_file_that_changes_while_it_is_sent_is_told_and_nothing_committed(
+    either, kind
+):
     fpath = first(either)
-    either.hub.faults.append(Meanwhile("preupload", lambda: replace_same_size(fpath)))
+    kinds = {"xet": "xet_token", "lfs": "lfs_batch"}
+    kind = kinds[either.transport] if kind == "send" else kind
+    either.hub.faults.append(Meanwhile(kind, lambda: replace_same_size(fpath)))
     done = either.push()
-    assert done.code == 1
-    commit = either.hub.commits(either.repo_id)[0]["id"]
-    path = either.rows[SLUG][0]["path"]
-    assert f"commit {commit} does not hold {path} as preflight saw it" in done.last
-    assert done.out == ""
+    assert (done.code, done.out) == (1, "")
+    assert f"{fpath}: changed since preflight read it: make recheck" in done.last
+    assert either.titles() == [INITIAL]
+
+
+def test_a_file_that_changes_when_it_has_been_sent_is_not_committed(either):
+    """The card goes up with the commit itself; and a rewritten file would be half of each."""
+    fpath = first(either)
+    kind = {"xet": "xet_token", "lfs": "lfs_put"}[either.transport]
+    either.hub.faults.append(
+        Then(kind, lambda: (either.stage() / "README.md").write_text("mine"))
+    )
+    done = either.push()
+    assert (done.code, done.out) == (1, "")
+    assert "README.md: changed since it was rendered" in done.last
+    assert either.titles() == [INITIAL] and fpath.exists()
 
 
 def test_the_demo_is_not_for_the_real_hub(world, demo):
@@ -491,6 +509,219 @@ def test_of_two_at_once_the_second_says_who_is_at_work(world):
     assert f"push: {SLUG}: process {one.pid} on " in two.err
     assert "is at work on it" in two.err
     assert len(world.titles()) == 2
+
+
+# What the repo is, and what the Hub would do with what is sent.
+
+
+def made_public(world) -> None:
+    world.hub.add_repo(world.repo_id)
+
+
+NOT_AS_NAMED = {
+    "renamed": (
+        lambda w: w.hub.rename_repo(w.repo_id, f"{LAB}/another"),
+        f"is {LAB}/another on the Hub; put that into the catalog",
+    ),
+    "another owner": (
+        lambda w: w.hub.rename_repo(w.repo_id, "else/where"),
+        "is else/where on the Hub",
+    ),
+    "another case": (
+        lambda w: w.hub.rename_repo(w.repo_id, w.repo_id.upper()),
+        f"is {LAB.upper()}/SAE_DINOV3_VIT-B-16_IN1K on the Hub",
+    ),
+    "private": (lambda w: there(w, private=True), "is private; make it public on"),
+    "gated": (lambda w: there(w, gated="manual"), "is gated, not open to all"),
+    "disabled": (lambda w: there(w, disabled=True), "is disabled by the Hub"),
+}
+
+
+def there(world, **facts: object) -> None:
+    for name, value in facts.items():
+        setattr(world.hub.store.repos[world.repo_id], name, value)
+
+
+@pytest.mark.parametrize("how", NOT_AS_NAMED)
+def test_a_repo_that_is_not_the_public_one_of_that_name_is_told_and_let_be(world, how):
+    change, says = NOT_AS_NAMED[how]
+    made_public(world)
+    lines = world.run("plan", stdin=world.lines()).out
+    change(world)
+    plan = world.run("plan", stdin=world.lines())
+    assert (plan.code, plan.out) == (1, "")
+    assert f"plan: {world.repo_id}: {says}" in plan.last
+    world.kinds()
+    nothing_was_sent(world, world.run("push", stdin=lines), says)
+
+
+def test_a_whole_repo_that_became_private_is_not_called_released(world):
+    world.push()
+    there(world, private=True)
+    plan, push = world.pipe("plan", "push")
+    assert (plan.code, push.out) == (1, "")
+
+
+def test_a_repo_that_the_hub_makes_private_gets_nothing(world):
+    """As an organization may have it of all its new repos."""
+    world.hub.faults.append(Then("create_repo", lambda: there(world, private=True)))
+    done = world.push()
+    assert (done.code, done.out) == (1, "")
+    assert "is private; make it public on" in done.last
+    assert not {"preupload", "commit"} & set(world.kinds())
+
+
+def test_a_namesake_of_another_kind_is_told(world):
+    class Dataset:
+        """The Hub has a dataset of that name."""
+
+        def before(self, kind, request):
+            if "/api/datasets/" in request.path:
+                request.path = request.url_path = f"/api/models/{other}"
+
+        def after(self, kind, request):
+            pass
+
+    other = f"{LAB}/data"
+    world.hub.add_repo(other)
+    serve = world.hub._serve
+    dataset = Dataset()
+    world.hub._serve = lambda request: (dataset.before("", request), serve(request))[1]
+    try:
+        done = world.run("plan", stdin=world.lines())
+    finally:
+        del world.hub._serve
+    assert done.code == 0
+    assert "  beside a dataset of that name\n" in done.err
+
+
+IGNORED = {
+    "*.pt": "layer_10/",
+    "sae.pt": "layer_10/",
+    "layer_10/": "layer_10/",
+    "/layer_11/**": "layer_11/",
+    "*\n!*.md": "layer_10/",
+    "*.png": "pareto.png",
+    "manifest.jsonl": "manifest.jsonl",
+}
+
+
+@pytest.mark.parametrize("rules", IGNORED)
+def test_a_file_that_the_hub_would_leave_out_stops_it(world, rules):
+    made_public(world)
+    world.commit_elsewhere({".gitignore": f"# ours\n{rules}\n".encode()})
+    plan = world.run("plan", stdin=world.lines())
+    assert "  has a .gitignore; push asks first whether it keeps files out" in plan.err
+    world.kinds()
+    done = world.run("push", stdin=plan.out)
+    assert (done.code, done.out) == (1, "")
+    assert f"the Hub would leave out {IGNORED[rules]}" in done.last
+    assert f"/{world.repo_id}/blob/main/.gitignore" in done.last
+    assert "nothing was sent; to go on: make release" in done.last
+    assert set(world.kinds()) & set(WRITES) == {"preupload"}
+    assert world.titles() == ["Somebody else's", INITIAL]
+
+
+@pytest.mark.parametrize("rules", ["", "*.tmp", "*.pt\n!*.pt", "build/", "sae"])
+def test_a_gitignore_that_leaves_nothing_out_is_no_matter(either, rules):
+    made_public(either)
+    either.commit_elsewhere({".gitignore": rules.encode()})
+    assert either.push().code == 0
+    assert either.held() == either.expected() | {
+        ".gitignore": either.held()[".gitignore"]
+    }
+
+
+def test_a_new_repo_that_would_leave_a_file_out_gets_none(either):
+    """Whatever the reason: the answer counts, not a rule that we know."""
+
+    def ignore_one(answer):
+        answer.data["files"][1]["shouldIgnore"] = True
+
+    either.hub.faults.append(Answer("preupload", ignore_one))
+    done = either.push()
+    assert (done.code, done.out) == (1, "")
+    assert "the Hub would leave out " in done.last
+    assert either.titles() == [INITIAL]
+    assert not {"lfs_put", "xet_token", "commit"} & set(either.kinds())
+
+
+def test_a_card_that_the_hub_refuses_stops_it_before_anything(world):
+    world.hub.faults.append(Fault("validate_yaml", status=400, times=9))
+    lines = world.run("plan", stdin=world.lines()).out
+    world.kinds()
+    nothing_was_sent(world, world.run("push", stdin=lines), "README.md: the Hub refus")
+
+
+def test_a_token_that_may_not_write_to_that_very_repo_is_told_before_anything(world):
+    made_public(world)
+    lines = world.run("plan", stdin=world.lines()).out
+    world.hub.faults.append(Fault("preupload", status=403, times=9))
+    world.kinds()
+    done = world.run("push", stdin=lines)
+    assert (done.code, done.out) == (1, "")
+    assert (
+        "can't write to it: a fault of the test (403) (nothing was sent;" in done.last
+    )
+    assert "commit" not in world.kinds()
+
+
+# Commits whose answer is lost.
+
+
+@pytest.mark.parametrize("status", [412, 500, 504])
+@pytest.mark.parametrize("times", [1, 2, 9])
+def test_a_commit_of_our_own_is_never_somebody_elses(either, status, times):
+    """It landed each time, and the Hub said that it had not."""
+    fault = Fault("commit", status=status, times=times)
+    fault.before, fault.after = fault.after, fault.before
+    either.hub.faults.append(fault)
+    done = either.push()
+    assert done.code == 0, done.err
+    assert "somebody" not in done.err
+    assert either.titles() == ["Release 4 SAE checkpoints of layers 10, 11", INITIAL]
+
+
+def test_a_412_though_nobody_committed_is_told_as_it_is(either):
+    either.hub.faults.append(Fault("commit", status=412, times=99))
+    done = either.push()
+    assert (done.code, done.out) == (1, "")
+    assert "a fault of the test (412); to go on: make release" in done.last
+    assert "somebody" not in done.err
+
+
+def test_ours_is_found_below_somebody_elses(either):
+    """Our commit's answer was lost, and before we looked somebody had gone on from it."""
+
+    def lost():
+        either.commit_elsewhere({"README.md": b"theirs"})
+        raise Drop
+
+    either.hub.faults.append(Then("commit", lost))
+    done = either.push()
+    assert done.code == 0, done.err
+    ours = either.hub.commits(either.repo_id)[1]
+    assert {row["commit"] for row in done.rows} == {ours["id"]}
+    assert len(either.titles()) == 3
+
+
+def test_a_token_that_expires_in_the_middle_is_told(either):
+    either.hub.faults.append(Then("create_repo", either.hub.tokens.clear))
+    done = either.push()
+    assert (done.code, done.out) == (1, "")
+    assert "HF_TOKEN is wrong or expired (401)" in done.last
+
+
+def test_what_is_left_of_earlier_releases_is_named_by_the_commit(world):
+    world.use("more")
+    world.push()
+    before = only_checkpoints(world.expected())
+    world.use("few")
+    gone = sorted(p for p in before if p not in world.expected())
+    assert world.push().code == 0
+    said = world.hub.commits(world.repo_id)[0]["message"]
+    assert said.startswith("Left from earlier commits, and not of this release:\n")
+    assert [line[2:] for line in said.splitlines()[2:]] == gone
 
 
 # Killed at any moment.
@@ -613,7 +844,43 @@ def test_a_wait_is_as_long_as_the_hub_asks_for(world):
         world.hub.faults.append(fault)
     done = world.run("push", stdin=lines)
     told = [line for line in done.err.splitlines() if "trying again" in line]
-    assert [line.rpartition(" in ")[2] for line in told] == ["7 s", "300 s"]
+    assert [line.rpartition(" in ")[2] for line in told] == ["7 s"]
+    assert "asks us to wait for 999 s (429); run make release after that" in done.err
+
+
+LIMITS = {
+    "the Hub's own": ({"RateLimit": '"api";r=0;t=12'}, 12),
+    "with its policy": (
+        {
+            "RateLimit": '"api";r=0;t=31',
+            "RateLimit-Policy": '"fixed window";"api";q=9;w=300',
+        },
+        31,
+    ),
+    "both": ({"RateLimit": '"api";r=0;t=12', "Retry-After": "1"}, 12),
+    "not used up": ({"RateLimit": '"api";r=3;t=99'}, 2),
+    "neither": ({}, 2),
+    "odd": ({"RateLimit": "soon", "Retry-After": "-5"}, 2),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_rate_limit_is_waited_for(world, limit):
+    headers, seconds = LIMITS[limit]
+    lines = world.run("plan", stdin=world.lines()).out
+    world.hub.faults.append(Fault("whoami", status=429, headers=headers))
+    done = world.run("push", stdin=lines)
+    assert done.code == 0, done.err
+    assert f"whoami: a fault of the test (429); trying again in {seconds} s" in done.err
+
+
+def test_a_date_to_wait_for_is_understood(world):
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=5)
+    headers = {"Retry-After": email.utils.format_datetime(soon, usegmt=True)}
+    world.hub.faults.append(Fault("info", status=503, headers=headers))
+    done = world.run("plan", stdin=world.lines())
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert re.search(r"asks us to wait for 1(79\d\d|8000) s", done.last)
 
 
 def test_a_signed_url_is_never_told(world):
@@ -630,31 +897,67 @@ def test_a_signed_url_is_never_told(world):
     assert hub.tell(err).endswith(": PUT 'https://s3/x' failed")
 
 
-def test_what_is_done_already_is_told(world):
+def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     world.use("other")
     lines = world.run("plan", stdin=world.lines(SLUG, OTHER)).out
 
     def fail():
         world.hub.faults.append(Fault("preupload", status=403, times=9))
 
-    world.hub.faults.append(AfterCommit(fail))
+    world.hub.faults.append(Then("commit", fail))
     done = world.run("push", stdin=lines)
-    assert (done.code, done.out) == (1, "")
+    assert done.code == 1
     assert done.last == (
         f"push: {world.repo_ids[OTHER]}: a fault of the test (403); already there:"
         f" {world.repo_id}; to go on: make release"
     )
+    commits = {(row["repo"], row["commit"]) for row in done.rows}
+    assert commits == {(SLUG, world.hub.commits(world.repo_id)[0]["id"]), (OTHER, None)}
+    world.hub.faults.clear()
+    verify, collect = world.pipe("verify", "collect", stdin=done.out)
+    assert verify.code == 0, verify.err
+    assert (world.records / SLUG / "release.json").exists()
+    assert not (world.records / OTHER / "release.json").exists()
+    assert collect.last == f"no collection was touched: {OTHER} still to be released"
+    assert all(not c["items"] for c in world.hub.collections())
+    said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
+    assert said.returncode == 1
+    assert said.out.startswith(f"{world.hub.endpoint}/{world.repo_id}/tree/")
+    assert said.err == f"announce: not released: {OTHER}; to go on: make release\n"
 
 
-class AfterCommit:
-    def __init__(self, do):
-        self.do = do
+class Answer:
+    """Changes the answers to requests of a kind."""
+
+    def __init__(self, kind, change):
+        self.kind, self.change = kind, change
+
+    def before(self, kind, request):
+        if kind == self.kind:
+            send = request._send
+
+            def changed(response):
+                if response.status == 200:
+                    self.change(response)
+                send(response)
+
+            request._send = changed
+
+    def after(self, kind, request):
+        pass
+
+
+class Then:
+    """Does something once a request of a kind has been answered to, but for the answer."""
+
+    def __init__(self, kind, do):
+        self.kind, self.do = kind, do
 
     def before(self, kind, request):
         pass
 
     def after(self, kind, request):
-        if kind == "commit":
+        if kind == self.kind:
             self.do()
 
 

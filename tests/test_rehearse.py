@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from kits.programs import ROOT, run_program
-from kits.release import SLUG
+from kits.release import SAE_V, SLUG
 from kits.tree import fresh
 from saepub import catalog
 from saepub.cli import UserError
@@ -38,9 +38,9 @@ def test_a_rehearsal_is_a_release_that_stays_here(
         env["HF_HUB_DISABLE_XET"] = "1"
     done = tree.make("rehearse", f"REPO={slug}", **env)
     endpoint = re.search(r"rehearsing against (http://127\.0\.0\.1:\d+), ", done.stderr)
-    pattern = rf"{endpoint[1]}/{repo_id}/tree/\w+  7 files, \S+ kB, \S+ s, verified\n"
+    pattern = rf"{endpoint[1]}/{repo_id}/tree/\w+  9 files, \S+ kB, \S+ s, verified\n"
     assert re.fullmatch(pattern, done.stdout)
-    assert "rehearsed; what the Hub would hold is under build/hub" in done.stderr
+    assert "rehearsed; what the Hub would hold is under build/hub/models" in done.stderr
 
     # For a look: the repo as it would be, and the collections.
     main = tree.dpath / "build/hub/models" / repo_id / "main"
@@ -112,17 +112,15 @@ def test_the_command_sees_the_hub_and_its_token_alone(go):
     assert is_gone(env["HF_ENDPOINT"])
 
 
-@pytest.mark.parametrize("end", ["", "-67ab8c4fdf179d117db28195"])
-def test_the_existing_collection_is_there_once(go, tmp_path, end):
+def test_the_existing_collection_is_there_once(go, tmp_path):
     fpath = tmp_path / "catalog.json"
     entry = json.loads(fpath.read_text())
-    entry["collections"] = [{"namespace": "demo-lab", "slug": f"demo-lab/sae-v{end}"}]
+    entry["collections"] = [{"slug": f"demo-lab/sae-v-{SAE_V}"}]
     fpath.write_text(json.dumps(entry))
     for _ in range(2):
         assert go("true").returncode == 0
         (made,) = json.loads((tmp_path / "hub/collections.json").read_text())
-        assert made["title"] == "sae-v"
-        assert not end or made["id"] == end[1:]
+        assert (made["title"], made["id"]) == ("sae-v", SAE_V)
 
 
 def test_two_rehearsals_at_once_are_told_apart(go, tmp_path):

@@ -97,7 +97,7 @@ def test_first_second_and_changed_release_by_xet(tree):
     plan = tree.run("plan", HF_TOKEN="")
     assert f"{REPO_ID}: nothing to do" in plan.stderr
     later = tree.run("verify", HF_TOKEN="")
-    assert f"{REPO_ID} at" in later.stderr and "verified 7 files" in later.stderr
+    assert f"{REPO_ID} at" in later.stderr and "verified 9 files" in later.stderr
 
     n_received = hub.bytes_received
     second = tree.run("release")

@@ -9,7 +9,9 @@ import pytest
 
 from kits import checkpoints as util
 from kits.hub import Fault, corrupt
-from kits.release import OTHER, SLUG, Headers, World, text
+from kits.programs import ROOT, run_program
+from kits.release import LAB, OTHER, SLUG, Headers, World, text
+from saepub.cli import UserError
 from saepub.release import record as release
 from saepub.release.staged import File
 from saepub.stages import verify
@@ -74,13 +76,14 @@ def test_what_was_pushed_is_verified_and_loaded(either):
     assert done.code == 0, done.err
     commit = either.hub.commits(either.repo_id)[0]["id"]
     assert done.err == (
-        f"{either.repo_id} at {commit[:12]}: verified 7 files by hash and"
+        f"{either.repo_id} at {commit[:12]}: verified 9 files by hash and"
         f" {picked(either)} by loading it\n"
     )
     kinds = either.kinds()
     by_xet = "xet_token" in kinds
     assert by_xet == (either.transport == "xet")
     assert kinds.count("tree") == 1 and "resolve" in kinds
+    assert not list((either.dpath / "tmp").iterdir())
 
 
 def test_lines_pass_on_with_the_url_and_the_seconds_of_both(world):
@@ -171,13 +174,13 @@ def swap(world: World, path: str, sha256: str) -> None:
     repo.head["files"][path] = repo.head["files"][path] | {"sha256": sha256}
 
 
-def test_a_tree_that_names_another_hash_is_caught_without_a_download(world):
+def test_a_tree_that_names_another_hash_is_caught_without_a_checkpoints_download(world):
     lines, path = pushed(world), another(world)
     swap(world, path, "0" * 64)
     done = world.run("verify", stdin=lines)
     expected = world.expected()[path][1]
     is_refused(world, done, f"{path}: expected sha256 {expected}, found {'0' * 64}")
-    assert "resolve" not in world.kinds()
+    assert "xet_token" not in world.kinds()
 
 
 def test_a_size_or_a_missing_file_is_caught(world):
@@ -209,13 +212,26 @@ def test_a_saev_that_loads_other_values_is_caught(world, tmp_path):
     )
 
 
-def test_one_bad_repo_keeps_all_from_the_collections(world):
+def test_one_bad_repo_keeps_all_from_the_collections_and_the_other_is_recorded(world):
     world.use("other")
     lines = pushed(world, SLUG, OTHER)
     corrupt(world.hub, world.repo_id, "README.md")
     done = world.run("verify", stdin=lines)
-    is_refused(world, done, "README.md: expected")
-    assert not (world.records / OTHER / "release.json").exists()
+    assert done.code == 1
+    assert f"{world.repo_id} at " in done.last and "README.md: expected" in done.last
+    assert not (world.records / SLUG / "release.json").exists()
+    assert record(world, OTHER)["repo"] == OTHER
+    assert {row["repo"]: row["url"] is None for row in done.rows} == {
+        SLUG: True,
+        OTHER: False,
+    }
+    collect = world.run("collect", stdin=done.out)
+    assert collect.last == f"no collection was touched: {SLUG} still to be released"
+    assert "collection_add" not in world.kinds()
+    said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
+    assert said.err == (
+        f"announce: public but not verified: {SLUG}; to go on: make release\n"
+    )
 
 
 def test_lines_of_two_pushes_are_wrong_usage(world):
@@ -288,7 +304,7 @@ def test_what_did_not_change_is_verified_again_without_a_token(world):
     world.hub.faults.append(note)
     done = later(world, HF_TOKEN="")
     assert (done.code, done.out) == (0, "")
-    assert "verified 7 files by hash" in done.err
+    assert "verified 9 files by hash" in done.err
     assert set(note.seen) == {None}
 
 
@@ -348,22 +364,148 @@ def test_without_a_record_it_says_so_and_checks_the_others(world):
     released(world)
     done = later(world, OTHER, SLUG)
     assert done.code == 1
-    assert "verified 7 files" in done.err
+    assert "verified 9 files" in done.err
     assert f"no record of a release; make release REPO={OTHER}" in done.last
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": [1]}', "\xff"])
 def test_a_record_that_is_none_is_one_line(world, content):
     fpath = world.records / SLUG / "release.json"
+    fpath.parent.mkdir(parents=True)
     fpath.write_text(content)
     done = later(world)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"verify: {fpath}: ") and done.err.count("\n") == 1
 
 
-def test_a_record_keeps_what_it_says(tmp_path, monkeypatch):
+PATH = "layer_1/run/sae.pt"
+FILES = {
+    "README.md": File("README.md", 1, "0" * 64),
+    PATH: File(PATH, 2, "1" * 64),
+}
+OF = release.Release(SLUG, "lab/x", "1" * 40, FILES, {PATH: "builtin"}, {PATH: 3.5})
+VERIFIED = {"loaded": PATH, "loader": "builtin", "extra": []}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A record, as release.json has it, and its path."""
     monkeypatch.setenv("RECORDS", str(tmp_path))
-    files = {"a": File("a", 1, "0" * 64)}
-    of = release.Release(SLUG, "lab/x", "1" * 40, files, {"a": "builtin"})
-    release.write(of, {"loaded": "a"}, 1.0)
-    assert release.read(SLUG) == of
+    release.write(OF, VERIFIED, 1.0, "https://hub")
+    fpath = tmp_path / SLUG / "release.json"
+    return json.loads(fpath.read_text()), fpath
+
+
+def test_a_record_keeps_what_it_says(kept):
+    assert release.read(SLUG) == OF
+
+
+BY_HAND = {
+    'no "commit"': lambda r: r.pop("commit"),
+    'no "verified"': lambda r: r.pop("verified"),
+    'no "files.0.sha256"': lambda r: r["files"][0].pop("sha256"),
+    "has no loader, or no l0": lambda r: r["files"][1].pop("loader"),
+    '"files.1.l0"': lambda r: r["files"][1].update(l0="3"),
+    '"files.0.bytes" is -1': lambda r: r["files"][0].update(bytes=-1),
+    f"{PATH} has 0 bytes": lambda r: r["files"][1].update(bytes=0),
+    "files has no checkpoint": lambda r: r["files"].pop(),
+    "files has a path twice": lambda r: r["files"].append(r["files"][0]),
+    "a path that no release has": lambda r: r["files"][0].update(path="../x"),
+    "n_files is not": lambda r: r.update(n_files=9),
+    "n_bytes is not": lambda r: r.update(n_bytes=9),
+    '"note"': lambda r: r.update(note="mine"),
+    '"commit" is "main"': lambda r: r.update(commit="main"),
+    "is the record of other": lambda r: r.update(repo="other"),
+    '"seconds" is null': lambda r: r.update(seconds=None),
+}
+
+
+@pytest.mark.parametrize("says", BY_HAND)
+def test_a_record_by_hand_is_held_to_its_schema(kept, says):
+    record, fpath = kept
+    BY_HAND[says](record)
+    fpath.write_text(json.dumps(record))
+    with pytest.raises(UserError) as err:
+        release.read(SLUG)
+    assert str(fpath) in str(err.value) and says in str(err.value)
+
+
+# For scripts.
+
+
+def statuses(done) -> dict[str, str]:
+    assert all(
+        list(row) == ["repo", "path", "bytes", "sha256", "status"] for row in done.rows
+    )
+    return {row["path"]: row["status"] for row in done.rows}
+
+
+def test_files_tell_of_each_file_in_a_word(world):
+    lines = pushed(world)
+    done = world.run("verify", "--files", stdin=lines)
+    assert done.code == 0, done.err
+    assert statuses(done) == dict.fromkeys(sorted(world.expected()), "match")
+    assert {row["path"]: (row["bytes"], row["sha256"]) for row in done.rows} == (
+        world.expected()
+    )
+    path, gone = another(world), picked(world)
+    theirs = {path: b"changed", "README.md": b"edited", "notes.txt": b"x", gone: None}
+    world.commit_elsewhere(theirs)
+    for name, argv, stdin in (
+        ("verify", ["--released", SLUG, "--files"], ""),
+        ("plan", ["--files"], world.lines()),
+    ):
+        done = world.run(name, *argv, stdin=stdin)
+        found = {"README.md": "differ", path: "differ", "notes.txt": "extra"}
+        found |= {gone: "missing"}
+        assert statuses(done) == dict.fromkeys(world.expected(), "match") | found
+        assert done.code == (1 if name == "verify" else 0)
+
+
+def test_a_card_edited_to_the_same_size_is_told_to_differ(world):
+    released(world)
+    content = (world.stage() / "README.md").read_bytes()
+    world.commit_elsewhere({"README.md": content[:-1] + b"?"})
+    done = later(world, SLUG)
+    assert "README.md: expected sha256" in done.last
+    done = world.run("verify", "--released", SLUG, "--files")
+    assert statuses(done)["README.md"] == "differ"
+
+
+def test_of_a_repo_that_is_not_there_every_file_is_missing(world):
+    done = world.run("plan", "--files", stdin=world.lines())
+    assert done.code == 0
+    assert statuses(done) == dict.fromkeys(sorted(world.expected()), "missing")
+
+
+def test_download_holds_every_byte_and_loads_every_checkpoint(world):
+    lines, path = pushed(world), another(world)
+    done = world.run("verify", "--download", stdin=lines)
+    assert done.code == 0, done.err
+    assert "verified 9 files byte for byte and 4 checkpoints by loading it" in done.err
+    corrupt(world.hub, world.repo_id, path)
+    assert world.run("verify", stdin=lines).code == 0
+    done = world.run("verify", "--download", "--files", stdin=lines)
+    assert (done.code, statuses(done)[path]) == (1, "differ")
+    assert f"{path}: expected sha256" in done.last
+
+
+# What the repo is.
+
+
+def test_a_repo_that_is_no_longer_public_is_told(world):
+    released(world)
+    repo = world.hub.store.repos[world.repo_id]
+    for name, says in (("private", "is private"), ("gated", "is gated")):
+        setattr(repo, name, True)
+        done = later(world)
+        assert (done.code, f"{world.repo_id}: {says}" in done.last) == (1, True)
+        setattr(repo, name, False)
+
+
+def test_a_renamed_repo_is_told(world):
+    released(world)
+    world.hub.rename_repo(world.repo_id, f"{LAB}/renamed")
+    done = later(world)
+    assert done.code == 1
+    assert f"{world.repo_id}: is {LAB}/renamed on the Hub" in done.last

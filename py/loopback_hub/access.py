@@ -49,7 +49,12 @@ def need_right(req: Handler, permission: str, namespace: str) -> User:
 
 def find_repo(req: Handler, repo_id: str) -> Repo:
     """The repo, if it is there and this user may know of it."""
-    repo = req.server.hub.store.repos.get(repo_id)
+    store = req.server.hub.store
+    repo = store.repos.get(repo_id)
+    if repo is None and (known := store.known_as(repo_id)) is not None:
+        # Clients follow it, and go on with the new name.
+        url = req.server.hub.endpoint + req.path.replace(repo_id, known, 1)
+        raise HubError(307, f"Moved to {known}", headers={"Location": url})
     namespace = repo_id.partition("/")[0]
     if repo is not None and not repo.private:
         return repo

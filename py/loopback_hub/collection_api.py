@@ -17,9 +17,6 @@ MAX_DESCRIPTION, MAX_NOTE = 150, 500
 N_LISTED_ITEMS = 4
 """Items of a collection that the list of collections shows."""
 
-N_LISTED_SLUG = 24
-"""Characters of a title that the list of collections shows in a slug."""
-
 N_PER_PAGE = 100
 ITEM_TYPES = ("model", "dataset", "space", "paper", "collection")
 TEXT_FIELDS = {"title": MAX_TITLE, "description": MAX_DESCRIPTION}
@@ -72,17 +69,16 @@ class Collections:
         self.save()
 
 
-def slug_of(collection: dict, n_chars: int | None = None) -> str:
+def slug_of(collection: dict) -> str:
     """namespace/words-of-the-title-id. The id alone counts when it is looked up."""
     words = re.sub(r"[^a-z0-9]+", "-", collection["title"].lower()).strip("-")
-    words = words[:n_chars].strip("-") or "collection"
-    return f"{collection['namespace']}/{words}-{collection['id']}"
+    return f"{collection['namespace']}/{words or 'collection'}-{collection['id']}"
 
 
 def _shown(collection: dict, position: int, *, listed: bool = False) -> dict:
     items = collection["items"][: N_LISTED_ITEMS if listed else None]
     shown = {
-        "slug": slug_of(collection, N_LISTED_SLUG if listed else None),
+        "slug": slug_of(collection),
         "title": collection["title"],
         "description": collection["description"],
         "owner": {"name": collection["namespace"]},

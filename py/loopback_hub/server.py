@@ -239,6 +239,10 @@ class LoopbackHub:
     def add_repo(self, repo_id: str, *, private: bool = False) -> None:
         self.store.create(repo_id, repo_id.partition("/")[0], private=private)
 
+    def rename_repo(self, repo_id: str, new_id: str) -> None:
+        """Give a repo another name; the old one leads to it from then on."""
+        self.store.rename(repo_id, new_id)
+
     def add_collection(
         self,
         namespace: str,

@@ -82,6 +82,8 @@ class Store:
         shutil.rmtree(self.tmp_dpath, ignore_errors=True)
         self.tmp_dpath.mkdir()
         self.repos: dict[str, Repo] = {}
+        self.moved: dict[str, str] = {}
+        """The new name by each old one, since the start."""
         self.lock = threading.RLock()
         for fpath in sorted(dpath.glob("models/*/*/repo.json")):
             repo = Repo(self, f"{fpath.parts[-3]}/{fpath.parts[-2]}")
@@ -101,6 +103,22 @@ class Store:
         aside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         fpath.parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside, fpath)
+
+    def known_as(self, repo_id: str) -> str | None:
+        """Where a repo is that was renamed, or is asked for in another case of its name."""
+        names = {name.casefold(): name for name in self.repos}
+        names |= {old.casefold(): new for old, new in self.moved.items()}
+        return names.get(repo_id.casefold())
+
+    def rename(self, repo_id: str, new_id: str) -> None:
+        with self.lock:
+            repo = self.repos.pop(repo_id)
+            target = self.dpath / "models" / new_id
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(repo.dpath, target)
+            repo.id, repo.dpath = new_id, target
+            repo.xet = xet.ChunkStore(target / "xet")
+            self.repos[new_id], self.moved[repo_id] = repo, new_id
 
     def create(self, repo_id: str, author: str, *, private: bool = False) -> "Repo":
         """Make a repo, with the Hub's initial commit."""
@@ -126,6 +144,8 @@ class Repo:
         self.dpath = store.dpath / "models" / repo_id
         self.xet = xet.ChunkStore(self.dpath / "xet")
         self.private, self.created_at = False, ""
+        self.gated: bool | str = False
+        self.disabled = False
         self.commits: list[dict] = []
         self.lock = threading.RLock()
 

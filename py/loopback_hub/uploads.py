@@ -56,8 +56,30 @@ def _is_text(sample: bytes) -> bool:
     return True
 
 
-def _gitattributes(repo: Repo) -> str:
-    entry = repo.head["files"].get(".gitattributes")
+def is_ignored(path: str, gitignore: str) -> bool:
+    """Whether a .gitignore file keeps a path out: by it, or by a directory above it. Of the
+    patterns that match the last one counts."""
+    parts = path.split("/")
+    above = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    ignored = False
+    for line in gitignore.splitlines():
+        pattern = line.strip()
+        if not pattern or pattern.startswith("#"):
+            continue
+        negated, pattern = pattern.startswith("!"), pattern.lstrip("!")
+        paths = above[:-1] if pattern.endswith("/") else above
+        pattern = pattern.rstrip("/")
+        anchored = "/" in pattern
+        pattern = pattern.lstrip("/").removeprefix("**/").replace("/**", "/*")
+        names = paths if anchored else [posixpath.basename(p) for p in paths]
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            ignored = not negated
+    return ignored
+
+
+def _own_file(repo: Repo, path: str) -> str:
+    """The text of a file of the head; "" where there is none."""
+    entry = repo.head["files"].get(path)
     if entry is None:
         return ""
     return repo.object_fpath(entry["sha256"]).read_text("utf-8", "replace")
@@ -66,10 +88,12 @@ def _gitattributes(repo: Repo) -> str:
 def preupload(req: Handler, repo_id: str, revision: str) -> Response:
     repo = find_writable(req, repo_id)
     files = repo.at(revision)["files"]
-    asked = req.json().get("files")
+    data = req.json()
+    asked = data.get("files")
     if not isinstance(asked, list) or len(asked) > N_PER_PREUPLOAD:
         raise HubError(400, f'"files" is not a list of up to {N_PER_PREUPLOAD}')
-    patterns = lfs_patterns(_gitattributes(repo))
+    patterns = lfs_patterns(_own_file(repo, ".gitattributes"))
+    gitignore = data.get("gitIgnore") or _own_file(repo, ".gitignore")
     answers = []
     for file in asked:
         path, size = file["path"], file["size"]
@@ -81,7 +105,7 @@ def preupload(req: Handler, repo_id: str, revision: str) -> Response:
         answer = {
             "path": path,
             "uploadMode": "lfs" if lfs else "regular",
-            "shouldIgnore": False,
+            "shouldIgnore": is_ignored(path, gitignore),
         }
         if (entry := files.get(path)) is not None:
             answer["oid"] = entry["sha256"] if entry["lfs"] else entry["blob_id"]

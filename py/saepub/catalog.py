@@ -25,7 +25,7 @@ from .places import CHECKPOINT
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}"
 REPO_ID = re.compile(rf"{NAME}/{NAME}")
-COLLECTION = re.compile(rf"{NAME}/{NAME}(-[0-9a-f]{{24}})?")
+COLLECTION = re.compile(rf"{NAME}/{NAME}-[0-9a-f]{{24}}")
 
 RESERVED = ("demo", "executor", "hub", "records")
 """What else has a directory of its own beside the repos' in build/."""

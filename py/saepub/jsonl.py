@@ -49,8 +49,8 @@ def _is_sha256(value: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def _is_commit(value: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{40}", value) is not None
+def _is_commit(value: str | None) -> bool:
+    return value is None or re.fullmatch(r"[0-9a-f]{40}", value) is not None
 
 
 def _is_path_in_repo(value: str) -> bool:
@@ -148,7 +148,7 @@ KEYS: dict[str, Kind] = {
     # render
     "documents": _kind("sizes and hashes by name", dict, check=_is_documents),
     # push
-    "commit": _kind("a commit", str, check=_is_commit),
+    "commit": _kind("a commit", str, check=_is_commit, null=True),
     "seconds": _kind("a number", int, float),
 }
 

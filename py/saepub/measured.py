@@ -133,7 +133,7 @@ def read(fpath: "pathlib.Path") -> Record:
     try:
         record = Record.model_validate_json(fpath.read_bytes())
     except pydantic.ValidationError as err:
-        raise UserError(f"{fpath}: {_told(err)}; remove it or mend it") from None
+        raise UserError(f"{fpath}: {told(err)}; remove it or mend it") from None
     except OSError as err:
         raise UserError(f"{fpath}: {err.strerror}") from None
     name = f"{record.run_id}@{record.shard}.json"
@@ -165,8 +165,8 @@ def find_all(shard: str) -> tuple[dict[str, Record], list[str]]:
     return records, problems
 
 
-def _told(err: pydantic.ValidationError) -> str:
-    """All that is wrong, each with its key, in one line."""
+def told(err: pydantic.ValidationError) -> str:
+    """All that is wrong with a record, each with its key, in one line."""
     told = []
     for error in err.errors(include_url=False, include_context=False):
         key = ".".join(map(str, error["loc"]))

@@ -215,11 +215,17 @@ def with_measures(checked: bytes) -> tp.Iterator[bytes]:
 def released(rendered: bytes) -> dict[str, tp.Any]:
     """A record of a release, as verify leaves it."""
     rows = [json.loads(text) for text in rendered.splitlines()]
-    keys = ("path", "bytes", "sha256", "loader")
+    keys = ("path", "bytes", "sha256", "loader", "l0")
     files = [{key: row[key] for key in keys} for row in rows]
     about = {"repo": "tiny", "repo_id": "lab/tiny", "commit": "0" * 40}
+    loaded = {"loaded": files[0]["path"], "loader": files[0]["loader"], "extra": []}
     return about | {
+        "time": "2026-01-01T00:00:00+00:00",
+        "seconds": 1.0,
         "endpoint": "http://127.0.0.1:9",
+        "tools": {},
+        "verified": loaded,
         "n_files": len(files),
+        "n_bytes": sum(file["bytes"] for file in files),
         "files": files,
     }

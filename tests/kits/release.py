@@ -94,11 +94,12 @@ class Parent:
     """A process that forks stages."""
 
     def __init__(self, env: dict[str, str], modules: tuple[str, ...]):
+        python_path = env["PYTHONPATH"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kits.release", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=bare_env(**env | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'py'}"}),
+            env=bare_env(**env | {"PYTHONPATH": f"{ROOT / 'tests'}:{python_path}"}),
             text=True,
         )
         self._lock = threading.Lock()
@@ -179,7 +180,11 @@ def _serve(modules: list[str]) -> None:
             env = request["env"]
             if _of_client(env) == _of_client(given):
                 # What `saepub.hub` has set while it was imported.
-                env |= {k: v for k, v in os.environ.items() if k not in given}
+                env |= {
+                    k: v
+                    for k, v in os.environ.items()
+                    if k not in given and k.startswith("HF_")
+                }
             else:
                 for name in list(sys.modules):
                     if name.partition(".")[0] in ("huggingface_hub", "saepub"):
@@ -225,7 +230,7 @@ def make(dpath: pathlib.Path, demo: pathlib.Path, stages: Stages) -> None:
 
     def run(name: str, *argv: object, stdin: str = "", build: str = "") -> str:
         streams = dpath / "streams" / str(len(list(dpath.glob("streams/*"))))
-        env = bare_env(BUILD=dpath / build, **settings)
+        env = bare_env(BUILD=dpath / (build or "build"), **settings)
         argv = [str(arg) for arg in argv]
         done = stages.start(streams, name, *argv, stdin=stdin, env=env).wait()
         assert done.code == 0, done.err
@@ -270,6 +275,7 @@ class Hub(LoopbackHub):
         with self._idle:  # what a test gave up may still be under way
             self._idle.wait_for(lambda: self._n_busy == 0)
         self.store.repos.clear()
+        self.store.moved.clear()
         shutil.rmtree(self.store.dpath / "models", ignore_errors=True)
         self.shelf.all.clear()
         self.shelf.save()
@@ -292,12 +298,15 @@ class World:
         self.env = bare_env(
             **demo_settings(demo),
             BUILD=self.build,
+            RECORDS=self.records,
             HOME=dpath / "home",
+            TMPDIR=dpath / "tmp",
             HF_TOKEN=WRITER,
             AGAIN="make release",
             **client_settings(hub),
         )
         self._n_runs = 0
+        (dpath / "tmp").mkdir()
         self.sae_v = hub.add_collection(LAB, "sae-v", collection_id=SAE_V)
         self.set_catalog()
         self.use("few")

@@ -259,7 +259,7 @@ def catalog() -> dict[str, tp.Any]:
         },
         "collections": [
             {"namespace": "demo-lab", "title": COLLECTION},
-            {"namespace": "demo-lab", "slug": "demo-lab/sae-v"},
+            {"slug": "demo-lab/sae-v-67ab8c4fdf179d117db28195"},
         ],
         "repos": [_entry(repo) for repo in REPOS],
     }

@@ -5,21 +5,27 @@ The token comes from HF_TOKEN in the environment and goes into the client's head
 else: not the client's stored login, no file, no argument.
 """
 
+import datetime
+import email.utils
+import functools
+import importlib.util
 import logging
-import math
 import os
 import re
 import sys
-import time
 import typing as tp
+import urllib.parse
+import urllib.request
 
-from .. import settings
-from ..cli import UserError, scrub
+from .. import patience, settings
+from ..cli import UserError, again, scrub
 from ..text import one_line, say
 
 # The client reads its own settings while it is imported, and .env may have some. So every
 # module of ours has the client from here.
 settings.load()
+TIMEOUT = float(settings.number("HF_HUB_DOWNLOAD_TIMEOUT") or 60)
+"""Seconds without a sign of the Hub, where the client itself would wait for ever."""
 # One file at a time through the Xet library's memory: eight of them take over a gigabyte,
 # and a network is slower than the cutting of one file into chunks.
 os.environ.setdefault("HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION", "1")
@@ -31,10 +37,26 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
-import huggingface_hub  # noqa: E402
-from huggingface_hub import constants, errors  # noqa: E402
+try:
+    import huggingface_hub
+    from huggingface_hub import constants
+except ValueError as err:
+    # A number in one of its settings is none, and it does not say in which.
+    given = {
+        k: v for k, v in os.environ.items() if k.startswith(("HF_", "HUGGINGFACE_"))
+    }
+    names = [k for k, v in given.items() if v and repr(v) in str(err)]
+    where = " and ".join(names) or "a setting that starts with HF_"
+    raise UserError(f"{where}: the Hub's client can't read it: {err}") from None
+from huggingface_hub import errors  # noqa: E402
 from huggingface_hub.hf_api import RepoFile  # noqa: E402, F401
-from huggingface_hub.utils import disable_progress_bars  # noqa: E402
+from huggingface_hub.utils import (  # noqa: E402
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 
 if not sys.stderr.isatty():
     disable_progress_bars()
@@ -44,39 +66,75 @@ logging.getLogger("huggingface_hub.utils._http").addFilter(
     lambda record: record.getMessage().startswith("Rate limited")
 )
 
-try:
-    from huggingface_hub import _upload_pipeline as pipeline
-except ImportError:
-    pass  # an older client, whose upload_folder makes one commit whatever happens
-else:
-    # A newer one commits in parts when an upload has many files or takes five minutes, and
-    # when a commit fails, with no option to change it. A release is one commit or none.
-    pipeline.COMMIT_SIZE_SCALE = [sys.maxsize]
-    pipeline.INITIAL_COMMIT_SIZE_INDEX = 0
-    pipeline.MAX_COMMIT_INTERVAL = math.inf
-    pipeline.REGULAR_CONTENT_BYTES_BUDGET = sys.maxsize
-
 TransportError = errors.HfHubHTTPError.__bases__[0]
 """The HTTP library's own base of errors; 1.x and 2.x of the client use different ones."""
 
 NETWORK = (TransportError, ConnectionError, TimeoutError)
 
-TIMEOUT = float(settings.get("HF_HUB_DOWNLOAD_TIMEOUT"))
-"""Seconds without a sign of the Hub, where the client itself would wait for ever."""
+PAUSES = (2.0, 4.0, 8.0, 16.0)
+"""Seconds between the tries of a call whose own retries, in the client, have all failed."""
 
-N_TRIES = 3
-"""How often we make a call whose own retries, in the client, have all failed."""
-
-RETRY_AFTER_MAX = 300.0
-"""The longest that we wait because the Hub says so, in seconds."""
+WAIT_MAX = 600.0
+"""The longest that we wait because the Hub says so, in seconds: twice its own window."""
 
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
 """How the Xet library words an HTTP error: it raises no type that has the status."""
 
+PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
+NETWORK_SETTINGS = (
+    *PROXIES,
+    *map(str.upper, PROXIES),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"),
+)
+"""What the HTTP library reads from the environment while it makes a client."""
 
-def _session() -> tp.Any:
-    """An HTTP client like the Hub client's own, but with no request without a timeout."""
-    return type(_own)(event_hooks=_hooks, follow_redirects=True, timeout=TIMEOUT)
+
+@functools.cache
+def _set_up() -> None:
+    """Give the client HTTP sessions like its own, but with no request without a timeout.
+
+    Raises:
+        UserError: What the environment says of proxies or certificates can't be used.
+    """
+    try:
+        own = get_session()
+    except Exception as err:
+        names = " and ".join(_culprits()) or "the environment"
+        why = f"{type(err).__name__}: {one_line(err)}"
+        if "socks" in str(err).lower():
+            why = "a SOCKS proxy, which needs the package socksio"
+        elif isinstance(err, FileNotFoundError):
+            why = "no such file"
+        raise UserError(
+            f"{names}: can't be used to reach {endpoint()} ({why}); mend or unset it"
+        ) from None
+    kind = type(own)
+    hooks = {
+        "request": [*own.event_hooks["request"], _limit],
+        "response": [*own.event_hooks["response"], _no_endless_wait],
+    }
+    huggingface_hub.set_client_factory(
+        lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=TIMEOUT)
+    )
+
+
+def _culprits() -> list[str]:
+    """The settings of the network with which, each alone, no HTTP client can be made."""
+    given = {k: os.environ.pop(k) for k in NETWORK_SETTINGS if k in os.environ}
+    found = []
+    try:
+        for name, value in given.items():
+            os.environ[name] = value
+            try:
+                get_session()
+            except Exception:
+                found.append(name)
+            else:
+                huggingface_hub.close_session()
+            del os.environ[name]
+    finally:
+        os.environ.update(given)
+    return found
 
 
 def _limit(request: tp.Any) -> None:
@@ -86,9 +144,14 @@ def _limit(request: tp.Any) -> None:
     request.extensions["timeout"] = limited
 
 
-_own = huggingface_hub.get_session()
-_hooks = {"request": [*_own.event_hooks["request"], _limit]}
-huggingface_hub.set_client_factory(_session)
+def _no_endless_wait(response: tp.Any) -> None:
+    # The client would sleep for as long as any server says.
+    seconds = _asked_by(response)
+    if seconds is not None and seconds > WAIT_MAX:
+        raise UserError(
+            f"{endpoint()} asks us to wait for {seconds:.0f} s"
+            f" ({response.status_code}); run {again()} after that"
+        )
 
 
 def token() -> str:
@@ -105,11 +168,38 @@ def token() -> str:
 
 
 def api() -> huggingface_hub.HfApi:
+    """The client.
+
+    Raises:
+        UserError: The environment does not let it be made.
+    """
+    url = urllib.parse.urlsplit(endpoint())
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UserError(
+            f"HF_ENDPOINT is {one_line(endpoint())!r}, not an address like"
+            " https://huggingface.co"
+        )
+    _set_up()
     return huggingface_hub.HfApi(token=token() or False, library_name="saepub")
+
+
+def post(path: str, body: dict[str, tp.Any]) -> tp.Any:
+    """The answer to a POST that the client has no method for. Raises what the client raises."""
+    api()
+    headers = build_hf_headers(token=token() or False, library_name="saepub")
+    response = get_session().post(endpoint() + path, headers=headers, json=body)
+    hf_raise_for_status(response)
+    return response.json()
 
 
 def endpoint() -> str:
     return constants.ENDPOINT
+
+
+def is_by_xet() -> bool:
+    """Whether the client sends large files by Xet, or else by LFS."""
+    has_library = importlib.util.find_spec("hf_xet") is not None
+    return has_library and not constants.HF_HUB_DISABLE_XET
 
 
 def _causes(err: BaseException) -> tp.Iterator[BaseException]:
@@ -132,6 +222,8 @@ def status_of(err: BaseException) -> int | None:
 
 def is_passing(err: BaseException) -> bool:
     """Whether a later try may succeed: busy, failing or unreachable, not refused."""
+    if any(isinstance(cause, UserError) for cause in _causes(err)):
+        return False
     status = status_of(err)
     if status is not None:
         return status in (408, 429) or status >= 500
@@ -144,19 +236,33 @@ def is_passing(err: BaseException) -> bool:
 
 def tell(err: BaseException) -> str:
     """What went wrong, in a few words for a person."""
+    for cause in _causes(err):
+        if isinstance(cause, UserError):
+            return str(cause)
     status = status_of(err)
     if status == 401 and token():
         return "HF_TOKEN is wrong or expired (401)"
     if status == 401:
         return "it asks who we are, and HF_TOKEN is not set (401)"
-    if status == 412:
-        return "somebody else committed meanwhile (412)"
     message = _message(err)
     if status is not None:
         return message if str(status) in message else f"{message} ({status})"
     if is_passing(err):
-        return f"no answer from {endpoint()}: {message}"
+        return f"no answer from {endpoint()}{_by_way_of(message)}: {message}"
     return message
+
+
+def _by_way_of(message: str) -> str:
+    """The setting that a connection depends on, so that a person looks there."""
+    if "CERTIFICATE" in message.upper():
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        return f" (certificates from {name})" if os.environ.get(name) else ""
+    url = urllib.parse.urlsplit(endpoint())
+    if urllib.request.proxy_bypass_environment(url.hostname or ""):
+        return ""
+    names = (f"{url.scheme}_proxy", "all_proxy")
+    given = [n for name in names for n in (name, name.upper()) if os.environ.get(n)]
+    return f" (by the proxy of {given[0]})" if given else ""
 
 
 def _message(err: BaseException) -> str:
@@ -174,7 +280,11 @@ def _message(err: BaseException) -> str:
 Result = tp.TypeVar("Result")
 
 
-def retrying(what: str, call: tp.Callable[[], Result]) -> Result:
+def retrying(
+    what: str,
+    call: tp.Callable[[], Result],
+    may_pass: tp.Callable[[Exception], bool] = is_passing,
+) -> Result:
     """`call()`, again after a pause where it fails in passing.
 
     The client retries some requests by itself, within seconds; this outlasts a longer
@@ -183,27 +293,36 @@ def retrying(what: str, call: tp.Callable[[], Result]) -> Result:
     Raises:
         The last try's own error.
     """
-    for i in range(1, N_TRIES):
-        try:
-            return call()
-        except Exception as err:
-            if not is_passing(err):
-                raise
-            pause(what, err, i)
-    return call()
+
+    def told(err: Exception, seconds: float) -> None:
+        say(f"{what}: {tell(err)}; trying again in {seconds:.0f} s")
+
+    return patience.patiently(call, PAUSES, may_pass, _asked, told)
 
 
-def pause(what: str, err: BaseException, i: int) -> None:
-    """Wait before the try after the `i`-th, as long as the Hub's Retry-After says."""
-    after = _retry_after(err)
-    seconds = 2.0**i if after is None else after
-    say(f"{what}: {tell(err)}; trying again in {seconds:.0f} s")
-    time.sleep(seconds)
-
-
-def _retry_after(err: BaseException) -> float | None:
+def _asked(err: Exception) -> float | None:
     for cause in _causes(err):
         if isinstance(cause, errors.HfHubHTTPError):
-            text = cause.response.headers.get("Retry-After", "")
-            return min(float(text), RETRY_AFTER_MAX) if text.isdecimal() else None
+            return _asked_by(cause.response)
     return None
+
+
+def _asked_by(response: tp.Any) -> float | None:
+    """The seconds that an answer of "busy" asks us to wait; None where it names none.
+
+    The Hub says it in `RateLimit: "api";r=0;t=12`, others in Retry-After, as seconds or as
+    a date.
+    """
+    if response.status_code != 429 and response.status_code < 500:
+        return None
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+        return max((date - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None

@@ -1,15 +1,11 @@
 """What the toolkit knows of the Hub's collections: finding, making and extending them."""
 
 import functools
-import re
 import typing as tp
 
 from ..cli import UserError
 from . import client as hub
 from .client import errors
-
-ID = re.compile(r"-[0-9a-f]{24}$")
-"""What ends a collection's slug on the Hub."""
 
 TITLE_MAX = 59
 DESCRIPTION_MAX = 150
@@ -18,7 +14,7 @@ NOTE_MAX = 500
 
 
 class Collection(tp.Protocol):
-    """Which collection is meant: by its slug, or by its title in a namespace."""
+    """Which collection is meant: by its whole slug, or by its title in a namespace."""
 
     namespace: str
     title: str
@@ -39,13 +35,13 @@ def name_of(wanted: Collection) -> str:
 
 
 def find(wanted: Collection) -> Found | None:
-    """The collection that the catalog means, or None where there is none.
+    """The collection that is meant, or None where there is none.
 
-    A listing shows four items of each collection and may cut slugs short, so it only tells
-    which collection to look up whole.
+    A listing shows four items of each collection, so it only tells which collection to
+    look up whole.
 
     Raises:
-        UserError: Several answer to the name, or the Hub can't be asked.
+        UserError: Several have the title, or the Hub can't be asked.
     """
     try:
         found = hub.retrying(f"collection {name_of(wanted)}", lambda: _find(wanted))
@@ -54,15 +50,15 @@ def find(wanted: Collection) -> Found | None:
     if len(found) > 1:
         slugs = " and ".join(sorted(f.slug for f in found))
         raise UserError(
-            f"collection {name_of(wanted)}: could be {slugs}; name one by its whole slug"
-            " in the catalog"
+            f"collection {name_of(wanted)}: could be {slugs}; name one by its slug in the"
+            " catalog"
         )
     return found[0] if found else None
 
 
 def _find(wanted: Collection) -> list[Found]:
     client = hub.api()
-    if re.search(ID, wanted.slug):
+    if wanted.slug:
         try:
             return [_whole(client.get_collection(wanted.slug))]
         except errors.HfHubHTTPError as err:
@@ -70,14 +66,9 @@ def _find(wanted: Collection) -> list[Found]:
                 return []
             raise
     listed = list(client.list_collections(owner=wanted.namespace))
-    if wanted.title:
-        exact = [c for c in listed if c.title == wanted.title]
-        short = [c for c in listed if c.title == shorten(wanted.title)]
-        return [_whole(client.get_collection(c.slug)) for c in exact or short]
-    # The words of a listed slug may be cut short, before the id at its end.
-    near = [c for c in listed if wanted.slug.startswith(re.sub(ID, "", c.slug))]
-    whole = [_whole(client.get_collection(c.slug)) for c in near]
-    return [c for c in whole if re.sub(ID, "", c.slug) == wanted.slug]
+    exact = [c for c in listed if c.title == wanted.title]
+    short = [c for c in listed if c.title == shorten(wanted.title)]
+    return [_whole(client.get_collection(c.slug)) for c in exact or short]
 
 
 def _whole(collection: tp.Any) -> Found:

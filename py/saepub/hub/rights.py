@@ -1,63 +1,102 @@
-"""Whether HF_TOKEN may do what a release will need, asked before anything is changed."""
+"""Whether HF_TOKEN may do what a release will need, asked before anything is changed.
+
+The Hub has more ways to give a right than it tells here (resource groups, roles to come), so
+only what is certain is a problem; what is doubtful is a warning, and the Hub decides.
+"""
 
 import typing as tp
 
 from ..cli import UserError
-from ..text import say
+from ..text import one_line, say
 from . import client as hub
 
 MAY_WRITE = ("write", "contributor", "admin")
 """The roles in an organization that may make a repo and write to it."""
 
+Json = dict[str, tp.Any]
+
 
 def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[str]:
-    """Why HF_TOKEN may not write to some of `repo_ids`; empty where it may.
+    """Why HF_TOKEN can't write to some of `repo_ids`; empty where it may, or might.
 
     Source: whoami-v2, whose answer names the token's role, and each organization's.
 
     Args:
         repo_ids: namespace/name of each.
         collections: Their namespaces. A release stands without them, so what is missing
-            for these is told, and no problem.
+            for these is only a warning.
     """
     try:
         if not hub.token():
             return ["HF_TOKEN is not set; make a token that may write and export it"]
-        me = hub.retrying("whoami", hub.api().whoami)
+        me = _object(hub.retrying("whoami", lambda: hub.api().whoami()))
     except UserError as err:
         return [str(err)]
     except Exception as err:
         return [f"can't ask the Hub who HF_TOKEN is: {hub.tell(err)}"]
-    access = me.get("auth", {}).get("accessToken", {})
+    access = _object(_object(me.get("auth")).get("accessToken"))
     if access.get("role") == "read":
         return ["HF_TOKEN may only read; make a token that may write"]
-    roles = {org["name"]: org.get("roleInOrg", "write") for org in me.get("orgs", [])}
-    roles[me["name"]] = "admin"
-    out = []
+    out, doubts = [], []
     for repo_id in repo_ids:
         namespace = repo_id.partition("/")[0]
-        if roles.get(namespace) not in MAY_WRITE:
-            why = f"HF_TOKEN is {me['name']}'s, who may not write to {namespace}"
-        elif not _has(access, "repo.write", namespace, repo_id):
+        if access.get("role") == "fineGrained":
+            if _has(access, ("repo.write", "repo.content.write"), namespace, repo_id):
+                continue
             why = f"HF_TOKEN is fine-grained and lacks repo.write for {namespace}"
+            is_certain = _scopes(access) is not None
         else:
-            continue
-        out.append(why)
-    for namespace in sorted(set(collections)):
-        if not _has(access, "collection.write", namespace):
-            say(
-                f"HF_TOKEN lacks collection.write for {namespace}: its collections will"
-                " not be changed"
-            )
+            why, is_certain = _membership(me, namespace)
+        if why:
+            (out if is_certain else doubts).append(why)
+    if access.get("role") == "fineGrained":
+        for namespace in sorted(set(collections)):
+            if not _has(access, ("collection.write",), namespace):
+                say(
+                    f"HF_TOKEN lacks collection.write for {namespace}: its collections"
+                    " will not be changed"
+                )
+    for why in dict.fromkeys(doubts):
+        say(f"{why}; the Hub decides")
     return list(dict.fromkeys(out))
 
 
-def _has(access: dict, permission: str, *names: str) -> bool:
-    """Whether a token, fine-grained or not, has a permission for one of `names`."""
-    if access.get("role") != "fineGrained":
-        return True
+def _membership(me: Json, namespace: str) -> tuple[str, bool]:
+    """Why the token's user may not write to a namespace ("" if so), and if that is certain."""
+    name = one_line(me.get("name"))
+    if _same(me.get("name"), namespace):
+        return "", True
+    orgs = me.get("orgs")
+    whole = isinstance(orgs, list) and all(_object(o).get("name") for o in orgs)
+    for org in map(_object, orgs if isinstance(orgs, list) else []):
+        if _same(org.get("name"), namespace):
+            role = org.get("roleInOrg")
+            if role in MAY_WRITE:
+                return "", True
+            role = one_line(role or "not told")
+            return f"HF_TOKEN is {name}'s, whose role in {namespace} is {role}", False
+    return f"HF_TOKEN is {name}'s, who may not write to {namespace}", whole
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _same(name: object, other: str) -> bool:
+    """Whether two names are one namespace: the Hub looks them up whatever their case."""
+    return isinstance(name, str) and name.casefold() == other.casefold()
+
+
+def _scopes(access: Json) -> list | None:
+    """What a fine-grained token may do where; None where the Hub does not say."""
+    scoped = _object(access.get("fineGrained")).get("scoped")
+    return scoped if isinstance(scoped, list) else None
+
+
+def _has(access: Json, permissions: tuple[str, ...], *names: str) -> bool:
+    """Whether a fine-grained token has one of `permissions` for one of `names`."""
     return any(
-        scope.get("entity", {}).get("name") in names
-        and permission in scope.get("permissions", [])
-        for scope in access.get("fineGrained", {}).get("scoped", [])
+        any(_same(_object(scope.get("entity")).get("name"), name) for name in names)
+        and any(p in (scope.get("permissions") or ()) for p in permissions)
+        for scope in map(_object, _scopes(access) or [])
     )

@@ -2,16 +2,100 @@
 
 import datetime
 import importlib.metadata
-import json
 import pathlib
 import platform
+import re
 import typing as tp
+
+import pydantic
 
 from .. import __version__, jsonl, settings
 from ..cli import UserError
 from ..files import write_aside
+from ..measured import told
 from . import staged
 from .staged import File
+
+CHECKED = pydantic.ConfigDict(
+    strict=True, extra="forbid", frozen=True, allow_inf_nan=False
+)
+
+Sha256 = tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+Count = tp.Annotated[int, pydantic.Field(ge=0)]
+Text = tp.Annotated[str, pydantic.Field(min_length=1)]
+
+CHECKPOINT = re.compile(rf"layer_[0-9]{{1,3}}/{jsonl.ID.pattern}/sae\.pt")
+DOCUMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class FileRecord(pydantic.BaseModel):
+    """One file of a release."""
+
+    model_config = CHECKED
+
+    path: str
+    bytes: Count
+    sha256: Sha256
+    loader: Text | None = None
+    """Of a checkpoint, what loaded it: "saev <version or commit>" or "builtin"."""
+    l0: float | None = None
+    """Of a checkpoint, its L0."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_whole(self) -> tp.Self:
+        if CHECKPOINT.fullmatch(self.path):
+            if self.loader is None or self.l0 is None:
+                raise ValueError(f"{self.path} has no loader, or no l0")
+            if self.bytes == 0:
+                raise ValueError(f"{self.path} has 0 bytes")
+        elif not DOCUMENT.fullmatch(self.path):
+            raise ValueError("a path that no release has")
+        return self
+
+
+class Verified(pydantic.BaseModel):
+    """What verification looked at besides hashes."""
+
+    model_config = CHECKED
+
+    loaded: Text
+    """The checkpoint that was downloaded and loaded."""
+    loader: Text
+    extra: list[str]
+    """Files of the repo that are not of the release."""
+
+
+class Record(pydantic.BaseModel):
+    """release.json as it stands."""
+
+    model_config = CHECKED
+
+    repo: tp.Annotated[str, pydantic.Field(pattern=rf"^{jsonl.ID.pattern}$")]
+    repo_id: tp.Annotated[
+        str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")
+    ]
+    commit: tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{40}$")]
+    time: Text
+    seconds: tp.Annotated[float, pydantic.Field(ge=0)]
+    endpoint: Text
+    tools: dict[str, str]
+    verified: Verified
+    n_files: Count
+    n_bytes: Count
+    files: list[FileRecord]
+
+    @pydantic.model_validator(mode="after")
+    def _adds_up(self) -> tp.Self:
+        paths = [file.path for file in self.files]
+        if not any(CHECKPOINT.fullmatch(path) for path in paths):
+            raise ValueError("files has no checkpoint")
+        if len(set(paths)) != len(paths):
+            raise ValueError("files has a path twice")
+        if self.n_files != len(paths):
+            raise ValueError("n_files is not how many files it has")
+        if self.n_bytes != sum(file.bytes for file in self.files):
+            raise ValueError("n_bytes is not the sum of its files' bytes")
+        return self
 
 
 class Release(tp.NamedTuple):
@@ -28,6 +112,7 @@ class Release(tp.NamedTuple):
 
 
 def fpath_of(slug: str) -> pathlib.Path:
+    """A rehearsal keeps its records apart, under RECORDS."""
     return settings.records_dpath() / slug / "release.json"
 
 
@@ -38,76 +123,66 @@ def from_lines(repo_id: str, rows: list[jsonl.Line]) -> Release:
     return Release(slug, repo_id, commit, staged.files(rows), loaders, l0s)
 
 
-def write(release: Release, verified: dict[str, tp.Any], seconds: float) -> None:
+def write(
+    release: Release, verified: dict[str, tp.Any], seconds: float, endpoint: str
+) -> None:
     """Keep a record of a verified release.
 
     Args:
         release: What was released.
-        verified: What verification found: the checkpoint that was loaded, extra files.
+        verified: What verification found; see `Verified`.
         seconds: How long push and verification took.
+        endpoint: The Hub's address.
     """
-    obj = {
-        "repo": release.slug,
-        "repo_id": release.repo_id,
-        "commit": release.commit,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "endpoint": settings.get("HF_ENDPOINT") or "https://huggingface.co",
-        "tools": {
+    files = [
+        FileRecord(
+            **file._asdict(),
+            loader=release.loaders.get(path),
+            l0=release.l0s.get(path),
+        )
+        for path, file in release.files.items()
+    ]
+    versions = {n: importlib.metadata.version(n) for n in ("huggingface_hub", "torch")}
+    record = Record(
+        repo=release.slug,
+        repo_id=release.repo_id,
+        commit=release.commit,
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        endpoint=endpoint,
+        tools={
             "saepub": __version__,
             "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("huggingface_hub", "torch")
-            },
+            **versions,
         },
-        "verified": verified,
-        "n_files": len(release.files),
-        "n_bytes": sum(file.bytes for file in release.files.values()),
-        "files": [
-            file._asdict()
-            | {
-                key: by_path[path]
-                for key, by_path in (("loader", release.loaders), ("l0", release.l0s))
-                if path in by_path
-            }
-            for path, file in release.files.items()
-        ],
-    }
+        verified=Verified(**verified),
+        n_files=len(files),
+        n_bytes=sum(file.bytes for file in files),
+        files=files,
+    )
     with write_aside(fpath_of(release.slug)) as fd:
-        json.dump(obj, fd, indent=2)
-        fd.write("\n")
+        fd.write(record.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def read(slug: str) -> Release:
     """The record of a repo's last verified release.
 
     Raises:
-        UserError: There is none, or it isn't one.
+        UserError: There is none, or it isn't one. One line: the file, the key, what is
+            wrong with it.
     """
     fpath = fpath_of(slug)
     try:
-        obj = json.loads(fpath.read_text(encoding="utf-8"))
-        _check(obj, str(fpath))
-        files = {
-            f["path"]: File(f["path"], f["bytes"], f["sha256"]) for f in obj["files"]
-        }
-        loaders = {f["path"]: f["loader"] for f in obj["files"] if "loader" in f}
-        l0s = {f["path"]: f["l0"] for f in obj["files"] if "l0" in f}
-        return Release(obj["repo"], obj["repo_id"], obj["commit"], files, loaders, l0s)
+        record = Record.model_validate_json(fpath.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{fpath}: no record of a release; make release REPO={slug}"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise UserError(f"{fpath}: not a record of a release: {err!r}") from None
-
-
-def _check(obj: tp.Any, where: str) -> None:
-    """Raises UserError, KeyError or TypeError where a record holds something else."""
-    jsonl.check(obj, ("repo", "commit"), where)
-    for f in obj["files"]:
-        if type(f["path"]) is not str:
-            raise TypeError("a path that is not text")
-        keys = ["bytes", "sha256", *(key for key in ("loader", "l0") if key in f)]
-        jsonl.check(f, keys, f"{where}: {f['path']}")
+    except pydantic.ValidationError as err:
+        raise UserError(f"{fpath}: not a record of a release: {told(err)}") from None
+    if record.repo != slug:
+        raise UserError(f"{fpath}: is the record of {record.repo}, not of {slug}")
+    files = {f.path: File(f.path, f.bytes, f.sha256) for f in record.files}
+    loaders = {f.path: f.loader for f in record.files if f.loader is not None}
+    l0s = {f.path: f.l0 for f in record.files if f.l0 is not None}
+    return Release(slug, record.repo_id, record.commit, files, loaders, l0s)

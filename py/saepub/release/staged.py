@@ -1,17 +1,17 @@
 """What a stage holds, by its lines: for those that build it, hold it to them, or send it."""
 
+import argparse
 import collections
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
-import time
 import typing as tp
 
+from .. import files as files_
 from .. import settings
 from ..cli import UserError
-from ..hub.repo import File
+from ..hub.repo import File, RemoteFile, Status
 from ..jsonl import Line
 from . import manifest
 
@@ -55,6 +55,32 @@ def files(rows: list[Line]) -> dict[str, File]:
     for name, is_ in rows[0]["documents"].items():
         found.append(File(name, is_["bytes"], is_["sha256"]))
     return {file.path: file for file in sorted(found)}
+
+
+def add_files_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--files",
+        action="store_true",
+        help="write a line a file in place of the runs: repo, path, bytes, sha256, and"
+        " status (match, differ, missing, extra)",
+    )
+
+
+def file_lines(
+    slug: str, found: tp.Iterable[tuple[File | RemoteFile, Status]]
+) -> list[Line]:
+    """What a comparison found, a line a file: of the release as it should be, of one
+    besides as it is there (`sha256` null where git itself holds it)."""
+    return [
+        {
+            "repo": slug,
+            "path": file.path,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+            "status": status,
+        }
+        for file, status in found
+    ]
 
 
 def document(fpath: pathlib.Path) -> dict[str, tp.Any]:
@@ -115,38 +141,20 @@ def problems(slug: str, rows: list[Line]) -> list[str]:
     return out
 
 
-PATIENCE_S = 5.0
-"""How long to wait for a lock. Staging holds it for less; an upload for as long as it takes."""
-
-
 @contextlib.contextmanager
 def lock(slug: str) -> tp.Iterator[None]:
     """Hold a repo's stage against any other that would change or send it.
 
+    What a killed stage left in it is removed.
+
     Raises:
         UserError: Another process goes on holding it; the message says which.
     """
-    fpath = settings.build_dpath() / slug / ".lock"
-    fpath.parent.mkdir(parents=True, exist_ok=True)
-    with open(fpath, "a+") as fd:
-        deadline = time.monotonic() + PATIENCE_S
-        while not _is_locked(fd):
-            if time.monotonic() > deadline:
-                fd.seek(0)
-                holder = fd.read().strip() or "another process"
-                raise UserError(
-                    f"{slug}: {holder} is at work on it; wait for that to end"
-                )
-            time.sleep(0.1)
-        fd.truncate(0)
-        fd.write(f"process {os.getpid()} on {os.uname().nodename}")
-        fd.flush()
-        yield
-
-
-def _is_locked(fd: tp.IO) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with files_.lock(settings.build_dpath() / slug / ".lock"):
+            files_.remove_leftovers(dpath_of(slug), is_locked=True)
+            yield
+    except files_.Held as holder:
+        raise UserError(
+            f"{slug}: {holder} is at work on it; wait for that to end"
+        ) from None

@@ -19,6 +19,12 @@ def main(argv: list[str]) -> None:
     repos = staged.by_repo(rows)
     if not repos:
         return
+    waiting = [slug for slug, r in repos.items() if not is_verified(r)]
+    if waiting:
+        for row in rows:
+            jsonl.write(row)
+        say(f"no collection was touched: {', '.join(waiting)} still to be released")
+        return
     notes = {cat.get(slug).repo_id: note(cat.get(slug), r) for slug, r in repos.items()}
     problems = []
     for wanted in cat.collections:
@@ -32,6 +38,11 @@ def main(argv: list[str]) -> None:
     report(problems, f"the repos are released and verified; to go on: {again()}")
 
 
+def is_verified(rows: list[jsonl.Line]) -> bool:
+    """Whether push sent a repo, and verify, where it was asked, found it right."""
+    return all(row["commit"] and row.get("url", True) for row in rows)
+
+
 def fill(wanted: catalog.Collection, notes: dict[str, str]) -> None:
     """Put the repos that `notes` names into one collection, and say so in one line.
 
@@ -41,7 +52,7 @@ def fill(wanted: catalog.Collection, notes: dict[str, str]) -> None:
     found = hub_collections.find(wanted)
     if found is None and wanted.slug:
         raise UserError(
-            f"collection {wanted.slug}: is not there, and the catalog says it is"
+            f"collection {wanted.slug}: not found, though the catalog names it"
         )
     is_new = found is None
     found = found or hub_collections.create(wanted)

@@ -4,10 +4,9 @@ What is in it stands in demo_table.py; how an SAE of it is trained and measured,
 demo_train.py; what its sweep files look like, in demo_sweeps.py.
 """
 
-import contextlib
 import datetime
-import fcntl
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -17,6 +16,7 @@ import typing as tp
 from .. import jsonl, settings
 from ..cli import parser
 from ..demo.table import REPOS, Repo, Run, all_runs, catalog, runs_of
+from ..files import lock
 from ..text import n_of, say
 
 N_HOURS = 7
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     settings.load()
     settings.claim("BUILD")
     root = settings.build_dpath() / "demo"
-    with _lock(root):
+    with lock(root.with_name(".demo.lock"), math.inf):
         if not args.force and is_complete(root):
             say(f"demo: {root} is there; --force makes it again")
             return
@@ -51,15 +51,6 @@ def main(argv: list[str]) -> None:
     n_saes = sum(run.has_checkpoint for run in all_runs())
     seconds = time.monotonic() - start
     say(f"demo: made {root}: {n_of(n_saes, 'SAE')} in {seconds:.0f} s")
-
-
-@contextlib.contextmanager
-def _lock(root: pathlib.Path) -> tp.Iterator[None]:
-    """One build at a time; a second one waits, and finds the first one's demo."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.with_name(".demo.lock"), "w") as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
 
 
 def is_complete(root: pathlib.Path) -> bool:

@@ -1,7 +1,10 @@
-"""plan: tell what a push would do to each repo and collection as they are on the Hub now."""
+"""plan: tell what a push would do to each repo and collection as they are on the Hub now.
+
+With --files, stdout has a line a file in place of the runs; see `staged.file_lines`.
+"""
 
 from .. import catalog, jsonl, settings
-from ..cli import UsageError, UserError, again, parser
+from ..cli import UsageError, UserError, again, parser, report
 from ..hub import collections as hub_collections
 from ..hub import repo as hub_repo
 from ..release import staged
@@ -13,14 +16,15 @@ def main(argv: list[str]) -> None:
         "Tell what a push would change on the Hub; change nothing.",
         "bin/plan < build/vitl-topk/rendered.jsonl > /dev/null",
     )
-    p.parse_args(argv)
+    staged.add_files_option(p)
+    args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
     rows = list(jsonl.read(*staged.KEYS))
     repos = staged.by_repo(rows)
     if not repos:
         return
-    told, parents = [], {}
+    told, problems, parents, files = [], [], {}, []
     try:
         for slug, of_repo in repos.items():
             repo_id = cat.get(slug).repo_id
@@ -28,14 +32,20 @@ def main(argv: list[str]) -> None:
             here = staged.files(of_repo)
             changes = hub_repo.compare(there, here, staged.dpath_of(slug))
             parents[slug] = there.commit
+            files += staged.file_lines(slug, changes.by_file())
             told += describe(repo_id, there, changes)
+            problems += hub_repo.not_as_named(repo_id, there)
         told += describe_collections(cat, [cat.get(slug).repo_id for slug in repos])
     except UsageError:
         raise
     except UserError as err:
         raise UserError(f"{err}; nothing was changed; to go on: {again()}") from err
     say("\n".join(told))
-    for row in rows:
+    if args.files:
+        for line in files:
+            jsonl.write(line)
+    report(problems, f"nothing was changed; to go on: {again()}")
+    for row in () if args.files else rows:
         jsonl.write(row | {"parent_commit": parents[row["repo"]]})
 
 
@@ -45,10 +55,14 @@ def describe(
     prune = settings.get("PRUNE") == "1"
     if there.commit is None:
         out = [f"{repo_id}: would be created, public"]
+        for kind in hub_repo.namesakes(repo_id):
+            out.append(f"  beside a {kind} of that name")
     elif changes.is_done(prune):
         out = [f"{repo_id}: nothing to do, at {there.commit[:12]}"]
     else:
         out = [f"{repo_id}: at {there.commit[:12]}"]
+    if ".gitignore" in there.files and not changes.is_done(prune):
+        out.append("  has a .gitignore; push asks first whether it keeps files out")
     why = "PRUNE=1" if prune else "not of this release; PRUNE=1 would delete"
     parts = (
         ("add", changes.add, ""),
@@ -70,7 +84,7 @@ def describe_collections(cat: catalog.Catalog, repo_ids: list[str]) -> list[str]
         name = hub_collections.name_of(wanted)
         found = hub_collections.find(wanted)
         if found is None and wanted.slug:
-            out.append(f"collection {name}: is not there, and the catalog says it is")
+            out.append(f"collection {name}: not found, though the catalog names it")
             continue
         missing = [r for r in repo_ids if found is None or r not in found.repo_ids]
         if found is None:

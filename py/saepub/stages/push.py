@@ -6,6 +6,7 @@ Everything that can be known to be wrong is told before the first byte is sent.
 import collections
 import contextlib
 import time
+import typing as tp
 
 from .. import catalog, jsonl, settings
 from ..cli import UserError, again, parser, report
@@ -32,29 +33,32 @@ def main(argv: list[str]) -> None:
     repos = staged.by_repo(jsonl.read(*KEYS))
     if not repos:
         return
+    problem = ""
     with contextlib.ExitStack() as locks:
         # Held to the end, so that what was checked is what is sent.
         for slug in repos:
             cat.get(slug)
             locks.enter_context(staged.lock(slug))
         theirs = check(cat, repos)
-        done: list[str] = []
-        out = []
+        done: dict[str, dict[str, tp.Any]] = {}
         for slug, rows in repos.items():
             repo = cat.get(slug)
             started = time.monotonic()
             try:
                 commit = publish(repo, rows, theirs[slug])
             except UserError as err:
-                have = f"; already there: {', '.join(done)}" if done else ""
-                raise UserError(
-                    f"{repo.repo_id}: {err}{have}; to go on: {again()}"
-                ) from err
+                problem = f"{repo.repo_id}: {err}"
+                break  # whatever it is, the next would wait for it as long
             seconds = round(time.monotonic() - started, 1)
-            done.append(repo.repo_id)
-            out += [row | {"commit": commit, "seconds": seconds} for row in rows]
-    for row in out:
-        jsonl.write(row)
+            done[slug] = {"commit": commit, "seconds": seconds}
+    # What is done is verified and recorded, though the rest failed.
+    for slug, rows in repos.items() if done else ():
+        for row in rows:
+            jsonl.write(row | done.get(slug, {"commit": None, "seconds": 0}))
+    if problem:
+        have = ", ".join(cat.get(slug).repo_id for slug in done)
+        have = f"; already there: {have}" if have else ""
+        raise UserError(f"{problem}{have}; to go on: {again()}")
 
 
 def check(
@@ -89,15 +93,43 @@ def check(
         repo = cat.get(slug)
         try:
             theirs[slug] = there = hub_repo.remote(repo.repo_id)
+            problems += check_there(repo, rows, there, is_sendable=not problems)
         except UserError as err:
             problems += [] if no_rights else [str(err)]  # else it has been told
-            continue
-        planned = rows[0].get("parent_commit", there.commit)
-        is_taken = there.commit != planned and not (planned is None and there.is_fresh)
-        if is_taken and not is_done(slug, rows, there):
-            problems.append(f"{repo.repo_id}: {conflict(slug, there, planned)}")
     report(problems, f"nothing was sent; to go on: {again()}")
     return theirs
+
+
+def check_there(
+    repo: catalog.Repo,
+    rows: list[jsonl.Line],
+    there: hub_repo.Remote,
+    is_sendable: bool,
+) -> list[str]:
+    """What stands against publishing a repo, as the Hub knows it.
+
+    Args:
+        is_sendable: Whether nothing is wrong so far; what depends on it is asked only then.
+    """
+    problems = hub_repo.not_as_named(repo.repo_id, there)
+    planned = rows[0].get("parent_commit", there.commit)
+    is_taken = there.commit != planned and not (planned is None and there.is_fresh)
+    if is_done(repo.slug, rows, there):
+        return problems
+    if is_taken:
+        problems.append(f"{repo.repo_id}: {conflict(repo.slug, there, planned)}")
+    if problems or not is_sendable:
+        return problems
+    dpath = staged.dpath_of(repo.slug)
+    changes = hub_repo.compare(there, staged.files(rows), dpath)
+    send = [*changes.add, *changes.change]
+    if any(file.path == "README.md" for file in send):
+        problem = hub_repo.refused_card((dpath / "README.md").read_text("utf-8"))
+        problems += [f"{repo.repo_id}: {problem}"] if problem else []
+    if there.commit is not None:
+        problem = hub_repo.kept_out(repo.repo_id, send, dpath)
+        problems += [problem] if problem else []
+    return problems
 
 
 def check_stage(slug: str, rows: list[jsonl.Line]) -> list[str]:
@@ -137,65 +169,108 @@ def conflict(slug: str, there: hub_repo.Remote, seen: object) -> str:
     )
 
 
-def publish(repo: catalog.Repo, rows: list[jsonl.Line], there: hub_repo.Remote) -> str:
+def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -> str:
     """Bring one repo to what its stage holds; the commit that holds it.
 
     A try that failed may have committed all the same, its answer lost on the way; so each
     try begins with what the Hub has now.
 
     Args:
-        there: The repo as the plan saw it.
+        seen: The repo as the plan saw it.
 
     Raises:
         UserError: The Hub refuses, keeps failing, or somebody else committed meanwhile.
     """
-    parent = there.commit
+    parent = seen.commit
     dpath, prune = staged.dpath_of(repo.slug), settings.get("PRUNE") == "1"
     told = ""
-    for i in range(1, hub.N_TRIES + 1):
+
+    def found() -> tuple[hub_repo.Remote, str | None]:
+        """The repo now, and the commit in it that is ours, from this run or another."""
+        there = hub_repo.remote(repo.repo_id)
         if is_done(repo.slug, rows, there):
-            assert there.commit is not None, "a repo that is not there is never done"
-            return there.commit
-        try:
-            if there.commit is None and parent is None:
-                hub_repo.create(repo.repo_id)
-                there = hub_repo.remote(repo.repo_id)
-            if parent is None and there.is_fresh:
-                parent = there.commit
-            if there.commit is None or there.commit != parent:
-                raise UserError(conflict(repo.slug, there, parent))
-            changes = hub_repo.compare(there, staged.files(rows), dpath)
-            message = describe(changes, rows, prune)
-            if message != told:
-                size = hub_repo.total([*changes.add, *changes.change])
-                say(f"{repo.repo_id}: {message}; sending {size}")
-                told = message
-            commit = hub_repo.upload(
-                repo.repo_id, dpath, changes, there.commit, message, prune=prune
-            )
-        except UserError:
-            raise
-        except Exception as err:
-            is_conflict = hub.status_of(err) == 412
-            if i == hub.N_TRIES or not (is_conflict or hub.is_passing(err)):
-                raise UserError(hub.tell(err)) from err
-            hub.pause(repo.repo_id, err, i)
+            return there, there.commit
+        if told and there.commit != parent:
+            # Ours may have landed, and somebody else's on top of it.
+            after = hub_repo.commit_after(repo.repo_id, parent)
+            if after and is_done(repo.slug, rows, hub_repo.remote(repo.repo_id, after)):
+                return there, after
+        return there, None
+
+    def attempt() -> str:
+        nonlocal parent, told
+        there, commit = found()
+        if commit is not None:
+            return commit
+        if there.commit is None and parent is None:
+            hub_repo.create(repo.repo_id)
             there = hub_repo.remote(repo.repo_id)
-            continue
-        check_sent(repo, rows, commit)
-        return commit
-    raise AssertionError("unreachable: the last try returns or raises")
+        if parent is None and there.is_fresh:
+            parent = there.commit
+        if there.commit is None or there.commit != parent:
+            raise UserError(conflict(repo.slug, there, parent))
+        for problem in hub_repo.not_as_named(repo.repo_id, there):
+            raise UserError(problem.removeprefix(f"{repo.repo_id}: "))
+        changes = hub_repo.compare(there, staged.files(rows), dpath)
+        message = describe(changes, rows, prune)
+        if message != told:
+            size = hub_repo.total([*changes.add, *changes.change])
+            say(f"{repo.repo_id}: {message}; sending {size}")
+            told = message
+        return hub_repo.upload(
+            repo.repo_id,
+            dpath,
+            changes,
+            there.commit,
+            message,
+            description=besides(changes, prune),
+            prune=prune,
+            hold=lambda: hold(repo.slug, rows),
+        )
+
+    def may_pass(err: Exception) -> bool:
+        # Of a commit whose answer was lost, a second try is told that main has moved on.
+        return hub.is_passing(err) or hub.status_of(err) == 412
+
+    try:
+        commit = hub.retrying(repo.repo_id, attempt, may_pass)
+    except UserError:
+        raise
+    except Exception as err:
+        there, ours = found() if may_pass(err) else (seen, None)
+        if ours is None and there.commit != parent and may_pass(err):
+            raise UserError(conflict(repo.slug, there, parent)) from err
+        if ours is None:
+            hold(repo.slug, rows)
+            raise UserError(hub.tell(err)) from err
+        commit = ours
+    check_sent(repo, rows, commit)
+    return commit
+
+
+def hold(slug: str, rows: list[jsonl.Line]) -> None:
+    """Raises UserError where the stage is no longer what was checked."""
+    if problems := staged.problems(slug, rows):
+        raise UserError(f"nothing was committed, for while it was sent, {problems[0]}")
+
+
+def besides(changes: hub_repo.Changes, prune: bool) -> str:
+    """The commit's description: which files of the repo are not of this release."""
+    if prune or not changes.extra:
+        return ""
+    paths = "".join(f"\n- {one_line(file.path)}" for file in changes.extra)
+    return f"Left from earlier commits, and not of this release:\n{paths}"
 
 
 def check_sent(repo: catalog.Repo, rows: list[jsonl.Line], commit: str) -> None:
-    """Raises UserError where a file changed on this disk while it was sent."""
+    """Raises UserError where a commit does not hold what was sent for it."""
     there = hub_repo.remote(repo.repo_id, commit)
     left = hub_repo.compare(there, staged.files(rows), staged.dpath_of(repo.slug))
     if left.add or left.change:
         paths = ", ".join(file.path for file in (*left.add, *left.change))
         raise UserError(
-            f"commit {commit} does not hold {paths} as preflight saw it; changed while it"
-            f" was sent? make recheck REPO={repo.slug}"
+            f"commit {commit} is public and does not hold {paths} as preflight saw it;"
+            f" make recheck REPO={repo.slug}"
         )
 
 

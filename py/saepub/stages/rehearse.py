@@ -3,15 +3,14 @@
 import argparse
 import os
 import pathlib
-import re
 import shutil
 import subprocess
-import tempfile
 
 from loopback_hub import InUse, LoopbackHub
 
 from .. import catalog, settings
 from ..cli import UsageError, UserError, parser
+from ..files import scratch
 from ..release import staged
 from ..text import human, say
 
@@ -42,39 +41,52 @@ def main(argv: list[str]) -> int:
         loopback = LoopbackHub(dpath, tokens=tokens)
     except InUse as err:
         raise UserError(str(err)) from None
-    with (
-        loopback as hub,
-        tempfile.TemporaryDirectory() as home,
-    ):
+    records_dpath = dpath / "records"
+    with loopback as hub, scratch("rehearse") as home:
         for wanted in cat.collections:
             if wanted.slug:
                 add_collection(hub, wanted)
-        env = os.environ | {
+        env = {k: v for k, v in os.environ.items() if not is_of_network(k)} | {
             "HF_ENDPOINT": hub.endpoint,
             "HF_TOKEN": TOKEN,
-            "HF_HOME": home,
+            "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "0",
-            # A cluster's proxy knows another machine by this address.
+            # A system's own proxy, too, knows another machine by this address.
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
-            "RECORDS": str(dpath / "records"),
+            "RECORDS": str(records_dpath),
         }
         say(f"rehearsing against {hub.endpoint}, which keeps all under {dpath}")
-        code = subprocess.run(args.command, env=env).returncode
+        code = run(args.command, env)
     if hub.errors:
         raise UserError(f"the loopback Hub itself failed: {hub.errors[0]}")
     if code == 0:
-        say(f"rehearsed; what the Hub would hold is under {dpath}")
+        say(
+            f"rehearsed; what the Hub would hold is under {dpath / 'models'}, the records"
+            f" under {records_dpath}; to look at them: make rehearse DO=verify, or DO=plan,"
+            " or DO=docs"
+        )
     return code
+
+
+def run(command: list[str], env: dict[str, str]) -> int:
+    """The command's exit code; by a signal, as a shell would say it."""
+    try:
+        code = subprocess.run(command, env=env).returncode
+    except OSError as err:
+        raise UserError(f"{command[0]}: {err.strerror}") from None
+    return code if code >= 0 else 128 - code
+
+
+def is_of_network(name: str) -> bool:
+    """Whether a setting is for reaching other machines, and may spoil reaching this one."""
+    return name.lower().endswith("_proxy") or name.startswith("SSL_CERT_")
 
 
 def add_collection(hub: LoopbackHub, wanted: catalog.Collection) -> None:
     """Make a collection that the catalog says is there already, unless it is."""
-    name = wanted.slug.partition("/")[2]
-    match = re.fullmatch(r"(.+)-([0-9a-f]{24})", name)
-    name, collection_id = match.groups() if match else (name, None)
-    start = f"{wanted.namespace}/{name}-"
-    if not any(c["slug"].startswith(start) for c in hub.collections()):
+    name, _, collection_id = wanted.slug.partition("/")[2].rpartition("-")
+    if all(c["id"] != collection_id for c in hub.collections()):
         hub.add_collection(wanted.namespace, name, collection_id=collection_id)
 
 

@@ -1,23 +1,36 @@
 """verify: hold what the Hub has against what was staged, or against the record of a release.
 
 Every file by its hash, from the Hub's own listing; the card and the manifest byte for byte;
-and one checkpoint a repo by downloading and loading it.
+and one checkpoint a repo by downloading and loading it, or all of them.
 """
 
 import datetime
 import hashlib
-import tempfile
+import pathlib
 import time
+import typing as tp
 
 from .. import catalog, jsonl, settings
 from ..cli import UsageError, UserError, again, parser, report
+from ..files import scratch
+from ..hub import client as hub
 from ..hub import repo as hub_repo
+from ..hub.repo import Remote, RemoteFile, Status
 from ..release import record as release
 from ..release import staged
 from ..release.record import Release
 from ..text import n_of, one_line, say
 
 KEYS = (*staged.KEYS, "l0", "commit", "seconds", "loader")
+
+
+class Found(tp.NamedTuple):
+    """What a repo is found to be."""
+
+    problems: list[str]
+    files: list[tuple[staged.File | RemoteFile, Status]]
+    verified: dict[str, tp.Any]
+    """What was looked at besides hashes, for the record."""
 
 
 def main(argv: list[str]) -> None:
@@ -31,116 +44,162 @@ def main(argv: list[str]) -> None:
         metavar="SLUG",
         help="check the releases on record, as main is now, in place of lines",
     )
+    p.add_argument(
+        "--download",
+        action="store_true",
+        help="download every file and hold every byte of it; load every checkpoint",
+    )
+    staged.add_files_option(p)
     args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
     if args.released:
-        check_records([cat.get(slug).slug for slug in args.released])
+        slugs = [cat.get(slug).slug for slug in args.released]
+        check_records(slugs, args.files, args.download)
     else:
-        check_pushed(cat, staged.by_repo(jsonl.read(*KEYS)))
+        repos = staged.by_repo(jsonl.read(*KEYS))
+        check_pushed(cat, repos, args.files, args.download)
 
 
-def check_pushed(cat: catalog.Catalog, repos: dict[str, list[jsonl.Line]]) -> None:
-    """Verify what push sent; with all of it verified, keep the records and pass lines on."""
-    problems, records = [], []
+def check_pushed(
+    cat: catalog.Catalog,
+    repos: dict[str, list[jsonl.Line]],
+    with_files: bool,
+    download: bool,
+) -> None:
+    """Verify what push sent. Keep a record of each repo that is right, and pass lines on:
+    with `url`, which is null for a repo that is not."""
+    problems, urls, out = [], {}, []
     for slug, rows in repos.items():
-        if len({row["commit"] for row in rows}) != 1:
+        urls[slug] = {"url": None}
+        commits = {row["commit"] for row in rows}
+        if len(commits) != 1:
             raise UsageError(
                 f"{slug}: lines of different commits; pass one push's lines"
             )
+        if commits == {None}:
+            continue  # push has told why
         started = time.monotonic()
         released = release.from_lines(cat.get(slug).repo_id, rows)
         try:
-            found, verified = check(released)
+            found = check(released, hub_repo.remote(*where_of(released)), download)
         except UserError as err:
-            found, verified = [str(err)], {}
-        problems += found
-        seconds = round(rows[0]["seconds"] + time.monotonic() - started, 1)
-        records.append((released, verified, seconds))
+            found = Found([str(err)], [], {})
+        problems += found.problems
+        out += staged.file_lines(slug, found.files)
+        if not found.problems:
+            seconds = round(rows[0]["seconds"] + time.monotonic() - started, 1)
+            release.write(released, found.verified, seconds, hub.endpoint())
+            urls[slug] = {"seconds": seconds, "url": hub_repo.url(*where_of(released))}
+    if not with_files:
+        is_any_right = any(of["url"] for of in urls.values())
+        passed_on = repos.items() if is_any_right else ()
+        out = [row | urls[slug] for slug, rows in passed_on for row in rows]
+    for line in out:
+        jsonl.write(line)
     report(
         problems,
         f"pushed, not verified; no collection was touched; to go on: {again()}",
     )
-    for released, verified, seconds in records:
-        release.write(released, verified, seconds)
-        url = hub_repo.url(released.repo_id, released.commit)
-        for row in repos[released.slug]:
-            jsonl.write(row | {"seconds": seconds, "url": url})
 
 
-def check_records(slugs: list[str]) -> None:
+def check_records(slugs: list[str], with_files: bool, download: bool) -> None:
     """Hold the Hub as it is now, and at each release's commit, against the records.
 
     Raises:
         UserError: Something differs, or there is no record; all of it has been told.
     """
-    problems = []
+    problems: list[str] = []
     for slug in slugs:
         try:
-            problems += check_record(release.read(slug))
+            found = check_record(release.read(slug), download)
+            problems += found.problems
+            for line in staged.file_lines(slug, found.files) if with_files else ():
+                jsonl.write(line)
         except UserError as err:
             problems.append(str(err))
     report(problems, "not as released")
 
 
-def check(released: Release, revision: str | None = None) -> tuple[list[str], dict]:
-    """Hold a repo at `revision` (default: the release's commit) against the release.
+def where_of(released: Release) -> tuple[str, str]:
+    return released.repo_id, released.commit
+
+
+def check(released: Release, there: Remote, download: bool = False) -> Found:
+    """Hold a repo against a release.
 
     Args:
         released: What should be there.
-        revision: A commit or branch.
-
-    Returns:
-        All that differs, and what was looked at besides hashes.
+        there: What is there, at some commit.
+        download: Hold every byte of every file, and load every checkpoint.
     """
-    there = hub_repo.remote(released.repo_id, revision or released.commit)
     if there.commit is None:
-        return [f"{released.repo_id}: no such repo, or not for this token"], {}
+        missing: list[tuple[staged.File | RemoteFile, Status]]
+        missing = [(file, "missing") for file in released.files.values()]
+        text = f"{released.repo_id}: no such repo, or not for this token"
+        return Found([text], missing, {})
     where = f"{released.repo_id} at {there.commit[:12]}"
-    problems = []
-    for path, file in released.files.items():
-        if path not in there.files:
-            problems.append(f"{where}: {path}: missing; expected sha256 {file.sha256}")
-            continue
-        found = there.files[path]
-        if found.bytes != file.bytes:
-            problems.append(
-                f"{where}: {path}: expected {file.bytes} bytes, found {found.bytes}"
-            )
-        elif found.sha256 is not None and found.sha256 != file.sha256:
-            problems.append(
-                f"{where}: {path}: expected sha256 {file.sha256}, found {found.sha256}"
-            )
+    problems = hub_repo.not_as_named(released.repo_id, there)
+    wrong = dict(differences(released, there))
     extra = [
-        p
-        for p in there.files
-        if p not in released.files and p not in hub_repo.NEVER_EXTRA
+        file
+        for path, file in sorted(there.files.items())
+        if path not in released.files and path not in hub_repo.NEVER_EXTRA
     ]
-    for path in extra:
-        say(f"{where}: {one_line(path)}: there besides, not of this release")
-    if problems:
-        return problems, {}
-    # git's own files have no sha256 in a listing, and these two are read by people.
+    for file in extra:
+        say(f"{where}: {one_line(file.path)}: there besides, not of this release")
+    chosen = pick(released, datetime.datetime.now(datetime.UTC).date())
     fetch = [
         path
         for path in released.files
-        if there.files[path].sha256 is None or path in ("README.md", "manifest.jsonl")
+        if path not in wrong
+        # git's own files have no sha256 in a listing, and these two are read by people.
+        and (
+            download
+            or there.files[path].sha256 is None
+            or path in ("README.md", "manifest.jsonl")
+            or (path == chosen and not wrong)
+        )
     ]
-    chosen = pick(released, datetime.datetime.now(datetime.UTC).date())
-    for path in (*fetch, chosen):
+    for path in fetch:
         try:
-            problems += check_download(released, path, there.commit, where)
+            problem = check_download(released, path, there.commit)
         except UserError as err:
             # Each of the others would wait as long.
             problems.append(f"{where}: {path}: {err}")
             break
-    verified = {"loaded": chosen, "loader": released.loaders[chosen], "extra": extra}
+        if problem:
+            wrong[path] = problem
+    problems += [f"{where}: {path}: {text}" for path, text in wrong.items()]
+    files: list[tuple[staged.File | RemoteFile, Status]]
+    files = [(f, status(p, there, wrong)) for p, f in released.files.items()]
+    files += [(file, "extra") for file in extra]
+    verified = {"loaded": chosen, "loader": released.loaders[chosen]}
+    verified |= {"extra": [file.path for file in extra]}
     if not problems:
-        say(
-            f"{where}: verified {n_of(len(released.files), 'file')}"
-            f" by hash and {chosen} by loading it"
-        )
-    return problems, verified
+        by = "byte for byte" if download else "by hash"
+        loaded = n_of(len(released.loaders), "checkpoint") if download else chosen
+        n_files = n_of(len(released.files), "file")
+        say(f"{where}: verified {n_files} {by} and {loaded} by loading it")
+    return Found(problems, sorted(files, key=lambda pair: pair[0].path), verified)
+
+
+def differences(released: Release, there: Remote) -> tp.Iterator[tuple[str, str]]:
+    """The files that the Hub's listing shows to be other than released, and how."""
+    for path, file in released.files.items():
+        found = there.files.get(path)
+        if found is None:
+            yield path, f"missing; expected sha256 {file.sha256}"
+        elif found.bytes != file.bytes:
+            yield path, f"expected {file.bytes} bytes, found {found.bytes}"
+        elif found.sha256 is not None and found.sha256 != file.sha256:
+            yield path, f"expected sha256 {file.sha256}, found {found.sha256}"
+
+
+def status(path: str, there: Remote, wrong: dict[str, str]) -> Status:
+    if path not in there.files:
+        return "missing"
+    return "differ" if path in wrong else "match"
 
 
 def pick(released: Release, day: datetime.date) -> str:
@@ -149,42 +208,43 @@ def pick(released: Release, day: datetime.date) -> str:
     return paths[(int(released.commit, 16) + day.toordinal()) % len(paths)]
 
 
-def check_download(released: Release, path: str, commit: str, where: str) -> list[str]:
-    """Fetch one file into an empty cache and hold it against the release.
+def check_download(released: Release, path: str, commit: str) -> str:
+    """In what a file, fetched into an empty cache, is not as released; "" if in nothing.
 
     Raises:
         UserError: The Hub does not give it.
     """
-    with tempfile.TemporaryDirectory(prefix="saepub-verify-") as cache_dpath:
-        fpath = hub_repo.download(released.repo_id, path, commit, cache_dpath)
+    with scratch("verify") as cache_dpath:
+        fpath = hub_repo.download(released.repo_id, path, commit, str(cache_dpath))
         with open(fpath, "rb") as fd:
             found = hashlib.file_digest(fd, "sha256").hexdigest()
         expected = released.files[path].sha256
         if found != expected:
-            return [f"{where}: {path}: expected sha256 {expected}, downloaded {found}"]
+            return f"expected sha256 {expected}, downloaded {found}"
         if path in released.loaders:
-            return check_loads(fpath, released.loaders[path], f"{where}: {path}")
-    return []
+            return check_loads(pathlib.Path(fpath), released.loaders[path])
+    return ""
 
 
-def check_loads(fpath: str, loader: str, where: str) -> list[str]:
+def check_loads(fpath: pathlib.Path, loader: str) -> str:
     """Load a downloaded checkpoint as its user would, and compare every tensor's bits."""
     from ..checkpoint import check as preflight_check
 
     try:
         preflight_check.check_file(fpath, loader)
     except UserError as err:
-        return [f"{where}: {str(err).removeprefix(f'{fpath}: ')}"]
-    return []
+        return str(err).removeprefix(f"{fpath}: ")
+    return ""
 
 
-def check_record(released: Release) -> list[str]:
-    """All in which the Hub differs from a record, at the release's commit and now."""
+def check_record(released: Release, download: bool) -> Found:
+    """In what the Hub differs from a record, at the release's commit and now."""
     head = hub_repo.remote(released.repo_id)
-    problems, _ = check(released)
-    if head.commit not in (None, released.commit):
-        say(
-            f"{released.repo_id}: main has moved on from {released.commit} to {head.commit}"
-        )
-        problems += check(released, "main")[0]
-    return problems
+    if head.commit in (None, released.commit):
+        return check(released, head, download)
+    say(
+        f"{released.repo_id}: main has moved on from {released.commit} to {head.commit}"
+    )
+    then = check(released, hub_repo.remote(*where_of(released)), download)
+    now = check(released, head)
+    return now._replace(problems=list(dict.fromkeys(then.problems + now.problems)))
