@@ -399,7 +399,7 @@ def mend(lacking: list[jsonl.Line], how_long: str = "") -> str:
         lacking: Settled lines of one repo, all of them `is_lacking`.
         how_long: About how long that takes here.
     """
-    first = {"expected": {}} | lacking[0]
+    first: jsonl.Line = {"expected": {}} | lacking[0]
     slug = first["repo"]
     layers = sorted({line["layer"] for line in lacking})
     layers_text = ", ".join(map(str, layers))

@@ -6,6 +6,9 @@ import typing as tp
 
 import numpy as np
 
+from .. import settings
+from ..jsonl import Line
+
 GPU_FLOPS = 2e13
 """What a GPU of these years does a second in float32, without TF32, for certain."""
 
@@ -40,6 +43,17 @@ def seconds(
     n_bytes_saes = sum(8 * d_model * d_sae for d_model, d_sae in shapes)
     reading = n_bytes / READ_BYTES + n_bytes_saes / READ_BYTES
     return LOAD_S + max(n_flops / rate, reading)
+
+
+def of(lines: list[Line]) -> str:
+    """How long it takes here to measure the runs of some lines, for people."""
+    expected = [line.get("expected") or {} for line in lines]
+    widths = [
+        (x["d_model"], x["d_sae"]) for x in expected if {"d_model", "d_sae"} <= x.keys()
+    ]
+    n_layers = len({line["layer"] for line in lines})
+    n_tokens = settings.number("TOKENS") or 0
+    return duration(seconds(widths, n_tokens, n_layers)) if widths else ""
 
 
 def cpu_flops() -> float:

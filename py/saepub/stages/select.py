@@ -128,7 +128,10 @@ def check(
             f"{repo} layer {layer}: none of {n_of(sum(map(len, dropped.values())), 'run')}"
             f" can be released ({account.reasons(dropped)})"
         )
-    problems += [mend(lines) for lines in lacking.values() if lines]
+    if any(lacking.values()):
+        from ..activations import estimate  # numpy: slow to import
+
+        problems += [mend(of, estimate.of(of)) for of in lacking.values() if of]
     if len(problems) == 1 and not other:
         raise UserError(problems[0])
     report(problems, "; ".join(account.mends(other)) or "nothing was chosen")

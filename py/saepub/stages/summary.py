@@ -96,7 +96,9 @@ def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
         by_layer[run["layer"]].append(run)
     out = [f"layer {i}: {describe(runs)}" for i, runs in sorted(by_layer.items())]
     if lacking := [run for run in account if is_lacking(run["drop"])]:
-        out.append(mend(lacking))
+        from ..activations import estimate  # numpy: slow to import
+
+        out.append(mend(lacking, estimate.of(lacking)))
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin:
         out.append(
