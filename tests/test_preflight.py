@@ -432,7 +432,9 @@ def test_interrupt_is_one_line(runs, tmp_path):
             ["bin/preflight", "--jobs", "2"],
             stdin=subprocess.PIPE,
             stderr=err,
-            env=os.environ | {"RUNS_ROOT": str(runs), "SAEV_DIR": str(saev_dir)},
+            env=os.environ
+            | {"RUNS_ROOT": str(runs), "SAEV_DIR": str(saev_dir)}
+            | {"BUILD": str(tmp_path / "build")},
             start_new_session=True,
             cwd=util.FILES.parents[1],
         ) as program,
@@ -564,7 +566,8 @@ def test_hostile_files_are_refused_in_time_and_memory_and_nothing_runs(runs, tmp
     argv = (sys.executable, "-c", TELL_MEMORY, "bin/preflight")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_before = used.ru_utime + used.ru_stime
-    done = run_program(*argv, stdin=text, RUNS_ROOT=runs)
+    settings = {"RUNS_ROOT": runs, "BUILD": tmp_path / "build"}
+    done = run_program(*argv, stdin=text, **settings)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert used.ru_utime + used.ru_stime - cpu_before < 10  # all of them, on two cores
     *done.told, n_kbytes = done.err.splitlines()

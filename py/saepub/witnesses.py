@@ -86,5 +86,5 @@ def warnings(line: Line, mtime: float) -> list[str]:
     return found
 
 
-def _number(value: object) -> float | None:
+def _number(value: tp.Any) -> float | None:
     return value if type(value) in (int, float) else None

@@ -104,14 +104,14 @@ def _directory(archive: memoryview) -> tuple[int, int, int]:
         archive, at
     )
     if signature != b"PK\x05\x06" or n_comment:
-        if archive[:4] != b"PK\x03\x04":
+        if bytes(archive[:4]) != b"PK\x03\x04":
             raise Refused(
                 "what follows its header is not a torch (1.6 or later) archive"
             )
         raise Refused("cut short: its archive has no end record")
     n_members = n_members if n_members == disks[2] else -1
     at64 = at - LOCATOR64.size - END64.size
-    if at64 >= 0 and archive[at64 : at64 + 4] == b"PK\x06\x06":
+    if at64 >= 0 and bytes(archive[at64 : at64 + 4]) == b"PK\x06\x06":
         wide = END64.unpack_from(archive, at64)
         locator = LOCATOR64.unpack_from(archive, at64 + END64.size)
         for narrow, other, most in (

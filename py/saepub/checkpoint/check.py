@@ -100,8 +100,8 @@ def _check_loaded(
         raise UserError(f"{file.fpath}: {whose} the tensor {one_line(name)}")
     odds = [file.difference(name, state[name]) for name in file.stored]
     if any(odds):
-        odds = "; ".join(filter(None, odds))
-        raise UserError(f"{file.fpath}: {saev.label} loads other values: {odds}")
+        told = "; ".join(filter(None, odds))
+        raise UserError(f"{file.fpath}: {saev.label} loads other values: {told}")
     # Bit for bit the file's own by now, so one copy serves both.
     sae = Sae(file.header, state)
     own = _compute(file, sae, x)
@@ -146,7 +146,7 @@ def _off(found: tp.Any, own: tp.Any) -> float:
     """The largest difference, relative to the largest value."""
     if found.shape != own.shape:
         return math.inf
-    return ((found - own).abs().max() / own.abs().max().clamp(min=1e-30)).item()
+    return float((found - own).abs().max() / own.abs().max().clamp(min=1e-30))
 
 
 def _off_features(sae: Sae, own: Computed, f_x: tp.Any) -> float:
@@ -161,7 +161,7 @@ def _off_features(sae: Sae, own: Computed, f_x: tp.Any) -> float:
         either = torch.minimum(f_x.abs(), (f_x - own.h_x).abs())
         is_near = (own.h_x - sae.cut(own.h_x)).abs() <= TOLERANCE * scale
         off = torch.where(is_near, either, off)
-    return (off.max() / scale).item()
+    return float(off.max() / scale)
 
 
 def weight_warnings(sae: Sae) -> list[str]:

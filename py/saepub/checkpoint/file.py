@@ -7,6 +7,7 @@ which takes a path sees the very bytes that were hashed and checked.
 import contextlib
 import ctypes
 import hashlib
+import io
 import mmap
 import os
 import stat
@@ -27,7 +28,7 @@ MAX_ARCHIVE_OVERHEAD_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 22
 
 
-def load(fpath: str | os.PathLike) -> Sae:
+def load(fpath: str | os.PathLike[str]) -> Sae:
     """Read and check a checkpoint.
 
     Raises:
@@ -50,14 +51,14 @@ class File:
             wrong with it.
     """
 
-    def __init__(self, fpath: str | os.PathLike):
+    def __init__(self, fpath: str | os.PathLike[str]):
         self.fpath = os.fspath(fpath)
         self.n_bytes = self.mtime_ns = 0
         self.sha256 = ""
         self.stored: dict[str, checkpoint_pickle.Stored] = {}
         self._members: dict[str, memoryview] = {}
         self._memory: Memory | None = None
-        self._fd: tp.BinaryIO | None = None
+        self._fd: io.FileIO | None = None
         with self._naming():
             self._fd = _open(self.fpath)
             self._note_stat()
@@ -145,11 +146,13 @@ class File:
         return f"/dev/fd/{self._memory.fd.fileno()}"
 
     def _note_stat(self) -> None:
+        assert self._fd is not None, "it is closed"
         info = os.fstat(self._fd.fileno())
         self.n_bytes, self.mtime_ns = info.st_size, info.st_mtime_ns
 
     def _read_head(self) -> bytes:
         """The file up to its first line's end, and somewhat more."""
+        assert self._fd is not None, "it is closed"
         head = b""
         while b"\n" not in head[-(1 << 16) :]:
             if len(head) > MAX_HEADER_BYTES:
@@ -169,6 +172,7 @@ class File:
                 f" ({self.header.d_model} by {self.header.d_sae}) has"
                 f" {human(4 * n_values)}"
             )
+        assert self._fd is not None, "it is closed"
         self._memory = memory = Memory.take(self.n_bytes)
         n_read, digest = len(self._head), hashlib.sha256(self._head)
         before = self.n_bytes, self.mtime_ns
@@ -262,7 +266,7 @@ class Memory:
 
 def _same_bytes(a: int, b: int, n_bytes: int) -> bool:
     """Whether memory at two addresses holds the same."""
-    return _memcmp(a, b, n_bytes) == 0
+    return bool(_memcmp(a, b, n_bytes) == 0)
 
 
 _memcmp = ctypes.CDLL(None).memcmp
@@ -280,7 +284,7 @@ def open_memory() -> tp.BinaryIO:
     return tp.cast(tp.BinaryIO, tempfile.TemporaryFile(buffering=0))
 
 
-def _open(fpath: str) -> tp.BinaryIO:
+def _open(fpath: str) -> io.FileIO:
     """Open a regular file, and nothing that could block or never end."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     fd = os.open(fpath, flags)
@@ -289,7 +293,7 @@ def _open(fpath: str) -> tp.BinaryIO:
         os.close(fd)
         kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise Refused(f"a {kind}, not a file")
-    return open(fd, "rb", buffering=0)
+    return io.FileIO(fd, "rb")
 
 
 def _n_values(shape: tuple[int, ...]) -> int:

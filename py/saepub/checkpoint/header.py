@@ -154,6 +154,8 @@ def shrunk(header: Header) -> Header:
 
 def _from(raw: dict[str, tp.Any]) -> Header:
     schema = raw.get("schema")
+    cfg: tp.Any
+    activation_config: tp.Any
     if "schema" not in raw:
         cfg, cls, params = raw, "Relu", {}
         known = {"d_vit", "exp_factor"} | TRAINING_KEYS | NO_SCHEMA_KEYS
@@ -254,7 +256,7 @@ def _loss(name: str, params: dict[str, tp.Any], schema: int | None) -> str | Non
 def _top_k(cls: str, params: dict[str, tp.Any]) -> int | None:
     if cls == "Relu":
         return None
-    top_k = params.get("top_k", DEFAULT_TOP_K)
+    top_k: int = params.get("top_k", DEFAULT_TOP_K)
     if not _is_width(top_k):
         raise Refused(f"top_k is {_short(top_k)}, not a positive whole number")
     return top_k
@@ -264,8 +266,8 @@ def _widths(cfg: dict[str, tp.Any]) -> tuple[int, int]:
     for one, other in (("d_model", "d_vit"), ("d_sae", "exp_factor")):
         if (one in cfg) == (other in cfg):
             raise Refused(f"its header must have one of {one} and {other}")
-    d_model = cfg.get("d_model", cfg.get("d_vit"))
-    d_sae = cfg.get("d_sae", cfg.get("exp_factor"))
+    d_model: tp.Any = cfg.get("d_model", cfg.get("d_vit"))
+    d_sae: tp.Any = cfg.get("d_sae", cfg.get("exp_factor"))
     if not _is_width(d_model) or not _is_width(d_sae):
         raise Refused(f"widths {_short(d_model)} and {_short(d_sae)} can't be right")
     if "exp_factor" in cfg:
@@ -274,7 +276,7 @@ def _widths(cfg: dict[str, tp.Any]) -> tuple[int, int]:
 
 
 def _is_width(value: object) -> bool:
-    return type(value) is int and 0 < tp.cast(int, value) < MAX_WIDTH
+    return type(value) is int and 0 < value < MAX_WIDTH
 
 
 def _is_number(value: tp.Any) -> bool:

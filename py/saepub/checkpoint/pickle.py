@@ -92,7 +92,7 @@ def _check_opcodes(text: bytes) -> None:
                 raise Refused(
                     f"its pickle has {opcode.name}, which no state dict needs"
                 )
-            if opcode.name == "LONG_BINPUT" and arg > MAX_PICKLE_BYTES:
+            if opcode.name == "LONG_BINPUT" and int(arg or 0) > MAX_PICKLE_BYTES:
                 raise Refused("its pickle is damaged: a memo out of all bounds")
     except ValueError as err:
         raise Refused(f"its pickle is damaged: {str(err)[:60]!r}") from None
@@ -105,7 +105,13 @@ def _why_not(name: str) -> str:
 
 
 def _rebuild(
-    storage, offset, shape, strides, needs_grad, hooks, metadata=None
+    storage: tp.Any,
+    offset: tp.Any,
+    shape: tp.Any,
+    strides: tp.Any,
+    _needs_grad: object,
+    hooks: object,
+    metadata: object = None,
 ) -> Stored:
     numbers = (*shape, *strides, storage.n_values)
     if any(type(n) is not int or n < 0 for n in numbers) or type(offset) is not int:

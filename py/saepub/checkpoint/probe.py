@@ -40,7 +40,7 @@ class Probe:
     pre-activation. Infinite for ReLU, where a feature at the brink has a value near 0."""
 
 
-def inputs(dpath: str | os.PathLike, layer: int, d_model: int) -> np.ndarray:
+def inputs(dpath: str | os.PathLike[str], layer: int, d_model: int) -> np.ndarray:
     """Real activations of a layer where `dpath` holds layer_<N>.npy, else random ones."""
     fpath = os.path.join(dpath, f"layer_{layer}.npy")
     if not os.path.exists(fpath):
@@ -99,8 +99,9 @@ def _margin(sae: Sae, h_x: tp.Any) -> tp.Any:
     """What stands between h_x and another set of features that fire, (n,)."""
     import torch
 
-    if sae.header.activation == "top-k" and sae.header.top_k < h_x.shape[1]:
-        edge = h_x.topk(sae.header.top_k + 1, dim=1).values
+    k = sae.header.top_k or 0
+    if sae.header.activation == "top-k" and k < h_x.shape[1]:
+        edge = h_x.topk(k + 1, dim=1).values
         return edge[:, -2] - edge[:, -1]
     if sae.header.activation == "batch-top-k" and sae.cut(h_x) > 0:
         return (h_x - sae.cut(h_x)).abs().amin(dim=1)
@@ -127,13 +128,13 @@ def difference(probe: Probe, f_x: tp.Any, x_hat: tp.Any) -> str:
     return ""
 
 
-def write(probe: Probe, sha256: str, fpath: str | os.PathLike) -> None:
+def write(probe: Probe, sha256: str, fpath: str | os.PathLike[str]) -> None:
     """Keep the probe of the checkpoint with that sha256 in a file."""
     with write_aside(fpath, "wb") as fd:
         np.savez(fd, sha256=np.array(sha256), **vars(probe))
 
 
-def read(fpath: str | os.PathLike, sha256: str) -> Probe:
+def read(fpath: str | os.PathLike[str], sha256: str) -> Probe:
     """The probe of the checkpoint with that sha256, as `write` kept it.
 
     Raises:

@@ -41,8 +41,7 @@ class Sae:
         import torch
 
         if self.header.activation == "top-k":
-            k = min(self.header.top_k, self.header.d_sae)
-            return torch.topk(h_x, k, dim=-1).values[:, -1:]
+            return torch.topk(h_x, self._k(), dim=-1).values[:, -1:]
         if self.header.activation == "batch-top-k":
             return self.tensors["activation.threshold"].clamp(min=0)
         return torch.zeros(())
@@ -56,10 +55,14 @@ class Sae:
         import torch
 
         if self.header.activation == "top-k":
-            k = min(self.header.top_k, self.header.d_sae)
-            values, i = torch.topk(h_x, k, dim=-1)
+            values, i = torch.topk(h_x, self._k(), dim=-1)
             return torch.zeros_like(h_x).scatter(-1, i, values)
         return torch.where(h_x > self.cut(h_x), h_x, torch.zeros_like(h_x))
+
+    def _k(self) -> int:
+        """How many features of a row fire, for top-k."""
+        assert self.header.top_k is not None, f"{self.header.activation} has no top_k"
+        return min(self.header.top_k, self.header.d_sae)
 
     def encode(self, x: tp.Any) -> tp.Any:
         """Features f_x, (n, d_sae), of activations x, (n, d_model)."""

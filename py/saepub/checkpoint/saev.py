@@ -237,7 +237,8 @@ def _installed() -> tuple[str, bool, Source]:
         package = metadata.distribution("saev")
     except metadata.PackageNotFoundError:  # it is on PYTHONPATH
         return UNKNOWN, False, Source(None, None, "is not installed as a package")
-    python = package.metadata.get("Requires-Python")
+    metadata_of: tp.Any = package.metadata
+    python = metadata_of.get("Requires-Python")
     origin = json.loads(package.read_text("direct_url.json") or "{}")
     name = origin.get("vcs_info", {}).get("commit_id")
     url = public_url(str(origin.get("url", "")))
@@ -255,12 +256,12 @@ def _installed() -> tuple[str, bool, Source]:
     return label, False, Source(f"saev=={package.version}", python)
 
 
-def _quiet_stdout() -> contextlib.AbstractContextManager:
+def _quiet_stdout() -> contextlib.AbstractContextManager[tp.Any]:
     """Whatever saev prints goes to people: stdout is for data only."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _no_draws() -> contextlib.AbstractContextManager:
+def _no_draws() -> contextlib.AbstractContextManager[tp.Any]:
     """Fill tensors with NaN that a module would draw at random when it is made.
 
     Half of the time that loading takes went into numbers that the file's overwrite. One
@@ -269,7 +270,12 @@ def _no_draws() -> contextlib.AbstractContextManager:
     import torch
 
     init = torch.nn.init
-    draws = {torch.Tensor.uniform_, torch.Tensor.normal_, init.uniform_, init.normal_}
+    draws: set[tp.Any] = {
+        torch.Tensor.uniform_,
+        torch.Tensor.normal_,
+        init.uniform_,
+        init.normal_,
+    }
     draws |= {init.kaiming_uniform_, init.kaiming_normal_}
     draws |= {init.xavier_uniform_, init.xavier_normal_}
 

@@ -194,20 +194,24 @@ def saev() -> Found:
     from ..checkpoint import saev as saev_loader
 
     at_hand = saev_loader.at_hand()
-    reads, refuses = [], []
+    reads: list[str] = []
+    refuses: list[str] = []
     for schema, raw in HEADERS.items():
         header = checkpoint_header.parse(json.dumps(raw).encode())
         (refuses if at_hand.why_not(header) else reads).append(schema)
     where = "SAEV_DIR" if at_hand.is_checkout else "installed"
-    text = f"{at_hand.label} ({where}) reads schema {', '.join(reads) or '(not one)'}"
-    if refuses:
-        mend = (
-            "use a newer checkout"
-            if at_hand.is_checkout
-            else "set SAEV_DIR to a checkout"
-        )
-        text += f", not {', '.join(refuses)}; to release such, {mend}"
-    yield TODO if refuses and not is_demo() else OK, text
+    text = f"{at_hand.label} ({where}) loads checkpoints"
+    if not refuses:
+        yield OK, f"{text} of every schema"
+        return
+    mend = "a newer checkout" if at_hand.is_checkout else "SAEV_DIR set to a checkout"
+    loads = [
+        "without a schema (from before July 2025)" if s == "none" else f"of schema {s}"
+        for s in reads
+    ]
+    text += f" {' and '.join(loads) or 'of no schema'} only;"
+    text += f" those of schema {', '.join(refuses)} need {mend}"
+    yield OK if is_demo() else TODO, text
 
 
 def runs() -> Found:

@@ -71,7 +71,9 @@ class Array(slurm.SlurmExecutor):
     def affinity(cls) -> int:
         return 2  # submitit's wants srun
 
-    def send(self, function: tp.Callable, todos: list[tuple]) -> list[core.Job]:
+    def send(
+        self, function: tp.Callable[..., None], todos: list[tuple[tp.Any, ...]]
+    ) -> list[core.Job[None]]:
         """Submit function(*todo) for each, as one array.
 
         Raises:
@@ -98,9 +100,9 @@ class Array(slurm.SlurmExecutor):
             self.cancel()
             raise
         squeue = Squeue(self.env, self.cluster)
-        jobs: list[core.Job] = []
+        jobs: list[core.Job[None]] = []
         for i, fpath in enumerate(pickles):
-            job: core.Job = slurm.SlurmJob(self.folder, f"{self.job_id}_{i}")
+            job: core.Job[None] = slurm.SlurmJob(self.folder, f"{self.job_id}_{i}")
             job.watcher = squeue
             job.paths.move_temporary_file(fpath, "submitted_pickle")
             jobs.append(job)

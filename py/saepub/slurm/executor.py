@@ -21,6 +21,8 @@ from . import tasks as executor_tasks
 from .tasks import Needs
 from .work import Function, Outcome, Part, read
 
+__all__ = ["Needs", "Outcome", "Part", "kind", "n_jobs", "run", "tell_lost"]
+
 N_TASKS, N_LINES = 16, 4
 """Where JOBS does not say: an array's tasks at most, and a task's lines at least if it is to
 be worth the seconds that its imports take."""

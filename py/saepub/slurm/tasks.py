@@ -48,7 +48,7 @@ class Needs(tp.NamedTuple):
 
 
 class Task(tp.NamedTuple):
-    job: "submitit.Job"
+    job: "submitit.Job[None]"
     fpaths: list[pathlib.Path]
     """Where it writes the outcomes of its parts."""
 
@@ -57,7 +57,7 @@ class Awaited(tp.NamedTuple):
     """A part, as submitit's own waiting takes it."""
 
     fpath: pathlib.Path
-    job: "submitit.Job"
+    job: "submitit.Job[None]"
 
     def done(self) -> bool:
         return self.fpath.exists() or self.job.done()

@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int | None:
         return 1
     for r in results:
         jsonl.write(r.line)
+    return 0
 
 
 def look_for_runs(given: list[jsonl.Line]) -> None:
