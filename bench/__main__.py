@@ -1,10 +1,10 @@
-"""make bench: every table, or those named: fetch release measure startup scale million noop."""
+"""make bench: every table, or those named: fetch release measure startup scale million page noop."""
 
 import os
 import platform
 import sys
 
-from . import fetch, release, saes, scale, startup
+from . import fetch, page, release, saes, scale, startup
 from .measure import ROOT
 
 ROWS = {
@@ -14,6 +14,7 @@ ROWS = {
     "startup": startup.startup,
     "scale": scale.scale,
     "million": scale.million,
+    "page": page.page,
     "noop": startup.noop,
 }
 
