@@ -228,6 +228,7 @@ function toggle(row) {
   if (isNew) changed.set(row, row.closest(".repo"));
   row.classList.toggle("changed", isNew);
   pointOf.get(row)?.classList.toggle("changed", isNew);
+  pointOf.get(row)?.setAttribute("aria-pressed", isNew);
   row.cells[4].dataset.gets = isNew ? gets : "";
   if (!tip.hidden && row.matches(".on")) fill(row);
   command.textContent = write();

@@ -374,6 +374,17 @@ def test_without_an_account_nothing_is_said_of_the_choice(card):
     assert "rontier of" not in card and "by hand" not in card
 
 
+def test_a_title_in_any_script_stands_on_the_card_and_not_in_the_plot(lab, tmp_path):
+    """No font has all characters; the plot is named by the repo's id, which is ASCII."""
+    first = lab.render().rows[0]["documents"]
+    repo = CATALOG["repos"][0] | {"title": "稀疏自编码器 разреженный автокодировщик"}
+    (tmp_path / "catalog.json").write_text(json.dumps({"repos": [repo]}))
+    done = lab.render()
+    assert (done.returncode, done.err) == (0, "")
+    assert "# 稀疏自编码器 разреженный автокодировщик\n" in lab.read("README.md")
+    assert done.rows[0]["documents"]["pareto.png"] == first["pareto.png"]
+
+
 def test_an_account_of_another_choice_is_refused(lab):
     fpath = account(lab, cccc3333="off the frontier")
     done = lab.render(LINES, "--account", fpath)

@@ -154,6 +154,22 @@ def after_preflight(spoil, name: str, joint: str):
     return bring
 
 
+def plot_settings(world: World) -> Seen:
+    """A user's own settings of matplotlib, and a backend that isn't there."""
+    lab = world.copy()
+    plot_fpath = lab.stage / "pareto.png"
+    before = plot_fpath.read_bytes()
+    plot_fpath.unlink()
+    rc_fpath = lab.dpath / "matplotlibrc"
+    rc_fpath.write_text("text.usetex: true\nfont.family: serif\naxes.grid: false\n")
+    env = {"MATPLOTLIBRC": rc_fpath, "MPLBACKEND": "module://no.such.backend"}
+    argv = ("bin/render", "--account", lab.build / "tiny" / "account.jsonl")
+    stdin = (lab.build / "tiny" / "staged.jsonl").read_text()
+    seen = lab.command(*argv, stdin=stdin, **env)
+    assert plot_fpath.read_bytes() == before, "the plot has other bytes"
+    return seen
+
+
 def staged(lab: Lab):
     return lab.stage / "layer_6" / "run0" / "sae.pt"
 
@@ -359,6 +375,7 @@ ROWS = [
         2,
     ),
     Row("two dry runs at once", "3 checkpoints and README.md", two_dry_runs, 0),
+    Row("matplotlibrc and MPLBACKEND of a user's own", "pareto.png", plot_settings, 0),
     Row("clock set back by a year", "4 chosen", clock_set_back, 0),
     Row("sweep file from next year", "has modification time", sweep_of_tomorrow, 0),
 ]
