@@ -45,10 +45,10 @@ function setUp(panel) {
   svg.setAttribute("role", "group");
   for (const point of svg.querySelectorAll("[data-row]")) points[point.dataset.row] = point;
   for (const [i, point] of points.entries()) {
-    const { run, l0, nmse, fate } = facts(rows[i]);
+    const { run, l0, nmse, fate, warnings } = facts(rows[i]);
     pointOf.set(rows[i], point);
     point.setAttribute("role", "button");
-    point.setAttribute("aria-label", `${run}, L0 ${l0}, NMSE ${nmse}, ${fate}`);
+    point.setAttribute("aria-label", `${run}, L0 ${l0}, NMSE ${nmse}, ${fate}${warnings}`);
     point.setAttribute("tabindex", -1);
     places.push(["x", "y"].map((a) => parseFloat(point.getAttribute(a) ?? point.getAttribute(`c${a}`))));
   }
@@ -183,13 +183,14 @@ function setUp(panel) {
 
 function facts(row) {
   const [run, l0, nmse, , fate] = row.cells;
-  const logged = [l0, nmse].map((cell) => cell.querySelector("small")?.textContent.slice(7));
+  const logged = [l0, nmse].map((cell) => cell.querySelector("small")?.textContent);
   return {
     run: run.textContent,
     l0: l0.firstChild.data,
     nmse: nmse.firstChild.data,
     logged: logged[0] && `As logged: L0 ${logged[0]}, NMSE ${logged[1]}`,
-    fate: fate.textContent,
+    fate: fate.firstChild.data.trim(),
+    warnings: Array.from(fate.querySelectorAll(".warning"), (warning) => `, ${warning.textContent}`).join(""),
   };
 }
 

@@ -172,8 +172,9 @@ def test_measured_and_logged_numbers_both_stand_there(tmp_path):
     both |= {"l0_logged": 30.4, "nmse_logged": None}
     lines = [x | (both if x["run_id"] == "middle" else {}) for x in ACCOUNT]
     page = Page(report(leave(tmp_path, lines)).html)
-    assert page.rows["middle"]["cells"][:2] == ["30.0logged 30.4", "0.310logged none"]
+    assert page.rows["middle"]["cells"][:2] == ["30.030.4", "0.310none"]
     assert page.rows["between"]["cells"][:2] == ["9.0", "0.500"]
+    assert page.of_tag["small"] == ["logged", "logged", "30.4", "none"]
     (count,) = [text for text in page.of_tag["p"] if "11 candidates" in text]
     assert "1 run, measured on 512 tokens of 52ec5790" in count
 

@@ -53,6 +53,10 @@ class Layer:
     rows: list[Row]
 
     @property
+    def has_logged(self) -> bool:
+        return any(row.logged for row in self.rows)
+
+    @property
     def is_long(self) -> bool:
         return len(self.rows) > PAGE_ROWS
 
