@@ -61,7 +61,7 @@ class Tree:
         return {re.sub(r"\.\w+$", "", f) for f in after if after[f] != before.get(f)}
 
 
-def fresh(dpath: pathlib.Path, demo: pathlib.Path, *goals: str) -> Tree:
+def fresh(dpath: pathlib.Path, demo: pathlib.Path | None, *goals: str) -> Tree:
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT,
@@ -74,8 +74,9 @@ def fresh(dpath: pathlib.Path, demo: pathlib.Path, *goals: str) -> Tree:
             continue
         (dpath / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, dpath / name)
-    shutil.copytree(demo, dpath / "build/demo", copy_function=shutil.copy2)
-    (dpath / "build/.saepub").touch()
+    if demo is not None:
+        shutil.copytree(demo, dpath / "build/demo", copy_function=shutil.copy2)
+        (dpath / "build/.saepub").touch()
     tree = Tree(dpath)
     for goal in goals:
         tree.out = tree.make(goal).stdout
