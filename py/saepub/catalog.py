@@ -86,7 +86,7 @@ def _distinct(values: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
 
 def _some(values: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
     if not values:
-        raise PydanticCustomError("saepub", "empty")
+        raise PydanticCustomError("saepub", "it needs at least one")
     return values
 
 
@@ -402,9 +402,7 @@ def load() -> Catalog:
         UserError: It can't be read, or something is wrong with it; all of it is told.
     """
     cat, problems = read(pathlib.Path(settings.get("CATALOG")))
-    report(
-        problems, "CATALOG names it; README's table of catalog keys says what it holds"
-    )
+    report(problems, 'README.md lists the keys of a catalog, under "The catalog"')
     assert cat is not None
     return cat
 
@@ -419,7 +417,7 @@ def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
     except (ValueError, RecursionError) as err:
         return None, [f"{fpath}: not JSON: {err}"]
     except OSError as err:
-        return None, [f"{fpath}: {err.strerror}"]
+        return None, [f"{fpath}: {err.strerror}; CATALOG names it"]
     if not isinstance(raw, dict):
         return None, [f"{fpath}: not a JSON object"]
     marked = list(_marked(raw, ()))

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         repo, facts = from_wandb(args.wandb_sweep)
     else:
         repo, facts = from_sweep(pathlib.Path(args.sweep), args.variable, fpath)
-    made = {"$schema": schema_path(fpath), "lab": lab()}
+    made: dict[str, tp.Any] = {"$schema": schema_path(fpath), "lab": lab()}
     made |= {"repos": [entry(repo, facts)], "collections": []}
     with write_aside(fpath) as fd:
         fd.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
