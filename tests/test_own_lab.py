@@ -88,7 +88,7 @@ def test_readme_leads_from_nothing_to_a_rehearsed_release(text_lab):
     assert (runs[0]["l0"], runs[0]["nmse"]) == (12.5, 0.31)
     card = (main / "README.md").read_text()
     for words in (
-        "license: apache-2.0",
+        'license: "apache-2.0"',
         "sae@example.org",
         "@misc{text2026,",
         "a token",
@@ -187,7 +187,7 @@ def test_a_sweep_of_wandb_and_another_trainers_logs(tmp_path):
     assert [run["nmse"] for run in runs[:3]] == [0.5, 0.4, 0.3]
     card = (main / "README.md").read_text()
     for words in (
-        "license: cc-by-4.0",
+        'license: "cc-by-4.0"',
         "Listen: https://example.org/listen",
         "a frame",
     ):
