@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from kits.programs import ROOT, run_program
-from saepub import catalog, jsonl, numbers
+from saepub import catalog, jsonl, kinds, numbers
+from saepub.checkpoint import header
 from saepub.choice import account
 from saepub.stages import tables
 
@@ -226,3 +227,17 @@ def test_pydantic_is_imported_only_where_a_catalog_is_read():
         argv = [sys.executable, "-c", code.format(name)]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
         assert done.stdout == "False\n", (name, done.stderr)
+
+
+def test_an_activation_is_added_in_one_place(read, monkeypatch):
+    """A row is enough for what fires by a known rule: catalog, header and reader take it."""
+    jump = kinds.Activation("jump", "Jump", "Jump", kinds.THRESHOLD, frozenset({"key"}))
+    monkeypatch.setitem(kinds.ACTIVATIONS, "jump", jump)
+    monkeypatch.setitem(kinds.RULES, "jump", jump.rule)
+    monkeypatch.setitem(header.ACTIVATION_KEYS, "Jump", "jump")
+    monkeypatch.setitem(header.PARAMS, "Jump", jump.params)
+    assert read(one(activation="jump")).repos[0].activations == ("jump",)
+    cfg = {"d_model": 4, "d_sae": 8, "activation": {"cls": "Jump", "params": {}}}
+    found = header.parse(json.dumps({"schema": 5, "cfg": cfg}).encode())
+    assert (found.rule, found.top_k) == (kinds.THRESHOLD, None)
+    assert found.shapes["activation.threshold"] == ()

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import machine
 from ..checkpoint.sae import Sae
+from ..kinds import LARGEST
 
 BATCH_BYTES = 2**26
 """How large one batch's features may be, float32. About three times that is in use."""
@@ -186,7 +187,7 @@ class Sums:
         h_x = features[: len(x) * sae.header.d_sae].view(len(x), -1)
         x = x - of["b_dec"] if self.subtracts_b_dec else x
         torch.addmm(of["b_enc"], x, of["W_enc"], out=h_x)
-        if sae.header.activation == "top-k":
+        if sae.header.rule == LARGEST:
             k = min(sae.header.top_k or 0, sae.header.d_sae)
             values, which = torch.topk(h_x, k, dim=-1, sorted=False)
             if k < SPARSE * sae.header.d_sae:

@@ -22,7 +22,7 @@ import json
 import math
 import typing as tp
 
-from ..kinds import ACTIVATIONS
+from ..kinds import ACTIVATIONS, RULES, THRESHOLD
 
 MAX_WIDTH = 2**24
 
@@ -76,9 +76,9 @@ class Header:
     d_sae: int
     """Number of features."""
     activation: str
-    """relu, top-k or batch-top-k."""
+    """Its key: relu, top-k, …"""
     top_k: int | None
-    """Features that may fire; None for ReLU."""
+    """Features that may fire; None where an activation has none."""
     aux: str | None
     """The key of its auxiliary loss; None where the header has none, as before schema 5."""
     activation_config: dict[str, tp.Any]
@@ -90,6 +90,11 @@ class Header:
     lib: str
     """The saev version that wrote it; "" where the header does not say."""
     raw: dict[str, tp.Any]
+
+    @property
+    def rule(self) -> str:
+        """By which rule of `kinds` its features fire."""
+        return RULES[self.activation]
 
     @property
     def subtracts_b_dec(self) -> bool:
@@ -111,7 +116,7 @@ class Header:
             "W_dec": (self.d_sae, self.d_model),
             "b_dec": (self.d_model,),
         }
-        if self.activation == "batch-top-k":
+        if self.rule == THRESHOLD:
             shapes["activation.threshold"] = ()
         return shapes
 
@@ -254,7 +259,7 @@ def _loss(name: str, params: dict[str, tp.Any], schema: int | None) -> str | Non
 
 
 def _top_k(cls: str, params: dict[str, tp.Any]) -> int | None:
-    if cls == "Relu":
+    if "top_k" not in PARAMS[cls]:
         return None
     top_k: int = params.get("top_k", DEFAULT_TOP_K)
     if not _is_width(top_k):

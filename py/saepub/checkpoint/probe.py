@@ -12,6 +12,7 @@ import numpy as np
 
 from ..cli import UserError
 from ..files import write_aside
+from ..kinds import LARGEST, THRESHOLD
 from .sae import Sae
 
 N_TOKENS = 8
@@ -100,10 +101,10 @@ def _margin(sae: Sae, h_x: tp.Any) -> tp.Any:
     import torch
 
     k = sae.header.top_k or 0
-    if sae.header.activation == "top-k" and k < h_x.shape[1]:
+    if sae.header.rule == LARGEST and k < h_x.shape[1]:
         edge = h_x.topk(k + 1, dim=1).values
         return edge[:, -2] - edge[:, -1]
-    if sae.header.activation == "batch-top-k" and sae.cut(h_x) > 0:
+    if sae.header.rule == THRESHOLD and sae.cut(h_x) > 0:
         return (h_x - sae.cut(h_x)).abs().amin(dim=1)
     return torch.full((len(h_x),), torch.inf, dtype=torch.float64)
 

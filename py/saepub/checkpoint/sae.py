@@ -3,6 +3,7 @@
 import dataclasses
 import typing as tp
 
+from ..kinds import LARGEST, THRESHOLD
 from .header import Header
 
 BLOCK_VALUES = 1 << 18
@@ -40,9 +41,9 @@ class Sae:
         """At what pre-activation a feature starts to fire, (n, 1), or () for all rows."""
         import torch
 
-        if self.header.activation == "top-k":
+        if self.header.rule == LARGEST:
             return torch.topk(h_x, self._k(), dim=-1).values[:, -1:]
-        if self.header.activation == "batch-top-k":
+        if self.header.rule == THRESHOLD:
             return self.tensors["activation.threshold"].clamp(min=0)
         return torch.zeros(())
 
@@ -54,7 +55,7 @@ class Sae:
         """
         import torch
 
-        if self.header.activation == "top-k":
+        if self.header.rule == LARGEST:
             values, i = torch.topk(h_x, self._k(), dim=-1)
             return torch.zeros_like(h_x).scatter(-1, i, values)
         return torch.where(h_x > self.cut(h_x), h_x, torch.zeros_like(h_x))
