@@ -201,7 +201,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "sha256": "the file's hash",
         "schema": "the header's schema",
         "activation_config": "the header's activation",
-        "saev": "the checkout of saev that loaded it, where that is known",
+        "saev": "how anybody else gets the saev at hand",
         "loader": "what loaded it",
         "probe": "what it computes from a few activations",
         "warnings": "what is odd but may be right",
