@@ -37,7 +37,7 @@ quoted = '$(subst ','\'',$1)'
 ifneq ($(filter-out help,$(MAKECMDGOALS)),)
 $(eval $(subst ¶,$(newline),$(shell PYTHON=$(call quoted,$(PYTHON)) bin/settings --make \
     flags=$(call quoted,$(MAKEFLAGS)) goals=$(call quoted,$(MAKECMDGOALS)) \
-    overrides=$(call quoted,$(MAKEOVERRIDES)) need_no_data='$(NEED_NO_DATA)')))
+    overrides=$(call quoted,$(subst $(newline),¶,$(MAKEOVERRIDES))) need_no_data='$(NEED_NO_DATA)')))
 ifneq ($(.SHELLSTATUS),0)
 $(error bin/settings failed)
 endif

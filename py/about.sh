@@ -6,7 +6,7 @@ case ${1-} in
         exit
         ;;
     --version)
-        sed -n "s/^__version__ = \"\(.*\)\"/${story##*/} (saepub) \1/p" "${story%/*/*}/py/saepub/__init__.py"
+        sed -n "s/^__version__ = \"\(.*\)\"/${self##*/} (saepub) \1/p" "${story%/*/*}/py/saepub/__init__.py"
         exit
         ;;
 esac

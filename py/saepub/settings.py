@@ -44,7 +44,7 @@ SETTINGS = (
     Setting("WANDB_API_KEY", SECRET, "your W&B key; or `wandb login` once"),
     Setting("WANDB_BASE_URL", TEXT, "a W&B server of your own", shown="W&B's own"),
     Setting("METRICS_SNAPSHOT", PATH, "a JSONL export of runs to read in W&B's place (`bin/fetch-metrics --save-snapshot`)"),
-    Setting("NMSE_SHARD", TEXT, "the shard whose inference on disk gives older runs their NMSE"),
+    Setting("NMSE_SHARD", TEXT, "the shard whose inference on disk may give NMSE", shown="the catalog's `shard`"),
     Setting("TOKENS", NUMBER, "on how many tokens `make measure` measures each run: whole examples, evenly spaced", "1048576"),
     Setting("LAYERS", IDS, "the layers that `make measure` is to measure", shown="all"),
     Setting("HF_TOKEN", SECRET, "a token that may write; from the environment only"),
@@ -54,7 +54,7 @@ SETTINGS = (
     Setting("PRUNE", TEXT, "1: delete files on the Hub that are not in the stage"),
     Setting("LOADER", TEXT, "`builtin`: publish checkpoints that no saev at hand can load; the card says so"),
     Setting("JOBS", NUMBER, "how much at once: files; with `EXECUTOR`, the tasks that share the lines", shown="by cores and memory"),
-    Setting("EXECUTOR", TEXT, "`slurm`: preflight and measure as a Slurm array; `local`: the same in processes of this machine"),
+    Setting("EXECUTOR", TEXT, "`slurm`: preflight and measure as a Slurm array; `local`: the same in processes of this machine. `BUILD`, `RUNS_ROOT` and the checkout must be on a disk that the nodes share. What is done is kept in `build/executor`, so the same command does only the rest"),
     Setting("SLURM_PARTITION", TEXT, "of that array"),
     Setting("SLURM_ACCOUNT", TEXT, "of that array"),
     Setting("SLURM_TIME", NUMBER, "minutes a task of it may take", "60"),
@@ -88,6 +88,9 @@ DEMO = {
 MADE = ("BUILD", "VENV")
 """Directories that get made and removed. Compilers' scripts export such names for their own
 ends, so that the environment gives these two under a name of ours."""
+
+NOT_IN_DOTENV = ("HF_TOKEN",)
+"""Never read from a file: a token for publishing should not lie about on a disk."""
 
 FOR_CLIENTS = ("HF_", "WANDB_")
 """Read by the Hub's and W&B's clients too, which take an empty one for a value."""
@@ -180,6 +183,8 @@ def dotenv(fpath: str) -> dict[str, Value]:
         return {}
     except UnicodeDecodeError:
         raise UserError(f"{fpath}: not text (UTF-8)") from None
+    except OSError as err:
+        raise UserError(f"{fpath}: {err.strerror}") from None
     found: dict[str, Value] = {}
     at = 0
     while at < len(text):
@@ -199,9 +204,9 @@ def dotenv(fpath: str) -> dict[str, Value]:
 
 
 def _check_name(name: str, where: str) -> None:
-    if name == "HF_TOKEN":
+    if name in NOT_IN_DOTENV:
         raise UserError(
-            f"{where}: HF_TOKEN is read from the environment only; delete this line and export it"
+            f"{where}: {name} is read from the environment only; delete this line and export it"
             " in your shell"
         )
     if name not in BY_NAME:

@@ -15,7 +15,6 @@ def main(argv: list[str]) -> None:
     paths = {
         name: settings.get(name) for name in (settings.MADE if args.all else ("BUILD",))
     }
-    paths = {name: path for name, path in paths.items() if os.path.lexists(path)}
     for name, path in paths.items():
         settings.check_made(name, path)
         if args.all and os.path.islink(path):

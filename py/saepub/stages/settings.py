@@ -16,12 +16,12 @@ import time
 import typing as tp
 
 from .. import settings
-from ..cli import UsageError, UserError, parser
+from ..cli import UsageError, UserError, parser, scrub
 from ..files import write_aside
-from ..text import say
+from ..text import printable, say
 
 LINE_END = "¶"
-"""Between two lines for make, whose $(shell) makes a space of every newline."""
+"""For a newline, to and from make, whose $(shell) makes a space of every one."""
 
 FOR_MAKE = r"[\w./+@,-]+"
 """A path that can be a target: nothing that make or a shell reads as more than itself."""
@@ -57,10 +57,6 @@ def main(argv: list[str]) -> None:
     p.add_argument(
         "--claim", metavar="NAME", help="make BUILD or VENV, with our mark; print it"
     )
-    p.add_argument("--table", action="store_true", help="print README's table of them")
-    p.add_argument(
-        "--example", action="store_true", help="print what .env.example holds"
-    )
     p.add_argument(
         "--make", nargs="*", metavar="KEY=TEXT", help="print all for the Makefile"
     )
@@ -71,10 +67,6 @@ def main(argv: list[str]) -> None:
                 for_make(Call(**dict(word.split("=", 1) for word in args.make)))
             )
         )
-    elif args.table:
-        print(table())
-    elif args.example:
-        print(example(), end="")
     elif args.claim:
         settings.load()
         settings.claim(args.claim)
@@ -105,38 +97,7 @@ def show() -> None:
             )
         if setting.kind == settings.SECRET and text:
             text = "(set)"
-        print(f"{name:24} {text:40} {source}".rstrip())
-
-
-# ---- for README.md and .env.example ------------------------------------------------------------
-
-
-def table() -> str:
-    rows = ["| setting | default | what it is |", "|---|---|---|"]
-    for name, _, told, default, shown in settings.SETTINGS:
-        rows.append(f"| `{name}` | {shown or (default and f'`{default}`')} | {told} |")
-    return "\n".join(rows)
-
-
-def example() -> str:
-    out = [
-        "# Copy to .env and fill in. What the environment or make's command line gives wins.",
-        f"# With {', '.join(settings.OWN_DATA[:-1])} and {settings.OWN_DATA[-1]} all unset,",
-        "# everything works on a demo that `make` builds.",
-        "# In a path, ~ and $NAME stand for what they do in a shell; a relative one starts here.",
-    ]
-    for name, _, told, default, shown in settings.SETTINGS:
-        out += [
-            "",
-            f"# {told[0].upper()}{told[1:]}."
-            + (f" Default: {shown}." if shown else ""),
-        ]
-        out.append(
-            f"# {name} is never read from a file."
-            if name == "HF_TOKEN"
-            else f"#{name}={default}"
-        )
-    return "\n".join(out) + "\n"
+        print(f"{name:24} {text:40}  {source}".rstrip())
 
 
 # ---- for make ----------------------------------------------------------------------------------
@@ -156,7 +117,15 @@ def for_make(call: Call) -> tp.Iterator[str]:
         if not set(goals) <= {"help", *call.need_no_data.split()}:
             yield from pipe(found, call.changes_nothing)
     except UserError as err:
-        yield f"$(error {quote(' '.join(str(err).split()))})"
+        yield from error(str(err))
+    except OSError as err:
+        yield from error(f"{err.filename}: {err.strerror}")
+
+
+def error(text: str) -> tp.Iterator[str]:
+    """What makes make say a line, and stop."""
+    yield f"saepub_error := {quote(scrub(printable(' '.join(text.split()))))}"
+    yield "$(error $(saepub_error))"
 
 
 def command_line(overrides: str) -> dict[str, str]:
@@ -176,7 +145,7 @@ def command_line(overrides: str) -> dict[str, str]:
         names = (*settings.BY_NAME, *settings.KNOBS)
         if name not in (*names, "AGAIN"):
             raise UserError(f"{name} is no setting; {settings.near(name, names)}")
-        given[name] = text.replace("$$", "$")
+        given[name] = text.replace("$$", "$").replace(LINE_END, "\n")
     return given
 
 
@@ -219,7 +188,7 @@ def assignments(
 def quote(text: str) -> str:
     """Text as the right side of an assignment has it."""
     text = re.sub(r"(\\*)#", r"\1\1\\#", text.replace("$", "$$"))
-    return re.sub(r"\\$", "\\\\\\\\", text) if text.endswith("\\") else text
+    return text + "$()" if text.endswith("\\") else text
 
 
 def again(goals: list[str], given: tp.Mapping[str, str]) -> str:
@@ -241,13 +210,9 @@ def pipe(
     is_demo = "CATALOG" in found and found["CATALOG"].source == "the demo"
     lacks_demo = is_demo and not os.path.exists(settings.get("CATALOG"))
     if changes_nothing and (not is_set_up() or lacks_demo):
-        yield "$(error nothing is set up yet: make setup demo)"
-        return
+        raise UserError("nothing is set up yet; run: make setup demo")
     settings.check_made("BUILD", settings.get("BUILD"))
     set_up()
-    if not changes_nothing:
-        settings.claim("BUILD")
-        tidy()
     if lacks_demo:
         run("bin/demo")
     joints = Joints(settings.get("BUILD"), changes_nothing)
@@ -258,6 +223,9 @@ def pipe(
             raise UserError(
                 f'REPO: {settings.get("CATALOG")} has no repo "{slug}"; it has: {" ".join(repos)}'
             )
+    if not changes_nothing:
+        settings.claim("BUILD")
+        tidy()
     yield f"SLUGS := {' '.join(repos)}"
     yield f"CHOSEN := {' '.join(chosen)}"
     yield f"is_demo := {'yes' if settings.is_demo_fpath(settings.get('CATALOG')) else ''}"
@@ -267,6 +235,7 @@ def pipe(
             and setting.kind != settings.SECRET
         ):
             joints.tell(name, settings.get(name))
+    joints.tell("CATALOG", with_time(settings.get("CATALOG")))
     joints.tell("METRICS_SNAPSHOT", with_time(settings.get("METRICS_SNAPSHOT")))
     for slug, entry in repos.items():
         joints.tell(f"entry.{slug}", json.dumps(entry))
@@ -313,14 +282,12 @@ def of_catalog(joints: Joints) -> dict[str, tp.Any]:
         UserError: It is wrong.
     """
     fpath = settings.get("CATALOG")
-    value = with_time(fpath)
-    if not joints.knows("CATALOG", value):
+    if not joints.knows("CATALOG", with_time(fpath)):
         from .. import catalog  # slow to import
 
         catalog.load()
     with open(fpath, encoding="utf-8") as fd:
         whole = json.load(fd)
-    joints.tell("CATALOG", value)
     rest = {
         key: what for key, what in whole.items() if key not in ("repos", "collections")
     }

@@ -1,4 +1,4 @@
-"""tables: write what README and catalog.schema.json repeat of the code."""
+"""tables: write what README, .env.example and catalog.schema.json repeat of the code."""
 
 import json
 import pathlib
@@ -12,6 +12,7 @@ from ..files import write_aside
 
 README = pathlib.Path(settings.ROOT) / "README.md"
 SCHEMA = pathlib.Path(settings.ROOT) / "catalog.schema.json"
+ENV_EXAMPLE = pathlib.Path(settings.ROOT) / ".env.example"
 
 START = "<!-- {}: made by bin/tables -->\n"
 END = "<!-- end -->\n"
@@ -19,7 +20,7 @@ END = "<!-- end -->\n"
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Write README's tables and catalog.schema.json anew from the code.",
+        "Write README's tables, .env.example and catalog.schema.json anew from the code.",
         "bin/tables --check",
     )
     p.add_argument(
@@ -29,7 +30,11 @@ def main(argv: list[str]) -> None:
     )
     args = p.parse_args(argv)
     readme = README.read_text(encoding="utf-8")
-    made = {README: with_tables(readme), SCHEMA: schema_text()}
+    made = {
+        README: with_tables(readme),
+        SCHEMA: schema_text(),
+        ENV_EXAMPLE: env_example(),
+    }
     old = {fpath for fpath, text in made.items() if not _is(fpath, text)}
     if args.check and old:
         names = " and ".join(sorted(fpath.name for fpath in old))
@@ -90,8 +95,40 @@ def drop_reasons() -> str:
     return table(("`drop` starts with", "what to do"), account.MENDS.items())
 
 
+def all_settings() -> str:
+    """Every setting, with its default."""
+    head = ("setting", "default", "what it is")
+    return table(
+        head,
+        (
+            (f"`{s.name}`", s.shown or (s.default and f"`{s.default}`"), s.help)
+            for s in settings.SETTINGS
+        ),
+    )
+
+
+def env_example() -> str:
+    """An .env with every setting, each as a comment."""
+    own = settings.OWN_DATA
+    out = [
+        "# Copy to .env and fill in. What the environment or make's command line says wins.",
+        f"# With {', '.join(own[:-1])} and {own[-1]} all unset,",
+        "# everything works on a demo that `make` builds.",
+        "# Quotes and # are a shell's. In a path, ~ and $NAME are too; a relative one starts here.",
+    ]
+    for s in settings.SETTINGS:
+        told = f" ({s.shown} by default)" if s.shown else ""
+        out += ["", f"# {s.help[0].upper()}{s.help[1:]}{told}."]
+        from_here = s.name not in settings.NOT_IN_DOTENV
+        out.append(
+            f"#{s.name}={s.default}" if from_here else f"# {s.name}: never in a file."
+        )
+    return "\n".join(out) + "\n"
+
+
 TABLES = {
     "catalog keys": catalog_keys,
     "line keys": line_keys,
     "drop reasons": drop_reasons,
+    "settings": all_settings,
 }

@@ -1,0 +1,173 @@
+"""Every program behaves the same in any shell, from anywhere, under any name."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from kits.bare import Bare
+from kits.programs import ROOT, bare_env, run_program
+from saepub import __version__
+
+PROGRAMS = sorted(f.name for f in (ROOT / "bin").iterdir())
+JQ = sorted(f.stem for f in (ROOT / "jq").iterdir())
+EXTRACT = ("extract-ids", "one")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    bare = Bare(tmp_path_factory.mktemp("launch") / "checkout")
+    bare.dotenv()
+    return bare
+
+
+def test_every_filter_has_a_program():
+    assert set(JQ) <= set(PROGRAMS)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_tells_its_purpose_and_version_under_any_name(name, tmp_path):
+    link = tmp_path / "my own name"
+    link.symlink_to(ROOT / "bin" / name)
+    told = run_program(link, "--help", cwd=tmp_path)
+    assert (told.returncode, told.err) == (0, ""), told.err
+    assert len(told.out.splitlines()) >= 3 and "#!" not in told.out
+    told = run_program(link, "--version", cwd=tmp_path)
+    assert (told.returncode, told.err) == (0, "")
+    assert told.out == f"{name} (saepub) {__version__}\n"
+
+
+@pytest.mark.parametrize("name", JQ)
+def test_a_filter_takes_no_arguments(name):
+    done = run_program(ROOT / "bin" / name, "--no-such-option")
+    assert (done.returncode, done.out) == (2, "")
+    assert done.err.startswith(f"usage: {name} ")
+
+
+def run(bare, cwd, argv=EXTRACT, **env):
+    done = subprocess.run(
+        [bare.dpath / "bin" / argv[0], *argv[1:]],
+        cwd=cwd,
+        env=bare_env() | env,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_program_works_from_any_directory(bare, tmp_path):
+    code, out, err = run(bare, tmp_path)
+    assert (code, err) == (0, "") and [
+        json.loads(t)["run_id"] for t in out.splitlines()
+    ]
+
+
+HOSTILE_MODULES = (
+    "random.py",
+    "json.py",
+    "re.py",
+    "saepub/__init__.py",
+    "jinja2.py",
+    "pydantic.py",
+)
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A directory of modules and start-up files that leave a trace when they are run."""
+    for name in (*HOSTILE_MODULES, "sitecustomize.py", "usercustomize.py"):
+        fpath = tmp_path / "trap" / name
+        fpath.parent.mkdir(parents=True, exist_ok=True)
+        fpath.write_text(
+            f"open({str(tmp_path / 'sprung')!r}, 'w')\nraise SystemExit(9)\n"
+        )
+    start_up = tmp_path / "trap/start.sh"
+    start_up.write_text(f"touch {tmp_path}/sprung; exit 9\n")
+    (tmp_path / "trap/.jq").write_text('error("~/.jq was read")\n')
+    yield tmp_path / "trap"
+    assert not (tmp_path / "sprung").exists()
+
+
+SHELLS = {
+    "PYTHONPATH": "{trap}",
+    "PYTHONHOME": "{trap}",
+    "PYTHONSTARTUP": "{trap}/random.py",
+    "PYTHONUSERBASE": "{trap}",
+    "PYTHONINSPECT": "1",
+    "PYTHONOPTIMIZE": "2",
+    "PYTHONIOENCODING": "ascii",
+    "PYTHONUTF8": "0",
+    "PYTHONWARNINGS": "error",
+    "PYTHONPROFILEIMPORTTIME": "1",
+    "PYTHONHASHSEED": "none",
+    "CDPATH": "{trap}:/",
+    "BASH_ENV": "{trap}/start.sh",
+    "ENV": "{trap}/start.sh",
+    "SHELLOPTS": "noglob",
+    "BASHOPTS": "extglob",
+    "BASH_FUNC_cd%%": "() {{ touch {trap}/../sprung; }}",
+    "BASH_FUNC_exec%%": "() {{ touch {trap}/../sprung; }}",
+    "GLOBIGNORE": "*",
+    "IFS": "/",
+    "LC_ALL": "C",
+    "LANG": "xx_YY.latin1",
+    "HOME": "{trap}",
+    "POSIXLY_CORRECT": "1",
+    "MAKEFILES": "",
+    "VIRTUAL_ENV": "{trap}",
+    "CONDA_PREFIX": "{trap}",
+}
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_stage_a_filter_and_make_are_the_same_in_any_shell(bare, trap, name):
+    env = {name: SHELLS[name].format(trap=trap)}
+    plain = run(bare, bare.dpath)
+    assert run(bare, trap, **env) == plain
+    code, out, err = run(bare, trap, ("classify", "--version"), **env)
+    assert (code, err) == (0, "") and out
+    if (ROOT / "jq/announce.jq").exists():
+        assert run(bare, trap, ("announce",), **env)[0] == 0
+    os.utime(bare.saev_dir / "one.py")
+    done = subprocess.run(
+        ["make", "build/one/candidates.jsonl"],
+        cwd=bare.dpath,
+        env=bare_env() | env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (bare.build / "one/candidates.jsonl").read_text() == plain[1]
+
+
+def test_the_whole_release_runs_make_in_the_checkout(bare, trap):
+    for name in ("CDPATH", "BASH_ENV"):
+        env = bare_env() | {name: SHELLS[name].format(trap=trap), "MAKEFLAGS": "-n"}
+        link = trap.parent / f"push-{name}"
+        link.symlink_to(bare.dpath / "bin/push-dinov3")
+        (trap / "checkout").mkdir(exist_ok=True)
+        done = subprocess.run(
+            [link, "--dry-run"],
+            cwd=trap.parent,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "bin/extract-ids one" in done.stdout or "summary.txt" in done.stdout
+
+
+def test_an_old_python_is_told_by_any_program(tmp_path):
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1; exit 1\n')
+    old.chmod(0o755)
+    for name in ("extract-ids", "setup"):
+        done = run_program(ROOT / "bin" / name, VENV=tmp_path / "none", PYTHON=old)
+        assert done.returncode == 1
+        assert re.fullmatch(
+            r"[\w-]+: Python 3.9.1 is too old; set PYTHON to python 3.11 or later\n",
+            done.err,
+        )
