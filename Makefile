@@ -24,10 +24,11 @@ endif
 
 # bin/settings resolves make's command line, the environment, .env, the demo and the catalog, and
 # says in make's language what came of it: BUILD, VENV, every setting for the programs below,
-# SLUGS (the catalog's repos), CHOSEN (REPO, or all of them) and facts.<slug> (a filter of its own). Where these goals need it, it
-# also sets up .venv and the demo. To add a setting, give it a row in py/saepub/settings.py.
+# SLUGS (the catalog's repos), CHOSEN (REPO, or all of them), facts.<slug> (a filter of its own).
+# Where these goals need it, it also sets up .venv and the demo. To add a setting, give it a row in
+# py/saepub/settings.py.
 
-NEED_NO_DATA := setup demo init doctor test lint bench faults fuzz ci clean distclean
+NEED_NO_DATA := setup demo init doctor tools test lint bench faults fuzz ci clean distclean
 
 define newline
 
@@ -72,8 +73,8 @@ $(BUILD)/%/metrics.jsonl: $(BUILD)/%/runs.jsonl jq/facts.jq $(call setting,sourc
 $(BUILD)/%/classified.jsonl: $(BUILD)/%/metrics.jsonl jq/classify.jq $(call setting,EXCLUDE)
 	@bin/classify < $< $(aside)
 
-$(BUILD)/%/settled.jsonl: $(BUILD)/%/classified.jsonl $(wildcard $(or $(RECORDS),records)/measured) \
-        $(call module,settle numbers measured digests) $(call setting,NMSE_SHARD RUNS_ROOT)
+$(BUILD)/%/settled.jsonl: $(BUILD)/%/classified.jsonl $(call module,settle numbers measured digests) \
+        $(call setting,NMSE_SHARD RUNS_ROOT RECORDS)
 	@bin/settle < $< $(aside)
 
 $(BUILD)/%/selected.jsonl $(BUILD)/%/account.jsonl: $(BUILD)/%/settled.jsonl \
@@ -112,7 +113,8 @@ joints: $(foreach j,candidates runs metrics classified settled selected account 
 
 # ---- the verbs -------------------------------------------------------------------------------
 
-.PHONY: help setup init demo dry-run preflight refresh recheck
+.PHONY: help setup init demo dry-run preflight refresh recheck measure report doctor plan release \
+    rehearse verify docs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -149,8 +151,6 @@ recheck: ## read the chosen checkpoints again, then dry-run
 	@rm -f $(call joint,settled.jsonl) $(call joint,checked.jsonl) $(BUILD)/executor/*.json
 	@$(MAKE) dry-run
 
-.PHONY: measure report doctor plan release rehearse verify docs
-
 measure: $(call joint,classified.jsonl) ## measure L0 and NMSE of every candidate on its shard; REPO=, LAYERS=, SHARDS=
 	@cat $^ | bin/measure $(if $(SHARDS),--shards $(call quoted,$(SHARDS))) > /dev/null
 
@@ -177,19 +177,20 @@ docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows 
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: test lint bench pictures faults fuzz ci clean distclean
+.PHONY: tools test lint bench pictures faults fuzz ci clean distclean
+
+test lint bench faults fuzz: tools
+tools:
+	@bin/setup --dev
 
 test: ## run the whole test suite
-	@bin/setup --dev
 	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: ## ruff for Python, shellcheck for shell
-	@bin/setup --dev
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/shellcheck -e SC1091 bin/* py/*.sh tests/slurm/* .ci/run
 
 bench: ## measure speed, memory and bytes; ROWS="fetch scale …" for some
-	@bin/setup --dev
 	@$(VENV)/bin/python -m bench $(ROWS)
 
 pictures: $(BUILD)/report.html ## draw README's pictures, of the demo; needs Chromium
@@ -197,11 +198,9 @@ pictures: $(BUILD)/report.html ## draw README's pictures, of the demo; needs Chr
 	@$(VENV)/bin/python docs/pictures.py $(BUILD)
 
 faults: ## bring about every fault that must be caught; show what is seen
-	@bin/setup --dev
 	@$(VENV)/bin/python tests/faults
 
 fuzz: ## spoil the input of every stage; SECONDS_EACH=600, TARGETS="select …"
-	@bin/setup --dev
 	@$(VENV)/bin/python tests/fuzz/run.py --seconds $(or $(SECONDS_EACH),60) $(TARGETS)
 
 ci: lint test ## what continuous integration runs

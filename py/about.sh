@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 # Sourced by programs whose story is the comment at the top of $story: --help and --version.
 case ${1-} in
     --help | -h)

@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 # Sourced by the programs in bin/, with self their real path: runs the jq filter or the Python
 # stage of the same name. A stage is the same in any shell: Python's -I leaves aside PYTHON* of
 # the environment, packages of the user's own and whatever lies in the current directory, and

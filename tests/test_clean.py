@@ -272,3 +272,27 @@ def test_set_up_leaves_an_environment_of_the_users_alone(shop):
     done = set_up(shop, code=1, VENV=venv)
     assert f"VENV is {venv}, which is not empty and not of our making" in done.stderr
     assert not shop.log.exists() and pathlib.Path(venv / "bin/python").exists()
+
+
+def test_no_network_is_told_as_such(shop):
+    failing = PYTHON.replace(
+        'echo "$*" >> {log} ;;',
+        'case "$*" in *install*) echo "WARNING: Retrying after NewConnectionError"'
+        '; echo "ERROR: conflicting dependencies"; exit 1 ;; esac ;;',
+    )
+    shop.python.write_text(failing.format(log=shop.log))
+    done = set_up(shop, code=1)
+    assert "setup: can't reach the package index" in done.stderr
+    assert "conflicting" not in done.stderr
+
+
+def test_set_up_says_which_package_it_is_at(shop):
+    telling = PYTHON.replace(
+        'echo "$*" >> {log}', 'echo "$*" >> {log}; echo "Collecting torch==2 (x)"'
+    )
+    shop.python.write_text(telling.format(log=shop.log))
+    assert "\nsetup: torch==2\n" in set_up(shop).stderr
+    assert "--extra-index-url" not in shop.log.read_text()
+    (shop.dpath / ".venv/.ready").unlink()
+    set_up(shop, TORCH_INDEX="https://example.org/cpu")
+    assert "--extra-index-url https://example.org/cpu" in shop.log.read_text()

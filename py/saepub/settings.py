@@ -64,11 +64,12 @@ SETTINGS = (
     Setting("BUILD", PATH, "everything that can be made again; in the environment: `SAEPUB_BUILD`", "build"),
     Setting("VENV", PATH, "the virtual environment; in the environment: `SAEPUB_VENV`", ".venv"),
     Setting("DRY_RUN", TEXT, "1: `make docs` shows what it would write"),
+    Setting("TORCH_INDEX", TEXT, "a package index to take torch from, such as that of its builds without CUDA"),
     Setting("PYTHON", TEXT, "the Python that the virtual environment is made with", "python3"),
 )  # fmt: skip
 
 KNOBS = ("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS")
-KNOBS += ("SWEEP", "VARIABLE", "WANDB_SWEEP")
+KNOBS += ("SWEEP", "VARIABLE", "WANDB_SWEEP", "DO")
 """What single targets take on make's command line, and nothing else does."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}

@@ -231,11 +231,13 @@ def pipe(
     yield f"is_demo := {'yes' if settings.is_demo_fpath(settings.get('CATALOG')) else ''}"
     for name, setting in settings.BY_NAME.items():
         if (
-            name not in ("CATALOG", "METRICS_SNAPSHOT", *settings.MADE)
+            name not in ("CATALOG", "METRICS_SNAPSHOT", "RECORDS", *settings.MADE)
             and setting.kind != settings.SECRET
         ):
             joints.tell(name, settings.get(name))
     joints.tell("CATALOG", with_time(settings.get("CATALOG")))
+    measured = os.path.join(settings.get("RECORDS"), "measured")
+    joints.tell("RECORDS", with_time(measured))
     joints.tell("METRICS_SNAPSHOT", with_time(settings.get("METRICS_SNAPSHOT")))
     for slug, entry in repos.items():
         joints.tell(f"entry.{slug}", json.dumps(entry))
