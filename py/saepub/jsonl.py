@@ -201,8 +201,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "sha256": "the file's hash",
         "schema": "the header's schema",
         "activation_config": "the header's activation",
-        "saev": "how anybody else gets the saev at hand",
         "loader": "what loaded it",
+        "saev": "how anybody else gets the saev that loaded it",
         "probe": "what it computes from a few activations",
         "warnings": "what is odd but may be right",
     },
@@ -210,7 +210,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "path": "its path in the repo on the Hub",
     },
     "render": {
-        "documents": "size and sha256 of card, manifest and plot",
+        "documents": "size and sha256 of what the repo holds besides checkpoints",
     },
     "push": {
         "commit": "the commit that holds it",

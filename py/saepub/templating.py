@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import typing as tp
 
 from . import settings
 from .text import human, l0_text, nmse_text, plural
 
 
-def environment():
+def environment() -> tp.Any:
     """The templates, with the filters that keep data from being taken for markup."""
     import jinja2
 

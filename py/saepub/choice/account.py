@@ -103,6 +103,16 @@ def aux_of(rows: list[Line]) -> dict[str, int]:
     return collections.Counter(row.get("aux") or "no-aux" for row in rows)
 
 
+def loading(rows: list[Line]) -> list[str]:
+    """Why a card can't tell its readers which saev loads the files."""
+    reasons_ = {(row.get("saev") or {}).get("why_not") for row in rows} - {None, ""}
+    return [
+        f"the saev that loads the checkpoints {one_line(reason)}: the card can't say how to"
+        " install it; set SAEV_DIR to a clone without changes, at a commit that was pushed"
+        for reason in sorted(reasons_)
+    ]
+
+
 def warnings(rows: list[Line], account: list[Line]) -> list[str]:
     """One repo's warnings, a line of text each.
 
@@ -125,6 +135,7 @@ def warnings(rows: list[Line], account: list[Line]) -> list[str]:
             f"the numbers of {n_of(n_logged, 'run')} are as training logged them, not"
             " measured from these files; to measure them: make measure"
         )
+    out += loading(rows)
     for row in rows:
         for text in row["warnings"]:
             out.append(f"layer {row['layer']} {row['run_id']}: {one_line(text)}")

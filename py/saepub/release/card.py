@@ -70,10 +70,9 @@ def text(
     """
     last = [row for row in rows if row["layer"] == rows[-1]["layer"]]
     example = last[len(last) // 2]
-    return (
-        templating.environment()
-        .get_template("card.md")
-        .render(
+    template = templating.environment().get_template("card.md")
+    return str(
+        template.render(
             repo=repo,
             rows=rows,
             example=example,
@@ -247,19 +246,10 @@ def install(rows: list[Line]) -> Install | None:
     """What pip must be given to get the saev that loaded every file; None if none is known."""
     sources = [row.get("saev") or {} for row in rows]
     requirements = {source.get("requirement") for source in sources}
-    if len(requirements) != 1 or None in requirements:
+    (requirement,) = requirements if len(requirements) == 1 else (None,)
+    if requirement is None:
         return None
     python = sources[0].get("python") or ""
     found = re.fullmatch(r">=\s*([\d.]+)", python)
     words = f"{found[1]} or later" if found else python or "of a recent version"
-    return Install(requirements.pop(), words)
-
-
-def warnings(rows: list[Line]) -> list[str]:
-    """Why readers can't be told which saev loads the files, for whoever releases them."""
-    reasons = {(row.get("saev") or {}).get("why_not") for row in rows} - {None, ""}
-    return [
-        f"the saev that loads the checkpoints {reason}: the card can't say how to install"
-        " it; set SAEV_DIR to a clone without changes, at a commit that was pushed"
-        for reason in sorted(reasons)
-    ]
+    return Install(requirement, words)

@@ -59,7 +59,7 @@ def config(base_model: str, rows: list[Line]) -> str:
 
     By its downloads the Hub counts those of a repo whose library it doesn't know.
     """
-    keys = sorted({(row["activation"] or {}).get("key") for row in rows})
+    keys = sorted({str((row["activation"] or {}).get("key")) for row in rows})
     obj = {
         "library_name": "saev",
         "base_model": base_model,

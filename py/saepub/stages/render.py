@@ -8,7 +8,6 @@ from .. import catalog, jsonl, settings
 from ..cli import UserError, parser
 from ..files import write_aside
 from ..release import card, manifest, staged
-from ..text import say
 
 
 def main(argv: list[str]) -> None:
@@ -32,8 +31,6 @@ def main(argv: list[str]) -> None:
         runs = [run for run in account if run["repo"] == slug]
         with staged.lock(slug):
             documents = render(cat.get(slug), staged.dpath_of(slug), of_repo, runs)
-        for text in card.warnings(of_repo):
-            say(f"render: warning: {slug}: {text}")
         for row in of_repo:
             jsonl.write(row | {"documents": documents})
 
