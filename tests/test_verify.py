@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 
+import numpy as np
 import pytest
 
 from kits import checkpoints as util
@@ -13,6 +14,7 @@ from kits.programs import ROOT, run_program
 from kits.release import LAB, OTHER, SLUG, Headers, World, text
 from saepub.cli import UserError
 from saepub.release import record as release
+from saepub.release import staged
 from saepub.release.staged import File
 from saepub.stages import verify
 
@@ -202,6 +204,20 @@ def test_files_besides_are_told_and_let_be(world):
     assert done.code == 0
     assert "notes.txt: there besides, not of this release" in done.err
     assert record(world)["verified"]["extra"] == ["notes.txt"]
+
+
+def test_a_checkpoint_that_computes_other_than_check_npz_says_is_caught(world):
+    fpath = world.stage() / "check.npz"
+    with np.load(fpath) as arrays:
+        spoilt = {
+            name: array * 1.1 if name.endswith("/x_hat") else array
+            for name, array in arrays.items()
+        }
+    np.savez(fpath, **spoilt)
+    for row in world.rows[SLUG]:
+        row["documents"]["check.npz"] = staged.document(fpath)
+    done = world.run("verify", stdin=pushed(world))
+    is_refused(world, done, f"{picked(world)}: it computes a reconstruction other than")
 
 
 def test_a_saev_that_loads_other_values_is_caught(world, tmp_path):

@@ -1,7 +1,8 @@
 """verify: hold what the Hub has against what was staged, or against the record of a release.
 
 Every file by its hash, from the Hub's own listing; the card and the manifest byte for byte;
-and one checkpoint a repo by downloading and loading it, or all of them.
+and one checkpoint a repo by downloading and loading it, or all of them: its tensors bit for
+bit, and what it computes against the repo's check.npz.
 """
 
 import datetime
@@ -21,6 +22,7 @@ from ..release import staged
 from ..release.record import Release
 from ..text import n_of, one_line, say
 
+CHECK = "check.npz"
 KEYS = (*staged.KEYS, "l0", "commit", "seconds", "loader")
 
 
@@ -215,23 +217,47 @@ def check_download(released: Release, path: str, commit: str) -> str:
         UserError: The Hub does not give it.
     """
     with scratch("verify") as cache_dpath:
-        fpath = hub_repo.download(released.repo_id, path, commit, str(cache_dpath))
-        with open(fpath, "rb") as fd:
-            found = hashlib.file_digest(fd, "sha256").hexdigest()
-        expected = released.files[path].sha256
-        if found != expected:
-            return f"expected sha256 {expected}, downloaded {found}"
-        if path in released.loaders:
-            return check_loads(pathlib.Path(fpath), released.loaders[path])
-    return ""
+        fpath, odds = fetched(released, path, commit, cache_dpath)
+        if odds or path not in released.loaders:
+            return odds
+        check_fpath = None
+        if CHECK in released.files:
+            check_fpath, odds = fetched(released, CHECK, commit, cache_dpath)
+            if odds:
+                return f"can't be held against {CHECK}: {odds}"
+        return check_loads(fpath, released.loaders[path], check_fpath, path)
 
 
-def check_loads(fpath: pathlib.Path, loader: str) -> str:
-    """Load a downloaded checkpoint as its user would, and compare every tensor's bits."""
+def fetched(
+    released: Release, path: str, commit: str, cache_dpath: pathlib.Path
+) -> tuple[pathlib.Path, str]:
+    """A file as downloaded, and in what its bytes are not those released, or "".
+
+    Raises:
+        UserError: The Hub does not give it.
+    """
+    fpath = hub_repo.download(released.repo_id, path, commit, str(cache_dpath))
+    with open(fpath, "rb") as fd:
+        found = hashlib.file_digest(fd, "sha256").hexdigest()
+    expected = released.files[path].sha256
+    differs = f"expected sha256 {expected}, downloaded {found}"
+    return pathlib.Path(fpath), differs if found != expected else ""
+
+
+def check_loads(
+    fpath: pathlib.Path, loader: str, check_fpath: pathlib.Path | None, path: str
+) -> str:
+    """Load a downloaded checkpoint as its user would, compare every tensor's bits, and what
+    it computes with what the repo's check.npz says."""
+    from ..checkpoint import bundle
     from ..checkpoint import check as preflight_check
 
+    layer, run_id, _ = path.split("/")
     try:
-        preflight_check.check_file(fpath, loader)
+        probe = None
+        if check_fpath:
+            probe = bundle.read(check_fpath, int(layer.removeprefix("layer_")), run_id)
+        preflight_check.check_file(fpath, loader, probe)
     except UserError as err:
         return str(err).removeprefix(f"{fpath}: ")
     return ""
