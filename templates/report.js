@@ -1,10 +1,10 @@
 "use strict";
 
 // Without this script the page is pictures and tables. It makes each picture a group of
-// buttons, one tab stop in all, ties it to its table, and adds clicks up to one command.
+// buttons with one tab stop, ties it to its table, and adds clicks up to one command.
 
 const [tip, bar, command] = ["tip", "bar", "command"].map((id) => document.getElementById(id));
-const REACH = 28; // how many pixels from a point still mean it
+const REACH = 28; // how close a pointer must be to a point, in pixels
 const GAP = 13; // between a point and its tip
 const DOES = { c: "exclude it", p: "unpin it", n: "pin it", o: "pin it", h: "let it back in" };
 const GETS = { c: "excluded", p: "no longer pinned", n: "pinned", o: "pinned", h: "let back in" };
@@ -145,10 +145,10 @@ function setUp(panel) {
     if (i < 0) return leave();
     points[i].focus({ preventScroll: true });
     show(i);
-    // A finger has to come down twice: it can't point without.
+    // A finger can't point without touching, so it takes a second tap to change a run.
     if (!isTouch || before === i) toggle(rows[i]);
   });
-  // On the box, not on the svg, which would take the focus itself if it heard of it.
+  // On the box: Chromium makes an svg with focus listeners focusable.
   plot.addEventListener("focusin", (event) => {
     const i = points.indexOf(event.target);
     stopAt(i);
@@ -220,7 +220,7 @@ function reveal(row) {
   else if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom;
 }
 
-// Change a run's fate, or take the change back, and write the command anew.
+// Change a run's fate, or take the change back, and rewrite the command.
 function toggle(row) {
   const { run, fate } = facts(row);
   const gets = GETS[kind(row)];

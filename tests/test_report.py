@@ -230,7 +230,9 @@ def test_a_count_and_the_legend_have_one_order(tmp_path, page):
         a["class"] for tag, a in page.tags if tag == "use" and "data-row" not in a
     ]
     assert legend == ["c", "p", "n", "o", "d"]
-    for text in page.of_tag["p"]:
+    counts = [t for t in page.of_tag["p"] + page.of_tag["span"] if "candidates:" in t]
+    assert len(counts) == 2, "the repo's, and that of its one layer of several"
+    for text in counts:
         found = re.findall("|".join(sorted(order, key=len, reverse=True)), text)
         assert found == sorted(found, key=order.index)
 

@@ -634,7 +634,7 @@ def test_no_table_is_broken_over_two_printed_pages(browser, tmp_path):
         is_long = len(account) and 10 * (layer - 5) + 1 > 36
         assert on == heads and len(on) == 1
         assert rows == ([] if is_long else on)
-    assert "the other candidates are on the page" in " ".join("".join(printed).split())
+    assert "the page itself has every candidate" in " ".join("".join(printed).split())
     page.close()
 
 

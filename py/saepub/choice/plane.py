@@ -26,15 +26,15 @@ class Span(tp.NamedTuple):
     hi: float
 
     def share(self, value: float) -> float:
-        """Where `value` is drawn: 0 at the low end, 1 at the high one, beyond them outside."""
+        """Where `value` is drawn: 0 at the low end, 1 at the high end; outside, beyond those."""
         return (value - self.lo) / (self.hi - self.lo)
 
 
 def spans(placed: list[Line], front: list[Line]) -> tuple[Span, Span]:
     """The spans of log10 L0 and of NMSE.
 
-    They hold what may be chosen, which is the frontier and what was pinned, and of the other
-    runs those nearby. One diverged run must not press everybody else into a line.
+    They hold the runs that may be chosen (the frontier and what was pinned) and any others
+    nearby, so that one diverged run doesn't flatten the rest into a line.
 
     Args:
         placed: Runs with finite measures and an L0 above 0; at least one.
@@ -44,8 +44,7 @@ def spans(placed: list[Line], front: list[Line]) -> tuple[Span, Span]:
     kept = kept or placed
     x = _span([log_l0(r) for r in kept], [log_l0(r) for r in placed], least=0.3)
     values = [nmse(run) for run in kept]
-    # The sparsest run is always on the frontier, also where it is far worse than the mean,
-    # which has an NMSE of 1.
+    # The sparsest run is always on the frontier, even one far worse than the mean (NMSE 1).
     bound = max(1.0, 2 * abs(statistics.median_low(values)))
     usual = [v for v in values if abs(v) <= bound]
     least = max(*map(abs, usual), 1e-6) / 5
@@ -74,7 +73,7 @@ def _span(kept: list[float], others: list[float], least: float) -> Span:
 def staircase(front: list[Line]) -> list[tuple[float, float]]:
     """The corners of a frontier's line, as (log10 L0, NMSE).
 
-    It goes by steps: between two runs nothing better than the sparser one was attained.
+    It is a staircase: between two runs, nothing better than the sparser one was attained.
     """
     corners: list[tuple[float, float]] = []
     for run in front:
@@ -104,7 +103,7 @@ def nmse_ticks(span: Span, n: int) -> list[tuple[float, str]]:
     from matplotlib import ticker  # slow to import
 
     values = ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(*span)
-    # The room below the least error isn't for errors below 0.
+    # Padding below the smallest NMSE must not suggest that it could be negative.
     is_room = span.lo < 0 <= span.lo + 0.25 * (span.hi - span.lo)
     least = 0.0 if is_room else span.lo
     # Through text, since 3 × 0.1 is not 0.3 to a computer.

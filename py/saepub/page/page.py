@@ -19,10 +19,10 @@ BY_HAND = "excluded by hand"
 """The reason that classify gives where EXCLUDE names a run."""
 
 KINDS = {CHOSEN: "c", PINNED: "p", NOT_NEEDED: "n", OFF_FRONTIER: "o", DROPPED: "d"}
-"""The class of a run's row and mark, by its fate. One that is out by hand is also "h"."""
+"""The class of a run's row and mark, by its fate. A run excluded by hand also has "h"."""
 
 LEGEND = plane.LEGEND | {CHOSEN: "chosen", PINNED: "pinned by hand", DROPPED: "dropped"}
-"""The card's words, but that nothing is published yet."""
+"""The card's words, except that nothing is published yet."""
 
 
 class Row(tp.NamedTuple):
@@ -30,11 +30,11 @@ class Row(tp.NamedTuple):
 
     run_id: str
     url: str
-    """Of its W&B page; empty where the line has none that a browser should open."""
+    """Its W&B page; empty if the line has no URL that a browser should open."""
     l0: str
     nmse: str
     logged: tuple[str, str] | None
-    """L0 and NMSE as training logged them, where the ones above are from elsewhere."""
+    """L0 and NMSE as training logged them, if `l0` and `nmse` come from elsewhere."""
     date: str
     kind: str
     fate: str
@@ -42,7 +42,7 @@ class Row(tp.NamedTuple):
 
 
 PAGE_ROWS = 36
-"""How many rows of a table stand on a printed page besides the plot."""
+"""How many table rows fit on a printed page below the plot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Section:
     n_bytes: int
     loaders: list[str]
     pin: list[str]
-    """The repo's runs that PIN names now, and below those that EXCLUDE does."""
+    """The repo's runs that PIN names now; `exclude` holds those that EXCLUDE names."""
     exclude: list[str]
     stops: list[str]
     """What will stop a push."""
@@ -98,7 +98,7 @@ def section(
         account: Every candidate with its fate.
         sources: Where the numbers of each layer come from, in words.
         stops: What will stop a push.
-        warnings: What a person should look at before.
+        warnings: What a person should look at before publishing.
     """
     pin, exclude = in_force(account)
     warnings_of = {row["run_id"]: row["warnings"] for row in rows}
@@ -128,7 +128,7 @@ def section(
 
 
 def counts(n_of_fate: collections.Counter[str]) -> str:
-    """How many have each fate, in the legend's order and without those that none has."""
+    """How many runs met each fate, in the legend's order; fates that none met are left out."""
     return ", ".join(f"{n_of_fate[f]:,} {f}" for f in LEGEND if n_of_fate[f])
 
 
@@ -230,7 +230,7 @@ def html(sections: list[Section], *, is_demo: bool) -> str:
         kinds=KINDS,
         counts=counts,
         n=n if n != settings.default("N") and n.isdecimal() else "",
-        # They get into a command: what isn't an id stays out.
+        # These end up in a command, so anything that isn't an id stays out.
         pin=[i for i in settings.ids("PIN") if jsonl.is_id(i)],
         exclude=[i for i in settings.ids("EXCLUDE") if jsonl.is_id(i)],
         n_runs=sum(s.n_of_fate.total() for s in sections),
@@ -246,5 +246,5 @@ def html(sections: list[Section], *, is_demo: bool) -> str:
 
 
 def _csp_hash(text: str) -> str:
-    """What a content security policy names a text by that may stand in the page."""
+    """How a content security policy names an inline text that it allows."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

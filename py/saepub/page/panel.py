@@ -41,7 +41,7 @@ class Panel:
     y_ticks: list[tuple[str, str]]
     """Place and label."""
     notes: list[str]
-    """What the picture can't show."""
+    """What the plot can't show."""
 
 
 def panel(layer: int, account: list[jsonl.Line]) -> Panel:

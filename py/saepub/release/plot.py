@@ -1,8 +1,8 @@
 """The plot of a model card: L0 against NMSE, one panel a layer, all in one plane.
 
 The card shows it in a column of some 750 px, and a phone in one of 360, so it is laid out
-for 360 and drawn at four times that. Its background is transparent and its inks are half
-way between black and white, so that it stands out from a light page and from a dark one.
+for 360 px and drawn at four times that. The background is transparent, and the inks are
+halfway between black and white, so that they stand out on light and dark pages alike.
 """
 
 import logging
@@ -24,7 +24,7 @@ WIDTH, SCALE = 360, 4
 LEFT, RIGHT, GAP = 32, 10, 12
 PANEL_HEIGHT = 138
 LABEL_ROOM = 24
-"""Under the lowest run, for its L0."""
+"""Below the lowest run, for its L0; and at the top, if anything lies beyond it."""
 TEXT = 10.5
 """Size of all type: 10 px and more where the plot is 350 px wide."""
 LINE = 13
@@ -59,7 +59,7 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
     """Every candidate, each layer's frontier, and the published runs with their L0.
 
     Args:
-        title: Stands above the panels. In ASCII, as a repo id is: no font has all characters.
+        title: Goes above the panels. ASCII, like a repo id: no font has every character.
         account: Lines with layer, l0, nmse and fate; those without finite, positive
             measures have no place in the plane and are left out.
 
@@ -106,7 +106,7 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
 def _legend(
     placed: list[jsonl.Line], x: plane.Span, y: plane.Span
 ) -> dict[str, dict[str, tp.Any]]:
-    """How each kind of thing that is drawn looks, by what it is."""
+    """The legend: a label for each kind of mark drawn, and its style."""
     is_inside = [
         0 <= x.share(plane.log_l0(run)) <= 1 and 0 <= y.share(plane.nmse(run)) <= 1
         for run in placed
@@ -125,7 +125,7 @@ def _legend(
 def _spans(
     placed: list[jsonl.Line], front: list[jsonl.Line], width: float
 ) -> tuple[plane.Span, plane.Span]:
-    """The one plane of all panels, with room for text left of and under the published runs."""
+    """The plane that all panels share, with room for labels left of and below the runs."""
     if not placed:
         return plane.Span(0, 1), plane.Span(0, 1)
     x, y = plane.spans(placed, front)
@@ -136,9 +136,9 @@ def _spans(
 
 
 def _matplotlib() -> types.ModuleType:
-    """matplotlib as it comes: no settings of this machine's or user's, and its own font."""
-    # A backend that it doesn't know would stop the import, and it would tell people of its
-    # caches and of what it thinks of a matplotlibrc.
+    """matplotlib with its defaults and its bundled font, whatever this machine has set."""
+    # An unknown backend would stop the import, and warnings about font caches or a
+    # matplotlibrc are no news to our users.
     os.environ |= {"MPLBACKEND": "Agg", "MATPLOTLIBRC": os.devnull}
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
@@ -194,7 +194,7 @@ def _axes(
     is_left: bool,
     is_last: bool,
 ) -> None:
-    """Ticks. All panels show one plane, so what NMSE is called stands at the left alone."""
+    """Ticks. All panels share one plane, so NMSE is labelled at the left only."""
     x_ticks, y_ticks = plane.l0_ticks(x, 5), plane.nmse_ticks(y, 5)
     ax.set_xticks([x.share(at) * width for at, _ in x_ticks], [t for _, t in x_ticks])
     y_labels = [label for _, label in y_ticks]
@@ -237,13 +237,13 @@ def _panel(
 def _at_edges(
     ax: tp.Any, width: float, outside: list[tuple[float, float, jsonl.Line]]
 ) -> list[Box]:
-    """Draw what lies beyond the axes as triangles at their edge, with the values.
+    """Draw runs beyond the axes as triangles at the edge, labelled with their values.
 
-    Each value stands beside its triangle where there is room, else up to three stand as a
-    list in the triangles' order, and more as their range.
+    Each value goes beside its triangle if there is room. Otherwise up to three are listed in
+    the triangles' order, and more are given as a range.
 
     Returns:
-        Where the values stand.
+        The boxes of the labels.
     """
     edges: dict[str, list[tuple[float, float]]] = {}
     for px, py, run in outside:
@@ -301,9 +301,9 @@ def _label(
     inside: dict[str, list[tuple[float, float, str]]],
     boxes: list[Box],
 ) -> None:
-    """Write its L0 at each published run, clear of what stands in `boxes`.
+    """Label each published run with its L0, clear of `boxes`.
 
-    Below it, under the staircase, where no run can be; where that is full, above.
+    Labels go below the run: no run can lie under the staircase. If that is full, above it.
     """
     boxes = boxes + [
         (px - 4, py - 4, px + 4, py + 4)
