@@ -19,6 +19,7 @@ import torch
 
 from kits.programs import ROOT, bare_env, run_program
 from saepub import catalog, checkpoint
+from saepub.activations.shards import SaevShards
 from saepub.demo import table as demo_table
 from saepub.stages import demo
 
@@ -118,10 +119,15 @@ def test_next_build_clears_away_what_a_killed_one_left(tmp_path, monkeypatch):
 
     monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path))
     monkeypatch.setattr(demo, "build", build)
+    (tmp_path / ".saepub").touch()
     for left in (".demo.tmp", "demo"):
         (tmp_path / left / "runs/half-made").mkdir(parents=True)
     demo.main([])
-    assert {fpath.name for fpath in tmp_path.iterdir()} == {"demo", ".demo.lock"}
+    assert {fpath.name for fpath in tmp_path.iterdir()} == {
+        ".saepub",
+        "demo",
+        ".demo.lock",
+    }
     assert [fpath.name for fpath in (tmp_path / "demo").iterdir()] == ["catalog.json"]
 
 
@@ -132,10 +138,15 @@ def test_failed_build_leaves_the_demo_that_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path))
     monkeypatch.setattr(demo, "build", build)
+    (tmp_path / ".saepub").touch()
     (tmp_path / "demo").mkdir()
     with pytest.raises(OSError):
         demo.main(["--force"])
-    assert {fpath.name for fpath in tmp_path.iterdir()} == {"demo", ".demo.lock"}
+    assert {fpath.name for fpath in tmp_path.iterdir()} == {
+        ".saepub",
+        "demo",
+        ".demo.lock",
+    }
 
 
 @pytest.mark.parametrize(("slug", "layer"), [("vits-relu", 11), ("vitl-topk", 23)])
@@ -143,7 +154,8 @@ def test_made_elsewhere_by_another_process_it_is_the_same_byte_for_byte(
     built, tmp_path, slug, layer
 ):
     (repo,) = [repo for repo in demo.REPOS if repo.slug == slug]
-    again = demo.build_panel(tmp_path / "elsewhere", repo, layer)
+    x = train.activations(slug, layer, repo.d_model)
+    again = demo.build_panel(tmp_path / "elsewhere", repo, layer, x)
     assert again == [built.snapshot[line["name"]] for line in again]
     fpaths = [f for f in (tmp_path / "elsewhere").rglob("*") if f.is_file()]
     assert len([f for f in fpaths if f.name == "sae.pt"]) == len(again)
@@ -232,7 +244,8 @@ def test_topk_checkpoints_have_the_header_of_todays_saev(built):
 def remeasured(built: Built, run: demo.Run) -> tuple[float, float]:
     """L0 and NMSE as the design defines them, by the built-in reader and numpy."""
     sae = checkpoint.load(built.fpath(run.run_id))
-    x = np.load(built.root / f"shards/{run.repo.slug}/layer_{run.layer}.npy")
+    shard = SaevShards(built.root / "shards" / run.repo.shard, run.layer)
+    x = shard.read(np.arange(shard.n_examples))
     assert (x.shape, x.dtype) == ((500, run.repo.d_model), np.float32)
     f_x = sae.encode(torch.from_numpy(x))
     x_hat = sae.decode(f_x).numpy().astype(np.float64)

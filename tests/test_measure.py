@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import subprocess
 import warnings
 
@@ -18,7 +19,7 @@ import torch
 from kits import checkpoints as util
 from kits import shards as kit
 from kits.in_process import run as in_process
-from kits.programs import ROOT, bare_env
+from kits.programs import ROOT, bare_env, run_program
 from saepub import checkpoint, measured
 from saepub.activations import measure, remake, shards
 from saepub.cli import UserError
@@ -289,6 +290,28 @@ def test_a_file_of_before_the_forward_changed_is_measured_as_it_was_trained(lab)
     ]
     assert "2 runs measured as the saev that trained them computes" in told
     assert "today's saev does not: a bb" in told
+
+
+def test_on_the_demo_make_measure_reproduces_what_training_logged(demo, tmp_path):
+    build = tmp_path / "build"
+    shutil.copytree(demo, build / "demo")
+    (build / ".saepub").touch()
+    argv = ("make", "measure", "REPO=vits-relu")
+    done = run_program(*argv, SAEPUB_BUILD=build, RECORDS=tmp_path)
+    assert done.returncode == 0, done.err
+    rows = [json.loads(s) for s in (demo / "snapshot.jsonl").read_text().splitlines()]
+    logged = {row["name"]: row["summary"] for row in rows}
+    fpaths = list((tmp_path / "measured").iterdir())
+    assert len(fpaths) == 26 and "26 runs measured" in done.err
+    for record in map(measured.read, fpaths):
+        summary = logged[record.run_id]
+        assert record.n_tokens == 500
+        assert record.l0 == pytest.approx(summary["eval/l0"], rel=1e-6)
+        nmse = summary.get("eval/normalized_mse")  # an old run has none
+        assert nmse is None or record.nmse == pytest.approx(nmse, rel=1e-6)
+        assert record.n_dead == summary["eval/n_dead"]
+    done = run_program(*argv, SAEPUB_BUILD=build, RECORDS=tmp_path)
+    assert "26 runs measured before" in done.err
 
 
 # ---- which tokens ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def text(repo: Repo, runs: list[Run]) -> str:
     return f"""def make_cfgs():
     cfgs = []
     runs_root = "runs"
-    shards = "shards/{repo.slug}"
+    shards = "shards/{repo.shard}"
 
 {other}    # Runs for {repo.model}. What is commented out was left out of the last plots.
 {named}

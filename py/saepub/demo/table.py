@@ -2,10 +2,16 @@
 
 import dataclasses
 import datetime
+import hashlib
+import json
 import random
 import typing as tp
 
 SEED = 17
+N_TRAIN, N_HELD_OUT = 1297, 500
+"""How many of the digits are trained on; the others are held out, as the shard."""
+PER_EXAMPLE = 25
+"""Tokens of one example of the shard."""
 N_PREFIXES = 10
 """Prefixes of a Matryoshka objective, as saev's default."""
 LR, SLOW_LR = 5e-3, 1e-3
@@ -57,6 +63,29 @@ class Repo:
     other_variable: str = ""
     """A dict of the sweep that the catalog doesn't name."""
     annotation: str = ": dict[int, list[str]]"
+
+    @property
+    def metadata(self) -> dict[str, tp.Any]:
+        """What saev notes of its shard of held-out activations."""
+        return {
+            "family": "digits",
+            "ckpt": f"random-projection-{self.slug}",
+            "layers": [panel.layer for panel in self.panels],
+            "content_tokens_per_example": PER_EXAMPLE,
+            "cls_token": True,
+            "d_model": self.d_model,
+            "n_examples": N_HELD_OUT // PER_EXAMPLE,
+            "max_tokens_per_shard": 500,
+            "dataset": "digits",
+            "dtype": "float32",
+            "protocol": "2.1",
+        }
+
+    @property
+    def shard(self) -> str:
+        """Its name: as saev's are, a hash of the metadata."""
+        text = json.dumps(self.metadata, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 SWEEPS = "contrib/trait_discovery/sweeps"
@@ -153,8 +182,12 @@ class Run:
         else:
             widths = {"d_sae": self.repo.d_sae}
         return {
-            "train_data": {"layer": self.layer, "shards": f"shards/{self.repo.slug}"},
-            "val_data": {"layer": self.layer, "shards": f"shards/{self.repo.slug}"},
+            "train_data": {
+                "layer": self.layer,
+                "shards": "shards/digits-train",
+                "metadata": self.repo.metadata | {"n_examples": N_TRAIN},
+            },
+            "val_data": {"layer": self.layer, "shards": f"shards/{self.repo.shard}"},
             "sae": {
                 "d_model": self.repo.d_model,
                 **widths,
@@ -277,6 +310,7 @@ def _entry(repo: Repo) -> dict[str, tp.Any]:
         "objective": "matryoshka",
         "activation": repo.activation,
         "layers": [panel.layer for panel in repo.panels],
+        "shard": repo.shard,
         "d_model": repo.d_model,
         "d_sae": repo.d_sae,
     }

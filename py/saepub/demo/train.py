@@ -19,10 +19,8 @@ import saev.nn
 import torch
 from torch import Tensor
 
-from .table import N_PREFIXES, Run
+from .table import N_PREFIXES, N_TRAIN, Repo, Run
 
-N_TRAIN = 1297
-"""The other 500 rows are held out."""
 N_STEPS = 80
 BATCH = 128
 REINIT_BLEND = 0.8
@@ -61,23 +59,27 @@ def encode(sae: saev.nn.SparseAutoencoder, x: Tensor) -> Tensor:
     return torch.zeros_like(h_x).scatter(-1, idxs, values)
 
 
-def activations(shard_fpath: pathlib.Path, d_model: int) -> tuple[Tensor, Tensor]:
-    """Activations of one (repo, layer), and the held-out ones written as its shard.
+class Activations(tp.NamedTuple):
+    """Of one (repo, layer), float32."""
+
+    train: Tensor
+    """(1297, d_model)"""
+    held_out: Tensor
+    """(500, d_model)"""
+
+
+def activations(slug: str, layer: int, d_model: int) -> Activations:
+    """Activations of one (repo, layer), the same each time.
 
     They are centred and scaled by the training rows, so that an SAE needs no b_dec.
-
-    Returns:
-        Training and held-out rows, float32 of shapes (1297, d_model) and (500, d_model).
     """
-    rng = np.random.default_rng(seed_of("/".join(shard_fpath.parts[-2:])))
+    rng = np.random.default_rng(seed_of(f"{slug}/layer_{layer}.npy"))
     pixels = _digits()
     projection = rng.normal(size=(pixels.shape[1], d_model)) / 8
     acts = rng.permutation(np.tanh(1.5 * pixels @ projection))
     acts = (acts - acts[:N_TRAIN].mean(axis=0)) / acts[:N_TRAIN].std()
     acts = acts.astype(np.float32)
-    shard_fpath.parent.mkdir(parents=True, exist_ok=True)
-    np.save(shard_fpath, acts[N_TRAIN:])
-    return torch.from_numpy(acts[:N_TRAIN]), torch.from_numpy(acts[N_TRAIN:])
+    return Activations(*torch.from_numpy(acts).split([N_TRAIN, len(acts) - N_TRAIN]))
 
 
 @functools.cache
@@ -236,6 +238,30 @@ def load(fpath: pathlib.Path) -> saev.nn.SparseAutoencoder:
     sae.top_k = cfg["activation"]["params"]["top_k"]
     sae.load_state_dict(torch.load(body, weights_only=True))
     return sae
+
+
+def dump_shard(dpath: pathlib.Path, repo: Repo, held_out: dict[int, Tensor]) -> None:
+    """Write held-out activations as saev caches them: each layer's, behind a [CLS] token.
+
+    Args:
+        dpath: Where to.
+        repo: Whose they are.
+        held_out: By layer, float32 of shape (500, d_model).
+    """
+    meta = repo.metadata
+    shape = (meta["n_examples"], -1, repo.d_model)
+    acts = torch.stack([x.reshape(shape) for x in held_out.values()], dim=1)
+    cls = acts.mean(dim=2, keepdim=True)
+    acts = torch.cat([cls, acts], dim=2).contiguous().numpy()
+    dpath.mkdir(parents=True, exist_ok=True)
+    n_examples = meta["n_examples"] // 2
+    listed = []
+    for i, part in enumerate((acts[:n_examples], acts[n_examples:])):
+        name = f"acts{i:06}.bin"
+        (dpath / name).write_bytes(part.tobytes())
+        listed.append({"name": name, "n_examples": len(part)})
+    (dpath / "metadata.json").write_text(json.dumps(meta, indent=2) + "\n")
+    (dpath / "shards.json").write_text(json.dumps(listed, indent=2) + "\n")
 
 
 @torch.no_grad()

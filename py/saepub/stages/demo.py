@@ -19,6 +19,9 @@ from ..demo.table import REPOS, Repo, Run, all_runs, catalog, runs_of
 from ..files import lock
 from ..text import n_of, say
 
+if tp.TYPE_CHECKING:
+    from ..demo.train import Activations
+
 N_HOURS = 7
 """How long a run pretends to have trained: its checkpoint is so much later than it."""
 
@@ -61,9 +64,9 @@ def is_complete(root: pathlib.Path) -> bool:
     fpaths = [root / "snapshot.jsonl"]
     fpaths += [sweep_fpath(root, repo) for repo in REPOS]
     fpaths += [
-        shard_fpath(root, repo.slug, panel.layer)
+        shard_dpath(root, repo) / name
         for repo in REPOS
-        for panel in repo.panels
+        for name in ("metadata.json", "shards.json")
     ]
     fpaths += [
         checkpoint_fpath(root, run.run_id) for run in all_runs() if run.has_checkpoint
@@ -79,8 +82,8 @@ def sweep_fpath(root: pathlib.Path, repo: Repo) -> pathlib.Path:
     return root / "saev" / repo.sweep
 
 
-def shard_fpath(root: pathlib.Path, slug: str, layer: int) -> pathlib.Path:
-    return root / "shards" / slug / f"layer_{layer}.npy"
+def shard_dpath(root: pathlib.Path, repo: Repo) -> pathlib.Path:
+    return root / "shards" / repo.shard
 
 
 def checkpoint_fpath(root: pathlib.Path, run_id: str) -> pathlib.Path:
@@ -90,6 +93,7 @@ def checkpoint_fpath(root: pathlib.Path, run_id: str) -> pathlib.Path:
 def build(root: pathlib.Path) -> None:
     """Make the whole demo in the directory `root`, which must not be there yet."""
     from ..demo import sweeps as demo_sweeps
+    from ..demo import train as demo_train  # torch: not before it is needed
 
     root.mkdir(parents=True)
     (root / "catalog.json").write_text(_catalog_text())
@@ -99,24 +103,28 @@ def build(root: pathlib.Path) -> None:
         fpath.write_text(demo_sweeps.text(repo, runs_of(repo)))
     snapshot = []
     for repo in REPOS:
-        for panel in repo.panels:
-            n_runs = n_of(len(runs_of(repo, panel.layer)), "run")
-            say(f"demo: {repo.slug} layer {panel.layer}: {n_runs}")
-            snapshot += build_panel(root, repo, panel.layer)
+        held_out = {}
+        for layer in (panel.layer for panel in repo.panels):
+            n_runs = n_of(len(runs_of(repo, layer)), "run")
+            say(f"demo: {repo.slug} layer {layer}: {n_runs}")
+            x = demo_train.activations(repo.slug, layer, repo.d_model)
+            snapshot += build_panel(root, repo, layer, x)
+            held_out[layer] = x.held_out
+        demo_train.dump_shard(shard_dpath(root, repo), repo, held_out)
     with open(root / "snapshot.jsonl", "w") as fd:
         fd.writelines(jsonl.dumps(line) + "\n" for line in snapshot)
 
 
-def build_panel(root: pathlib.Path, repo: Repo, layer: int) -> list[jsonl.Line]:
+def build_panel(
+    root: pathlib.Path, repo: Repo, layer: int, x: "Activations"
+) -> list[jsonl.Line]:
     """Train, write and measure the runs of one (repo, layer).
 
     Returns:
         A line of the snapshot for each run that W&B knows.
     """
-    from ..demo import train as demo_train  # torch: not before it is needed
+    from ..demo import train as demo_train
 
-    shard = shard_fpath(root, repo.slug, layer)
-    train, held_out = demo_train.activations(shard, repo.d_model)
     snapshot = []
     for run in runs_of(repo, layer):
         if run.misfit == "absent":
@@ -124,8 +132,8 @@ def build_panel(root: pathlib.Path, repo: Repo, layer: int) -> list[jsonl.Line]:
         summary = {}
         if run.has_checkpoint:
             fpath = checkpoint_fpath(root, run.run_id)
-            demo_train.train_and_dump(run, train, fpath)
-            summary = demo_train.measure(fpath, held_out, run.n_prefixes)
+            demo_train.train_and_dump(run, x.train, fpath)
+            summary = demo_train.measure(fpath, x.held_out, run.n_prefixes)
             _finish(run, fpath)
         snapshot.append(_snapshot(run, summary))
     return snapshot
