@@ -21,6 +21,7 @@ from kits.programs import ROOT, bare_env, run_program
 from saepub import catalog, checkpoint
 from saepub.activations.shards import SaevShards
 from saepub.demo import table as demo_table
+from saepub.demo import train as demo_train
 from saepub.stages import demo
 
 # The tests share one demo; with pytest-xdist they belong on one worker.
@@ -154,7 +155,7 @@ def test_made_elsewhere_by_another_process_it_is_the_same_byte_for_byte(
     built, tmp_path, slug, layer
 ):
     (repo,) = [repo for repo in demo.REPOS if repo.slug == slug]
-    x = train.activations(slug, layer, repo.d_model)
+    x = demo_train.activations(slug, layer, repo.d_model)
     again = demo.build_panel(tmp_path / "elsewhere", repo, layer, x)
     assert again == [built.snapshot[line["name"]] for line in again]
     fpaths = [f for f in (tmp_path / "elsewhere").rglob("*") if f.is_file()]
