@@ -233,7 +233,9 @@ def test_a_count_and_the_legend_have_one_order(tmp_path, page):
     counts = [t for t in page.of_tag["p"] + page.of_tag["span"] if "candidates:" in t]
     assert len(counts) == 2, "the repo's, and that of its one layer of several"
     for text in counts:
-        found = re.findall("|".join(sorted(order, key=len, reverse=True)), text)
+        words = "|".join(sorted(order, key=len, reverse=True))
+        found = re.findall(rf"\d ({words})", text)
+        assert len(found) > 2
         assert found == sorted(found, key=order.index)
 
 
