@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from kits import checkpoints as util
-from saepub import checkpoint
+from saepub import checkpoint, settings
 from saepub.checkpoint import probe
 from saepub.cli import UserError
+from saepub.stages import preflight
 
 FILES = [name for name, says in util.EXPECTED["files"].items() if "f_x" in says]
 X = np.array(util.EXPECTED["x"], dtype=np.float32)
@@ -102,3 +103,27 @@ def test_a_probe_kept_for_one_checkpoint_is_not_read_for_another(tmp_path):
         probe.read(fpath, "b" * 64)
     with pytest.raises(UserError, match="No such file"):
         probe.read(tmp_path / "b.npz", "a" * 64)
+
+
+def test_preflight_probes_on_real_activations_where_the_shard_is_at_hand(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("SHARDS_ROOT", str(tmp_path / "shards"))
+    settings.load()
+    acts = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    (tmp_path / "shards/abc").mkdir(parents=True)
+    np.save(tmp_path / "shards/abc/layer_6.npy", acts)
+    measured = util.line(numbers="measured:abc")
+    logged = util.line("bbbbbbbb", numbers="wandb", layer=7)
+    gone = util.line("cccccccc", numbers="measured:gone", layer=8)
+    for _ in range(2):
+        preflight.leave_real_inputs([measured, logged, gone])
+        dpath = preflight.probes_dpath(measured)
+        x = probe.inputs(dpath, 6, 8)
+        assert np.array_equal(x, acts[np.arange(8) * 100 // 8])
+        assert not probe.is_random(x)
+        assert all(probe.is_random(probe.inputs(dpath, layer, 8)) for layer in (7, 8))
+        # The disk was cleaned: what was read of it stays.
+        (tmp_path / "shards/abc/layer_6.npy").unlink(missing_ok=True)

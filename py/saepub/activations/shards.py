@@ -86,6 +86,16 @@ def sample(n_examples: int, per_example: int, n_tokens: int) -> np.ndarray:
     return np.arange(n, dtype=np.int64) * n_examples // max(n, 1)
 
 
+def few(shard: Shard, n_tokens: int) -> np.ndarray:
+    """The middle token of each of some examples, evenly spaced, the same each time.
+
+    Raises:
+        UserError: The shard is shorter than it says.
+    """
+    examples = sample(shard.n_examples, 1, n_tokens)
+    return shard.read(examples)[shard.per_example // 2 :: shard.per_example]
+
+
 def batches(
     shard: Shard, examples: np.ndarray, n_tokens: int
 ) -> tp.Iterator[np.ndarray]:

@@ -4,8 +4,10 @@ It is published beside the checkpoint, so that whoever loads the file, with what
 can see whether it computes what was measured.
 """
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 import typing as tp
 
 import numpy as np
@@ -41,10 +43,24 @@ class Probe:
     pre-activation. Infinite for ReLU, where a feature at the brink has a value near 0."""
 
 
+def inputs_fpath(dpath: str | os.PathLike[str], layer: int) -> pathlib.Path:
+    """Where `inputs` looks for a layer's activations."""
+    return pathlib.Path(dpath) / f"layer_{layer}.npy"
+
+
+def write_inputs(dpath: str | os.PathLike[str], layer: int, x: np.ndarray) -> None:
+    """Leave a layer's activations where `inputs` looks. The same ones leave the file alone."""
+    with contextlib.suppress(OSError, ValueError):
+        if np.array_equal(np.load(inputs_fpath(dpath, layer), allow_pickle=False), x):
+            return
+    with write_aside(inputs_fpath(dpath, layer), "wb") as fd:
+        np.save(fd, x)
+
+
 def inputs(dpath: str | os.PathLike[str], layer: int, d_model: int) -> np.ndarray:
     """Real activations of a layer where `dpath` holds layer_<N>.npy, else random ones."""
-    fpath = os.path.join(dpath, f"layer_{layer}.npy")
-    if not os.path.exists(fpath):
+    fpath = inputs_fpath(dpath, layer)
+    if not fpath.exists():
         return random_inputs(d_model)
     x = np.load(fpath, allow_pickle=False)
     return x if x.shape[1:] == (d_model,) else random_inputs(d_model)

@@ -10,6 +10,8 @@ import os
 import pathlib
 import typing as tp
 
+import numpy as np
+
 from .. import (
     checkpoint,
     files,
@@ -20,6 +22,7 @@ from .. import (
     settings,
     witnesses,
 )
+from ..activations import shards
 from ..checkpoint import check as checkpoint_check
 from ..checkpoint import probe as checkpoint_probe
 from ..checkpoint import saev as saev_loader
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> int | None:
         return 0
     look_for_runs(given)
     settings.claim("BUILD")
+    leave_real_inputs(given)
     results = check_all(given, kind, at_once)
     lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
     results = as_measured(same_files([r for r in results if not r.lost]))
@@ -111,7 +115,10 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
         SetupError: No line can be checked.
     """
     parts = [
-        executor.Part((line, str(fpath), probes_dpath(line)), [fpath])
+        executor.Part(
+            (line, str(fpath), probes_dpath(line)),
+            [fpath, checkpoint_probe.inputs_fpath(probes_dpath(line), line["layer"])],
+        )
         for line in given
         for fpath in [places.checkpoint_fpath(line)]
     ]
@@ -185,6 +192,21 @@ def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
 def probes_dpath(line: jsonl.Line) -> str:
     """Where the probes of a repo's checkpoints go, which render publishes."""
     return str(settings.build_dpath().absolute() / line["repo"] / "probes")
+
+
+def leave_real_inputs(given: list[jsonl.Line]) -> None:
+    """Leave a few activations for the probes of each layer that was measured on a shard, if
+    that shard is still there. Where it is gone, those of an earlier time stay in use."""
+    panels = {(line["repo"], line["layer"]): line for line in given}
+    for (slug, layer), line in panels.items():
+        kind, _, name = (line.get("numbers") or "").partition(":")
+        if kind != "measured":
+            continue
+        with contextlib.suppress(UserError, OSError):
+            shard = shards.find(places.shards_root(line) / name, slug, layer)
+            x = shards.few(shard, checkpoint_probe.N_TOKENS)
+            if np.isfinite(x).all() and len(x):
+                checkpoint_probe.write_inputs(probes_dpath(line), layer, x)
 
 
 def same_files(results: list[Result]) -> list[Result]:
