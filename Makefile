@@ -49,8 +49,9 @@ MAKEOVERRIDES =
 unexport BASH_ENV CDPATH ENV PYTHONHOME PYTHONPATH
 
 # What a joint depends on besides files: settings, as files that bin/settings rewrites when their
-# value changes (`entry.<slug>` is the repo's place in the catalog, `sources.<slug>` the files that
-# it names), and modules. What a program writes is written aside first, so it is whole or not there.
+# value changes, and modules. `entry.<slug>` is the repo's place in the catalog, `expected.<slug>`
+# that without what only the card shows, `sources.<slug>` the files that it names. What a program
+# writes is written aside first, so it is whole or not there.
 setting = $(1:%=$(BUILD)/.settings/%)
 module = $(foreach m,$1,$(wildcard py/saepub/$m.py py/saepub/*/$m.py))
 joint = $(CHOSEN:%=$(BUILD)/%/$1)
@@ -58,7 +59,8 @@ aside = > $@.$$$$.tmp && mv $@.$$$$.tmp $@ || { rm -f $@.$$$$.tmp; exit 1; }
 
 # ---- the pipe, joint by joint ----------------------------------------------------------------
 
-$(BUILD)/%/candidates.jsonl: $(call setting,SAEV_DIR entry.% sources.%) $(call module,extract_ids)
+$(BUILD)/%/candidates.jsonl: $(call setting,SAEV_DIR expected.% sources.%) \
+        $(call module,extract_ids sources python uses files)
 	@mkdir -p $(@D)
 	@bin/extract-ids $* $(aside)
 

@@ -96,7 +96,15 @@ def test_a_change_in_the_catalog_redoes_that_repo_alone(tree):
     catalog["repos"][0]["title"] = "Another title"
     fpath.write_text(json.dumps(catalog))
     slug = catalog["repos"][0]["slug"]
-    assert tree.redone("dry-run") == all_of(slug, "candidates")
+    # W&B isn't asked again for words on the card.
+    assert tree.redone("dry-run") == all_of(slug, "rendered")
+    catalog["repos"][0]["d_sae"] += 1
+    fpath.write_text(json.dumps(catalog))
+    tree.make("dry-run", code=2)
+    assert tree.read(f"{slug}/candidates.jsonl")[0]["expected"]["d_sae"] % 2
+    catalog["repos"][0]["d_sae"] -= 1
+    fpath.write_text(json.dumps(catalog))
+    tree.make("dry-run")
     card = (tree.dpath / f"build/{slug}/stage/README.md").read_text()
     assert "# Another title" in card
 

@@ -241,6 +241,7 @@ def pipe(
     joints.tell("METRICS_SNAPSHOT", with_time(settings.get("METRICS_SNAPSHOT")))
     for slug, entry in repos.items():
         joints.tell(f"entry.{slug}", json.dumps(entry))
+        joints.tell(f"expected.{slug}", json.dumps(without_words(entry)))
         joints.tell(f"sources.{slug}", "".join(map(with_time, files_of(entry))))
         if facts := own_facts(entry):
             yield f"facts.{slug} := {quote(facts)}"
@@ -294,6 +295,18 @@ def of_catalog(joints: Joints) -> dict[str, tp.Any]:
         key: what for key, what in whole.items() if key not in ("repos", "collections")
     }
     return {entry["slug"]: [entry, rest] for entry in whole["repos"]}
+
+
+WORDS = {"title", "base_model", "license", "links", "contact", "citation", "tags"}
+WORDS |= {"datasets", "tokens", "recipe"}
+"""The keys of a catalog that only the card shows: no other joint is redone for them."""
+
+
+def without_words(entry: tp.Any) -> tp.Any:
+    """An entry, without what only the card shows."""
+    repo, rest = entry
+    lab = rest.get("lab") or {}
+    return [{k: of for k, of in node.items() if k not in WORDS} for node in (repo, lab)]
 
 
 def own_facts(entry: tp.Any) -> str:
