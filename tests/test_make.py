@@ -185,7 +185,7 @@ def test_a_killed_stage_leaves_nothing_that_is_trusted(tree, program, signal):
 
 def test_a_wrong_repo_is_one_line(made):
     done = made.make("dry-run", "REPO=vitl-tpk", code=2)
-    assert 'has no repo "vitl-tpk"; it has: vits-relu vitb-relu' in done.stderr
+    assert 'has no repo "vitl-tpk"; did you mean vitl-topk?' in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -214,19 +214,21 @@ def _check_name(name: str, where: str) -> None:
         raise UserError(f"{where}: {name} is no setting; {near(name, BY_NAME)}")
 
 
-def near(name: str, names: tp.Iterable[str]) -> str:
-    """What to tell of a name that isn't among `names`."""
+IN_README = (
+    "README.md lists them; what is meant for other programs belongs in your shell"
+)
+
+
+def near(name: str, names: tp.Iterable[str], otherwise: str = IN_README) -> str:
+    """What to say about a name that isn't among `names`: the nearest, or else `otherwise`."""
     import difflib  # slow to import
 
-    for same in names:
-        if same.replace("_", "") == name.upper().replace("_", ""):
-            return f"did you mean {same}?"
-    close = difflib.get_close_matches(name.upper(), list(names), n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return (
-        "README.md lists them; what is meant for other programs belongs in your shell"
-    )
+    def plain(text: str) -> str:
+        return text.replace("_", "").replace("-", "").upper()
+
+    by_plain = {plain(known): known for known in names}
+    close = difflib.get_close_matches(plain(name), by_plain, n=1)
+    return f"did you mean {by_plain[close[0]]}?" if close else otherwise
 
 
 def _dotenv_value(binding: re.Match[str], above: dict[str, Value], where: str) -> str:

@@ -207,7 +207,7 @@ def pipe(
     found: tp.Mapping[str, settings.Value], changes_nothing: bool
 ) -> tp.Iterator[str]:
     """The repos of the catalog, and a file a setting whose time is that of its last change."""
-    is_demo = "CATALOG" in found and found["CATALOG"].source == "the demo"
+    is_demo = settings.is_demo_fpath(settings.get("CATALOG"))
     lacks_demo = is_demo and not os.path.exists(settings.get("CATALOG"))
     if changes_nothing and (not is_set_up() or lacks_demo):
         raise UserError("nothing is set up yet; run: make setup demo")
@@ -220,15 +220,16 @@ def pipe(
     chosen = settings.split(settings.get("REPO")) or list(repos)
     for slug in chosen:
         if slug not in repos:
+            near = settings.near(slug, repos, f"it has: {' '.join(repos)}")
             raise UserError(
-                f'REPO: {settings.get("CATALOG")} has no repo "{slug}"; it has: {" ".join(repos)}'
+                f'REPO: {settings.get("CATALOG")} has no repo "{slug}"; {near}'
             )
     if not changes_nothing:
         settings.claim("BUILD")
         tidy()
     yield f"SLUGS := {' '.join(repos)}"
     yield f"CHOSEN := {' '.join(chosen)}"
-    yield f"is_demo := {'yes' if settings.is_demo_fpath(settings.get('CATALOG')) else ''}"
+    yield f"is_demo := {'yes' if is_demo else ''}"
     for name, setting in settings.BY_NAME.items():
         if (
             name not in ("CATALOG", "METRICS_SNAPSHOT", "RECORDS", *settings.MADE)
