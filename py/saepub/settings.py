@@ -68,8 +68,10 @@ SETTINGS = (
     Setting("PYTHON", TEXT, "the Python that the virtual environment is made with", "python3"),
 )  # fmt: skip
 
-KNOBS = ("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS")
-KNOBS += ("SWEEP", "VARIABLE", "WANDB_SWEEP", "DO")
+KNOBS = (
+    *("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS"),
+    *("SWEEP", "VARIABLE", "WANDB_SWEEP", "DO"),
+)
 """What single targets take on make's command line, and nothing else does."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}

@@ -110,12 +110,16 @@ def for_make(call: Call) -> tp.Iterator[str]:
         given = command_line(call.overrides)
         found = settings.resolve(given)
         check(found)
+        given = {
+            name: found[name].text if name in found else text
+            for name, text in given.items()
+        }
         for name, value in found.items():
             os.environ[settings.in_environment(name)] = value.text
         yield from assignments(found, given)
         yield f"export AGAIN := {quote(os.environ.get('AGAIN') or again(goals, given))}"
         if not set(goals) <= {"help", *call.need_no_data.split()}:
-            yield from pipe(found, call.changes_nothing)
+            yield from pipe(call.changes_nothing)
     except UserError as err:
         yield from error(str(err))
     except OSError as err:
@@ -203,9 +207,7 @@ def again(goals: list[str], given: tp.Mapping[str, str]) -> str:
 # ---- for make: what the pipe needs -------------------------------------------------------------
 
 
-def pipe(
-    found: tp.Mapping[str, settings.Value], changes_nothing: bool
-) -> tp.Iterator[str]:
+def pipe(changes_nothing: bool) -> tp.Iterator[str]:
     """The repos of the catalog, and a file a setting whose time is that of its last change."""
     is_demo = settings.is_demo_fpath(settings.get("CATALOG"))
     lacks_demo = is_demo and not os.path.exists(settings.get("CATALOG"))
