@@ -11,6 +11,7 @@ from kits.bare import Bare, catalog
 from kits.programs import ROOT
 from saepub import settings
 from saepub.cli import UserError
+from saepub.stages import settings as stage
 from saepub.stages import tables
 from saepub.stages.settings import quote
 
@@ -513,3 +514,22 @@ def test_the_makefile_is_a_page():
     for line in lines:
         recipe = recipe + 1 if line.startswith("\t") else 0
         assert recipe <= 3, line
+
+
+def test_the_demo_is_made_at_the_first_call_also_where_set_up_came_before(
+    checkout, monkeypatch
+):
+    ran = []
+
+    def run(program: str) -> None:
+        ran.append(program)
+        raise UserError("enough")
+
+    monkeypatch.setattr(stage, "run", run)
+    monkeypatch.setattr(stage, "set_up", lambda: None)
+    # Set-up goes on in another process, which has the demo's paths from the environment.
+    for exported in (False, True):
+        if exported:
+            monkeypatch.setenv("CATALOG", "build/demo/catalog.json")
+        lines = "\n".join(stage.for_make(stage.Call(goals="dry-run")))
+        assert "$(error" in lines and ran.pop() == "bin/demo"

@@ -72,7 +72,7 @@ KNOBS = (
     *("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS"),
     *("SWEEP", "VARIABLE", "WANDB_SWEEP", "DO"),
 )
-"""What single targets take on make's command line, and nothing else does."""
+"""What single targets of the Makefile take on the command line; no program reads them."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -89,17 +89,17 @@ DEMO = {
 """What the demo gives, under BUILD/demo."""
 
 MADE = ("BUILD", "VENV")
-"""Directories that get made and removed. Compilers' scripts export such names for their own
-ends, so that the environment gives these two under a name of ours."""
+"""Directories that get made and removed. Compilers' scripts export variables of these names,
+so in the environment ours have a prefix."""
 
 NOT_IN_DOTENV = ("HF_TOKEN",)
 """Never read from a file: a token for publishing should not lie about on a disk."""
 
 FOR_CLIENTS = ("HF_", "WANDB_")
-"""Read by the Hub's and W&B's clients too, which take an empty one for a value."""
+"""The Hub's and W&B's clients read these too, and take an empty one for a value."""
 
 MARK = ".saepub"
-"""The file by which a directory is known as made by us."""
+"""The file that marks a directory as made by us."""
 
 
 class Value(tp.NamedTuple):
@@ -288,7 +288,7 @@ def load() -> None:
 
 
 def in_environment(name: str) -> str:
-    """What the environment calls a setting."""
+    """The name of a setting's environment variable."""
     return f"SAEPUB_{name}" if name in MADE else name
 
 
@@ -342,7 +342,7 @@ def is_demo_fpath(fpath: "str | pathlib.Path") -> bool:
 
 
 def build_dpath() -> "pathlib.Path":
-    """Where everything lies that can be made again."""
+    """The directory of everything that can be made again."""
     import pathlib  # slow to import, and the light stages don't need it
 
     return pathlib.Path(get("BUILD"))

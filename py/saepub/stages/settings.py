@@ -1,9 +1,9 @@
-"""settings: show every setting as it is resolved; or tell make, which asks at each call.
+"""settings: show how every setting is resolved, to people or, at each call, to make.
 
-For make it also sets up what the Makefile can't be read without: the virtual environment, and
-the demo where no data is named. Joints depend on one file a setting, under BUILD/.settings,
-whose time is that of the setting's last change; of a file that a setting names, its size and
-time are part of the value. So no path of the user's is ever a word of make's.
+The Makefile can't be read without a virtual environment and a catalog, so for make this also
+sets up both (the demo's, where no data is named). Each setting has a file under BUILD/.settings
+that is rewritten when its value changes, and joints depend on those files. Where a setting names
+a file, its size and time are part of the value. So make never sees a path of the user's.
 """
 
 import glob
@@ -21,10 +21,10 @@ from ..files import write_aside
 from ..text import printable, say
 
 LINE_END = "¶"
-"""For a newline, to and from make, whose $(shell) makes a space of every one."""
+"""Stands for a newline between make and us: $(shell) turns newlines into spaces."""
 
 FOR_MAKE = r"[\w./+@,-]+"
-"""A path that can be a target: nothing that make or a shell reads as more than itself."""
+"""A path that can be a target: no character in it is special to make or to a shell."""
 
 AT_LEAST = {"N": 2}
 
@@ -35,13 +35,13 @@ class Call(tp.NamedTuple):
     flags: str = ""
     goals: str = ""
     overrides: str = ""
-    """Of variables on its command line, as its MAKEOVERRIDES has them."""
+    """The variables on its command line, as MAKEOVERRIDES has them."""
     need_no_data: str = ""
     """The goals that need nothing but settings."""
 
     @property
     def changes_nothing(self) -> bool:
-        """-n, -q: only ask what would be done."""
+        """Whether make was only asked what it would do (-n, -q)."""
         letters = self.flags.split(" ")[0]
         return not letters.startswith("--") and bool({"n", "q"} & set(letters))
 
@@ -104,7 +104,7 @@ def show() -> None:
 
 
 def for_make(call: Call) -> tp.Iterator[str]:
-    """Lines of make's language. An error is one of them, so that make says it, and stops."""
+    """Makefile lines. An error is one of them too, so that make itself reports it and stops."""
     goals = call.goals.split()
     try:
         given = command_line(call.overrides)
@@ -127,7 +127,7 @@ def for_make(call: Call) -> tp.Iterator[str]:
 
 
 def error(text: str) -> tp.Iterator[str]:
-    """What makes make say a line, and stop."""
+    """Makefile lines that report an error and stop."""
     yield f"saepub_error := {quote(scrub(printable(' '.join(text.split()))))}"
     yield "$(error $(saepub_error))"
 
@@ -190,7 +190,7 @@ def assignments(
 
 
 def quote(text: str) -> str:
-    """Text as the right side of an assignment has it."""
+    """Escape text for the right side of an assignment."""
     text = re.sub(r"(\\*)#", r"\1\1\\#", text.replace("$", "$$"))
     return text + "$()" if text.endswith("\\") else text
 
@@ -383,7 +383,7 @@ def run(program: str) -> None:
 
 
 def tidy() -> None:
-    """Drop what killed programs left, and let what is dated in the future be made again.
+    """Remove what killed programs left behind, and let what is dated in the future be made again.
 
     The clock was set back, and such a file would look newer than all that it is made from.
     """
