@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import math
 import os
@@ -104,14 +105,15 @@ def fetch_from(fetch, tmp_path):
 
 def _venv_with_saev_s_client() -> pathlib.Path:
     """A venv with wandb 0.22.0, which saev pins; made once."""
-    venv = ROOT / "build" / "wandb-0.22.0"
+    venv = ROOT / ".pytest_cache" / "wandb-0.22.0"
     venv.parent.mkdir(exist_ok=True)
     with open(f"{venv}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (venv / ".ready").exists():
             return venv
         subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        pip = [venv / "bin/pip", "install", "--quiet", "wandb==0.22.0"]
+        pinned = ["wandb==0.22.0", f"tqdm=={importlib.metadata.version('tqdm')}"]
+        pip = [venv / "bin/pip", "install", "--quiet", *pinned]
         done = subprocess.run(pip, capture_output=True, text=True)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -348,6 +350,7 @@ FOUND = {
     "summary of min and max": {"summary": {"eval/l0": {"min": 1, "max": 3}}},
     "NaN": {"summary": {"eval/l0": "NaN", "eval/normalized_mse": "-Infinity"}},
     "large number": {"config": CONFIG | {"seed": str(2**63)}},
+    "larger number": {"config": {"seed": "9" * 200}},
     "state": {"state": None},
 }
 
@@ -458,7 +461,7 @@ def test_saving_writes_the_runs_asked_for_sorted_and_reproducibly(
         ([run("a1"), "{oops\n"], ":2: not JSON: "),
         (["[1]\n"], ":1: not a JSON object"),
         ([{"config": {}}], ':1: no "name" (the run\'s id)'),
-        (['{"name": ' + "[" * 100_000 + "\n"], ":1: not JSON: "),
+        (['{"config": ' + "[" * 100_000 + "\n"], ":1: nested over 64 deep"),
     ],
 )
 def test_a_broken_export_is_one_line(fetch_from, tmp_path, rows, why):
@@ -466,6 +469,18 @@ def test_a_broken_export_is_one_line(fetch_from, tmp_path, rows, why):
     assert (done.returncode, done.out) == (1, "")
     assert done.err.startswith(f"fetch-metrics: {tmp_path}/export.jsonl{why}")
     assert done.err.count("\n") == 1
+
+
+def test_an_odd_line_of_an_export_costs_its_run_alone(fetch_from):
+    deep = '{"name": "deep0000", "config": ' + '{"a":' * 5000 + "1" + "}" * 5001 + "\n"
+    long = '{"name": "long0000", "config": {"seed": ' + "9" * 5000 + "}}\n"
+    ids = ["good0000", "deep0000", "long0000"]
+    done = fetch_from([run("good0000"), deep, long], ids)
+    assert (done.returncode, done.err) == (0, "")
+    good, deep, long = done.rows
+    assert l0_of(good) == 12.5
+    assert deep["wandb"]["config"] == "nested over 64 deep"
+    assert long["wandb"]["config"]["seed"] == "9" * 200
 
 
 def test_a_missing_export_is_one_line(fetch):

@@ -8,6 +8,7 @@ place: what of a record can't be read is for the one to tell who looks for somet
 import json
 import math
 import os
+import re
 import typing as tp
 
 from .. import jsonl
@@ -75,9 +76,15 @@ def write(fpath: str | os.PathLike[str], records: tp.Iterable[Record]) -> None:
 def _loads(text: bytes, where: str) -> Record:
     """Unlike on a line of ours, a bare NaN is let through: W&B's own client writes them."""
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as err:
+        raw = json.loads(text, parse_int=_whole)
+    except ValueError as err:
         raise UserError(f"{where}: not JSON: {err}") from None
+    except RecursionError:
+        # It costs its own run alone, where it says which that is before it goes deep.
+        match = re.match(rb'\s*\{\s*"name"\s*:\s*("[^"\\]*")', text)
+        if match is None:
+            raise UserError(f"{where}: {TOO_DEEP}") from None
+        raw = {"name": json.loads(match[1]), "config": TOO_DEEP, "summary": TOO_DEEP}
     if not isinstance(raw, dict):
         raise UserError(f"{where}: not a JSON object")
     return raw
@@ -100,7 +107,7 @@ def _parsed(value: tp.Any) -> tp.Any:
     if not isinstance(value, str):
         return value
     try:
-        parsed = json.loads(value)
+        parsed = json.loads(value, parse_int=_whole)
     except ValueError:
         return value[:MAX_TEXT]
     except RecursionError:
@@ -118,6 +125,11 @@ def _unwrapped(config: tp.Any) -> tp.Any:
     return own
 
 
+def _whole(digits: str) -> int | str:
+    """A whole number; one of more digits than 2^53 has, as the text that it is."""
+    return int(digits) if len(digits) <= 17 else digits[:MAX_TEXT]
+
+
 TOO_DEEP = f"nested over {MAX_DEPTH} deep"
 
 
@@ -125,7 +137,7 @@ def _safe(value: tp.Any, depth: int = MAX_DEPTH) -> tp.Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
     if type(value) is int and abs(value) > MAX_WHOLE:
-        return str(value) if abs(value) < 10**MAX_TEXT else "a number of many digits"
+        return str(value)
     if not isinstance(value, (dict, list)):
         return value
     if depth == 0:
