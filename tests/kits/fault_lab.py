@@ -170,7 +170,7 @@ class Lab:
     def settings(self) -> dict[str, object]:
         return {
             "BUILD": self.build,
-            "RECORDS": self.build / "records",
+            "RECORDS": self.dpath / "records",
             "CATALOG": self.dpath / "catalog.json",
             "METRICS_SNAPSHOT": self.dpath / "snapshot.jsonl",
             "RUNS_ROOT": self.runs_root,
