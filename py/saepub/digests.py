@@ -1,4 +1,4 @@
-"""The sha256 of files, each read once as long as it stays the same."""
+"""The sha256 of files, each read once until it changes."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ if tp.TYPE_CHECKING:
 
 
 def sha256(fpath: "pathlib.Path") -> str:
-    """The file's sha256, which is kept in the build directory.
+    """The file's sha256, cached in the build directory.
 
-    It is computed again where the file is another, or has another size or time.
+    It is computed again when the file's inode, size or modification time has changed.
 
     Raises:
         OSError: The file can't be read.
@@ -32,7 +32,7 @@ def sha256(fpath: "pathlib.Path") -> str:
 
 
 def remember(fpath: "pathlib.Path", status: os.stat_result, digest: str) -> None:
-    """Keep the sha256 that somebody computed of a file.
+    """Cache the sha256 that a caller computed anyway.
 
     Args:
         fpath: The file.

@@ -1,7 +1,7 @@
 """Where the L0 and NMSE of each (repo, layer) come from: measured, logged, or on disk.
 
-All numbers of one (repo, layer) come from one source and one shard: two sources measure on
-different data, and such numbers don't belong on one frontier.
+All numbers of one (repo, layer) come from one source and one shard. Numbers taken on
+different data don't belong on one frontier.
 """
 
 import collections
@@ -20,8 +20,8 @@ if tp.TYPE_CHECKING:
     import pathlib
 
 DEAD_L0 = 0.05
-"""An L0 below it is 0.0 in a table: a dead SAE, whose log L0 would spread the choice over
-nothing."""
+"""A table shows a lower L0 as 0.0: a dead SAE. Its log L0 would stretch the range that the
+choice is spaced over."""
 
 SAME_RATIO = 1e-6
 """How far a normalized_mse on disk may be from its two sums' ratio, relative to it."""
@@ -37,7 +37,7 @@ OVERWRITTEN = (
 )
 
 NO_L0, NO_NMSE = "no L0", "no NMSE"
-"""How the reasons of runs start that have no numbers."""
+"""How the drop reason of a run without numbers starts."""
 
 Measure = float | str | None
 """A finite number, or one of jsonl.NOT_FINITE, or null."""
@@ -45,16 +45,16 @@ Measure = float | str | None
 
 @dataclasses.dataclass(slots=True)
 class Run:
-    """What is known of one candidate, and what `settle` makes of it."""
+    """One candidate: what its line says, then what `settle` decides."""
 
     run_id: str
     drop: str | None
     l0: Measure
-    """As training logged it; then the settled one. So is `nmse`."""
+    """As training logged it, until `settle` replaces it; so is `nmse`."""
     nmse: Measure
     n_dead: float | None
     shard: str | None
-    """The one on which W&B says that it was evaluated."""
+    """The shard that it was evaluated on, as W&B has it."""
     fault: str | None
     """What is odd about its W&B record."""
     numbers: str | None = None
@@ -79,7 +79,7 @@ class Source(tp.NamedTuple):
     """As on a line: "measured:<shard>", "wandb" or "disk:<shard>"."""
     found: dict[str, Found]
     why_not: dict[str, str]
-    """Of the eligible runs that it lacks, by id, why."""
+    """The reason to drop each eligible run that it lacks, by id."""
 
 
 def is_lacking(drop: str | None) -> bool:
@@ -93,8 +93,8 @@ def is_lacking(drop: str | None) -> bool:
 def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]:
     """Settle the runs of one (repo, layer) on one source, and drop those that it lacks.
 
-    The first source that has every eligible run, else the one that has most; of equal ones
-    the earlier. Runs that were dropped before have no say, and keep what was logged.
+    That is the first source that has every eligible run, else the one that has most; the
+    earlier wins a tie. Runs dropped before have no say, and keep what was logged.
 
     Args:
         runs: All candidates of the (repo, layer). Changed in place.
@@ -102,7 +102,7 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
         expected: What the catalog says of its runs; of it, the shard and where things are.
 
     Returns:
-        What was refused on the way, a sentence each.
+        What was refused on the way, one sentence each.
 
     Raises:
         UserError: NMSE_SHARD is not a name, or it is set and the runs root is not a directory.
@@ -153,7 +153,7 @@ def most_named(shards: tp.Iterable[str | None]) -> str | None:
 
 
 def _drop_without(run: Run, tried: list[Source]) -> None:
-    """Drop a run of a (repo, layer) of which no source has anything."""
+    """Drop a run of a (repo, layer) for which no source has any run."""
     lack = NO_L0 if run.l0 is None else NO_NMSE
     *_, disk = (source.why_not[run.run_id] for source in tried)
     on_disk = f", on disk {disk.partition(': ')[2]}" if ": " in disk else ""
@@ -162,7 +162,7 @@ def _drop_without(run: Run, tried: list[Source]) -> None:
 
 
 def _cannot_be(found: Found) -> str | None:
-    """Why a run with these numbers is dropped; None where it isn't."""
+    """Why a run with these numbers is dropped; None if it isn't."""
     for what, value in (("L0", found.l0), ("NMSE", found.nmse)):
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return f"not finite: {what} {value}"
@@ -199,7 +199,7 @@ def _measured(
 
 
 def _not_of(record: measured.Record, fpath: "pathlib.Path") -> str:
-    """Why a measurement says nothing of a checkpoint; "" where it does."""
+    """Why a measurement doesn't count for a checkpoint; "" if it does."""
     try:
         is_same = fpath.stat().st_size == record.bytes
         is_same = is_same and digests.sha256(fpath) == record.sha256
@@ -211,7 +211,7 @@ def _not_of(record: measured.Record, fpath: "pathlib.Path") -> str:
 def _logged(
     runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
 ) -> Source:
-    """W&B's summaries; of runs that name their shards, those of one shard."""
+    """What W&B's summaries have. Where runs name their shards, only one shard's runs count."""
     source = Source("wandb", {}, {})
     complete = [run for run in runs if None not in (run.l0, run.nmse)]
     if shard not in {run.shard for run in complete}:
@@ -271,13 +271,13 @@ def _nmse_shard() -> str:
 
 
 def read(fpath: "pathlib.Path") -> tuple[float | None, str]:
-    """The NMSE in a metrics.json, which a run's inference on a shard left, of the full prefix.
+    """The full-prefix NMSE in the metrics.json that a run's inference on a shard left.
 
     Returns:
-        The NMSE, or None; and where there is a file that can't be trusted, why.
+        The NMSE, or None; and why, if there is a file that can't be trusted.
     """
     try:
-        # Not waiting for a writer, should it be a FIFO.
+        # O_NONBLOCK: a FIFO without a writer would block the open forever.
         fd = os.open(fpath, os.O_RDONLY | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -295,7 +295,7 @@ def read(fpath: "pathlib.Path") -> tuple[float | None, str]:
 
 
 def _nmse_of(metrics: object) -> tuple[float | None, str]:
-    """NMSE of the content of a metrics.json, or why it has none to be trusted."""
+    """The NMSE in a metrics.json, or why it can't be trusted."""
     if not isinstance(metrics, dict):
         return None, "is not a JSON object"
     if "sse_sae" in metrics:
@@ -319,7 +319,7 @@ def _nmse_of(metrics: object) -> tuple[float | None, str]:
 
 
 def refusal(line: jsonl.Line) -> str:
-    """Why a line's numbers are not those of its checkpoint; "" where nothing says so.
+    """Why a line's numbers are not its checkpoint's; "" if nothing speaks against them.
 
     Args:
         line: A checked line: it has the `sha256` of the file that would be published.
@@ -336,11 +336,10 @@ def refusal(line: jsonl.Line) -> str:
 
 
 def warnings(line: jsonl.Line) -> list[str]:
-    """What was found of a checkpoint's very bytes that training logged otherwise.
+    """Where a measurement of a checkpoint's very bytes differs from what training logged.
 
     Args:
-        line: As in `refusal`. Its numbers may be W&B's: what was measured of the file is
-            looked at all the same.
+        line: As in `refusal`. A measurement is looked at even where the numbers are W&B's.
     """
     kind, _, shard = (line.get("numbers") or "").partition(":")
     if kind == "wandb":
@@ -370,7 +369,7 @@ def _differences(how: str, found: dict[str, tp.Any], line: jsonl.Line) -> list[s
 
 
 def describe(lines: list[jsonl.Line]) -> str:
-    """Where the numbers of one (repo, layer) come from, in words.
+    """Where the numbers of one (repo, layer) come from, for people.
 
     Args:
         lines: All of its candidates, settled.
@@ -393,11 +392,11 @@ def describe(lines: list[jsonl.Line]) -> str:
 
 
 def mend(lacking: list[jsonl.Line], how_long: str = "") -> str:
-    """What to run for runs that have no numbers, in a sentence.
+    """What to do about runs without numbers, in one sentence.
 
     Args:
-        lacking: Settled lines of one repo, all of them `is_lacking`.
-        how_long: About how long that takes here.
+        lacking: Settled lines of one repo, all of which lack numbers.
+        how_long: About how long measuring them takes here.
     """
     first: jsonl.Line = {"expected": {}} | lacking[0]
     slug = first["repo"]

@@ -96,16 +96,18 @@ def left_out(account: list[Line]) -> list[str]:
 
 
 def aux_of(rows: list[Line]) -> dict[str, int]:
-    """How many runs were trained with which auxiliary loss.
+    """How many runs were trained with each auxiliary loss.
 
-    Runs of before there was any have none named, and had none.
+    Runs from before saev had any name none.
     """
     return collections.Counter(row.get("aux") or "no-aux" for row in rows)
 
 
 def loading(rows: list[Line]) -> list[str]:
     """Why a card can't tell its readers which saev loads the files."""
-    reasons_ = {(row.get("saev") or {}).get("why_not") for row in rows} - {None, ""}
+    reasons_: set[str] = {
+        why for row in rows if (why := (row.get("saev") or {}).get("why_not"))
+    }
     return [
         f"the saev that loads the checkpoints {one_line(reason)}: the card can't say how to"
         " install it; set SAEV_DIR to a clone without changes, at a commit that was pushed"

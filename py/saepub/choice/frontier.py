@@ -46,7 +46,7 @@ def has_place(run: Line) -> bool:
     measures = (run["l0"], run["nmse"])
     if not all(type(m) in (int, float) and math.isfinite(m) for m in measures):
         return False
-    return run["l0"] > 0
+    return bool(run["l0"] > 0)
 
 
 def pick(front: list[Run], n: int) -> list[Run]:

@@ -1,4 +1,4 @@
-"""fetch-metrics: add to each line the run's record as W&B has it. What is in it is for facts."""
+"""fetch-metrics: add each run's record as W&B has it. bin/facts reads what is in it."""
 
 import collections
 import os

@@ -1,7 +1,7 @@
-"""settle: one source of numbers for each (repo, layer), and a drop for whom it lacks.
+"""settle: put each (repo, layer) on one source of numbers, and drop the runs that it lacks.
 
-Measured from the very bytes that would be published, else W&B's, else NMSE from inference
-on disk. The rule, and what each source must hold to, is saepub.numbers.
+Numbers are measured from the very bytes that would be published, else W&B's, else NMSE comes
+from inference on disk. The rule and what each source must satisfy: saepub.numbers.
 """
 
 import collections

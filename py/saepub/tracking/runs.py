@@ -124,7 +124,7 @@ def _records(
     api: tp.Any, entity: str, project: str, filters: list[dict[str, tp.Any]]
 ) -> tp.Iterator[Record]:
     """The records of the runs that W&B has, in no particular order."""
-    # The client knows the host of W&B's pages, from its own settings file if need be.
+    # The client knows the host, which may stand in its own settings file.
     pages = api.project(project, entity).url.removesuffix("workspace") + "runs/"
     options: dict[str, tp.Any] = {"per_page": PAGE, "include_sweeps": False}
     if "lazy" in inspect.signature(api.runs).parameters:
@@ -149,10 +149,9 @@ def _records(
 
 
 def _next_answer(runs: tp.Any, answer: tp.Any) -> tp.Any:
-    """W&B's answer with the page of runs after that of `answer`; None after the last.
+    """W&B's answer with the page of runs that follows `answer`'s; None after the last.
 
-    The answer itself and not the client's runs: it makes none of a whole page where it
-    can't read one of them.
+    This is the raw answer, because the client drops a whole page if it can't read one run.
     """
     if runs.last_response is answer:
         try:

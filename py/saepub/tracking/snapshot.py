@@ -2,7 +2,7 @@
 
 A line is a run's record: name (the run's id), state, createdAt, url (of its page; may be
 missing), config and summary. The last two are JSON objects, or whatever W&B has in their
-place: what of a record can't be read is for the one to tell who looks for something in it.
+place: whoever looks for something in a record says what was found instead.
 """
 
 import json
@@ -20,7 +20,7 @@ Record = dict[str, tp.Any]
 KEYS = ("name", "state", "createdAt", "url", "config", "summary")
 
 CLIENTS_OWN = ("_wandb", "wandb_version")
-"""What W&B's client writes into a config besides the run's own values."""
+"""What W&B's client adds to a run's config."""
 
 MAX_WHOLE = 2**53
 """Beyond it a whole number is not the same in jq; it travels as text."""
@@ -29,7 +29,7 @@ MAX_DEPTH = 64
 """Of nested values in a record. saev's have six; jq 1.6 reads no more than 256."""
 
 MAX_TEXT = 200
-"""How much is kept of a config or summary that is text but no JSON."""
+"""How much is kept of a config or summary that is not JSON."""
 
 
 def read(
@@ -80,7 +80,7 @@ def _loads(text: bytes, where: str) -> Record:
     except ValueError as err:
         raise UserError(f"{where}: not JSON: {err}") from None
     except RecursionError:
-        # It costs its own run alone, where it says which that is before it goes deep.
+        # Costs this run only, provided that its name comes first.
         match = re.match(rb'\s*\{\s*"name"\s*:\s*("[^"\\]*")', text)
         if match is None:
             raise UserError(f"{where}: {TOO_DEEP}") from None
@@ -126,7 +126,7 @@ def _unwrapped(config: tp.Any) -> tp.Any:
 
 
 def _whole(digits: str) -> int | str:
-    """A whole number; one of more digits than 2^53 has, as the text that it is."""
+    """A whole number, or its text where it has more digits than 2^53."""
     return int(digits) if len(digits) <= 17 else digits[:MAX_TEXT]
 
 
