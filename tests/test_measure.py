@@ -536,6 +536,26 @@ def test_a_checkpoint_replaced_after_it_was_measured_is_measured_again(lab):
     assert new["nmse"] != old["nmse"]
 
 
+def test_a_number_counts_for_the_bytes_that_were_measured_and_no_others(lab):
+    """Random weights with W&B's numbers are never taken for measured ones."""
+    lab.shard(activations(), layers=(6,))
+    found, _ = lab.measure(lab.line("a"))
+
+    def settle() -> dict:
+        text = json.dumps(found[0]).encode()
+        code, out, told = in_process("settle", stdin=text, env=lab.settings)
+        assert code == 0, told
+        return json.loads(out)
+
+    settled = settle()
+    assert settled == found[0] | {"drop": None}
+    assert (settled["l0_logged"], settled["nmse_logged"]) == (3.5, 0.25)
+    util.write(lab.fpath_of("a"), seed=9)
+    settled = settle()
+    assert (settled["numbers"], settled["l0"], settled["nmse"]) == ("wandb", 3.5, 0.25)
+    assert settled["n_tokens"] is None
+
+
 @pytest.mark.parametrize("change", ({"TOKENS": 100}, {"layer": 3}, {"grown": True}))
 def test_other_tokens_are_measured_again(lab, change):
     x = activations(330)

@@ -32,7 +32,7 @@ ENC_SCALE, ENC_BIAS = 0.3, -0.3
 torch.set_num_threads(1)
 
 
-class TopK(saev.nn.SparseAutoencoder):
+class TopK(saev.nn.SparseAutoencoder):  # type: ignore[misc]  # saev has no types
     """An SAE that keeps each token's k largest features, as today's saev has it.
 
     saev 0.1.0 knows ReLU only. Unlike 0.1.0's, this forward doesn't subtract b_dec from x.
@@ -79,7 +79,8 @@ def activations(slug: str, layer: int, d_model: int) -> Activations:
     acts = rng.permutation(np.tanh(1.5 * pixels @ projection))
     acts = (acts - acts[:N_TRAIN].mean(axis=0)) / acts[:N_TRAIN].std()
     acts = acts.astype(np.float32)
-    return Activations(*torch.from_numpy(acts).split([N_TRAIN, len(acts) - N_TRAIN]))
+    rows = torch.from_numpy(acts)
+    return Activations(rows[:N_TRAIN], rows[N_TRAIN:])
 
 
 @functools.cache
@@ -87,8 +88,9 @@ def _digits() -> np.ndarray:
     """scikit-learn's digits, float64 of shape (1797, 64), pixels from 0 to 1, centred."""
     from sklearn.datasets import load_digits
 
-    pixels = load_digits().data / 16
-    return pixels - pixels.mean(axis=0)
+    pixels: np.ndarray = load_digits().data / 16
+    centred: np.ndarray = pixels - pixels.mean(axis=0)
+    return centred
 
 
 def seed_of(name: str) -> int:
@@ -187,7 +189,7 @@ def prefix_mse(
     blocks = [
         f_block @ W_block
         for f_block, W_block in zip(
-            f_x.split(sizes, dim=1), sae.W_dec.split(sizes), strict=True
+            torch.split(f_x, sizes, dim=1), sae.W_dec.split(sizes), strict=True
         )
     ]
     x_hats = torch.stack(list(itertools.accumulate(blocks))) + sae.b_dec
@@ -250,9 +252,9 @@ def dump_shard(dpath: pathlib.Path, repo: Repo, held_out: dict[int, Tensor]) -> 
     """
     meta = repo.metadata
     shape = (meta["n_examples"], -1, repo.d_model)
-    acts = torch.stack([x.reshape(shape) for x in held_out.values()], dim=1)
-    cls = acts.mean(dim=2, keepdim=True)
-    acts = torch.cat([cls, acts], dim=2).contiguous().numpy()
+    content = torch.stack([x.reshape(shape) for x in held_out.values()], dim=1)
+    cls = content.mean(dim=2, keepdim=True)
+    acts = torch.cat([cls, content], dim=2).contiguous().numpy()
     dpath.mkdir(parents=True, exist_ok=True)
     n_examples = meta["n_examples"] // 2
     listed = []

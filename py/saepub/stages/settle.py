@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     expected: dict[tuple[str, int], dict[str, tp.Any]] = {}
     for line, text in jsonl.read_with_text(KEYS):
         run = Run(
-            **{key: line[key] for key in ("run_id", "drop", "l0", "nmse", "n_dead")},
+            **{key: line[key] for key in ("run_id", "drop", "n_dead")},
+            **logged(line),
             shard=line["shard"],
             fault=line.get("fault"),
         )
@@ -44,6 +45,11 @@ def main(argv: list[str]) -> None:
             say(f"settle: {repo} layer {layer}: {sentence}")
     for run, text in zip(runs, texts, strict=True):
         line = jsonl.loads(text)
-        line |= {"l0_logged": line["l0"], "nmse_logged": line["nmse"]}
+        line |= {f"{key}_logged": value for key, value in logged(line).items()}
         keys = ("l0", "nmse", "numbers", "n_tokens", "n_dead", "drop")
         jsonl.write(line | {key: getattr(run, key) for key in keys})
+
+
+def logged(line: jsonl.Line) -> dict[str, tp.Any]:
+    """What training logged, also where the line has come by way of bin/measure."""
+    return {key: line.get(f"{key}_logged", line[key]) for key in ("l0", "nmse")}
