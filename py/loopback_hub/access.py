@@ -35,7 +35,8 @@ class User:
 def need_user(req: Handler) -> User:
     if req.user is None:
         raise HubError(401, "Invalid username or password.")
-    return req.user
+    user: User = req.user
+    return user
 
 
 def need_right(req: Handler, permission: str, namespace: str) -> User:
@@ -50,7 +51,7 @@ def need_right(req: Handler, permission: str, namespace: str) -> User:
 def find_repo(req: Handler, repo_id: str) -> Repo:
     """The repo, if it is there and this user may know of it."""
     store = req.server.hub.store
-    repo = store.repos.get(repo_id)
+    repo: Repo | None = store.repos.get(repo_id)
     if repo is None and (known := store.known_as(repo_id)) is not None:
         # Clients follow it, and go on with the new name.
         url = req.server.hub.endpoint + req.path.replace(repo_id, known, 1)

@@ -8,7 +8,7 @@ import typing as tp
 from .access import find_repo, need_right, need_user
 from .repos import page
 from .store import Store, now
-from .wire import Handler, HubError, Response
+from .wire import Handler, HubError, Json, Response
 
 MAX_TITLE = 59
 """Characters. What is public says 59 or 60; the smaller makes a rehearsal the stricter."""
@@ -31,7 +31,7 @@ class Collections:
 
     def __init__(self, store: Store):
         self._store, self._fpath = store, store.dpath / "collections.json"
-        self.all: list[dict] = []
+        self.all: list[Json] = []
         if self._fpath.exists():
             self.all = json.loads(self._fpath.read_text(encoding="utf-8"))
 
@@ -45,8 +45,8 @@ class Collections:
         description: str | None = None,
         private: bool = False,
         collection_id: str | None = None,
-    ) -> dict:
-        collection = {
+    ) -> Json:
+        collection: Json = {
             "id": collection_id or new_id(),
             "namespace": namespace,
             "title": title,
@@ -61,7 +61,7 @@ class Collections:
         return collection
 
     def add_item(
-        self, collection: dict, item_id: str, item_type: str, note: str | None
+        self, collection: Json, item_id: str, item_type: str, note: str | None
     ) -> None:
         item = {"_id": new_id(), "id": item_id, "type": item_type, "note": note}
         collection["items"].append(item)
@@ -69,13 +69,13 @@ class Collections:
         self.save()
 
 
-def slug_of(collection: dict) -> str:
+def slug_of(collection: Json) -> str:
     """namespace/words-of-the-title-id. The id alone counts when it is looked up."""
     words = re.sub(r"[^a-z0-9]+", "-", collection["title"].lower()).strip("-")
     return f"{collection['namespace']}/{words or 'collection'}-{collection['id']}"
 
 
-def _shown(collection: dict, position: int, *, listed: bool = False) -> dict:
+def _shown(collection: Json, position: int, *, listed: bool = False) -> Json:
     items = collection["items"][: N_LISTED_ITEMS if listed else None]
     shown = {
         "slug": slug_of(collection),
@@ -92,15 +92,15 @@ def _shown(collection: dict, position: int, *, listed: bool = False) -> dict:
     return shown if listed else shown | {"position": position}
 
 
-def _shown_item(item: dict, position: int) -> dict:
+def _shown_item(item: Json, position: int) -> Json:
     shown = {key: item[key] for key in ("_id", "id", "type")} | {"position": position}
     if item["note"] is not None:
         shown["note"] = {"text": item["note"], "html": item["note"]}
     return shown
 
 
-def _visible(req: Handler) -> list[dict]:
-    def may_see(c: dict) -> bool:
+def _visible(req: Handler) -> list[Json]:
+    def may_see(c: Json) -> bool:
         return not c["private"] or (
             req.user is not None and req.user.belongs_to(c["namespace"])
         )
@@ -108,7 +108,7 @@ def _visible(req: Handler) -> list[dict]:
     return [c for c in req.server.hub.shelf.all if may_see(c)]
 
 
-def _find(req: Handler, slug: str) -> tuple[dict, int]:
+def _find(req: Handler, slug: str) -> tuple[Json, int]:
     """A collection by its slug, whatever the words in it, and its place."""
     namespace, _, rest = slug.partition("/")
     for i, collection in enumerate(_visible(req)):
@@ -120,14 +120,14 @@ def _find(req: Handler, slug: str) -> tuple[dict, int]:
     raise HubError(404, "Collection not found")
 
 
-def _find_writable(req: Handler, slug: str) -> tuple[dict, int]:
+def _find_writable(req: Handler, slug: str) -> tuple[Json, int]:
     need_user(req)
     collection, i = _find(req, slug)
     need_right(req, "collection.write", collection["namespace"])
     return collection, i
 
 
-def _check_text(data: dict) -> None:
+def _check_text(data: Json) -> None:
     for key, n_max in TEXT_FIELDS.items():
         text = data.get(key)
         if text is not None and not isinstance(text, str):
@@ -149,7 +149,7 @@ def collection_list(req: Handler) -> Response:
     return page(req, found, max(n_per_page, 1))
 
 
-def _item_key(item: dict) -> str:
+def _item_key(item: Json) -> str:
     return f"{item['type']}s/{item['id']}"
 
 

@@ -4,12 +4,13 @@ import hashlib
 import json
 import re
 import time
+import typing as tp
 import urllib.parse
 import uuid
 
 from .access import find_repo, find_writable, object_id
 from .store import Repo, lfs_pointer
-from .wire import Handler, HubError, Response
+from .wire import Handler, HubError, Json, Response
 
 N_PER_PAGE, N_PER_PAGE_EXPANDED = 1000, 50
 XET_TOKEN_SECONDS = 3600
@@ -45,7 +46,7 @@ def info(req: Handler, repo_id: str, revision: str = "main") -> Response:
     return Response(data)
 
 
-def _blob(entry: dict) -> dict:
+def _blob(entry: Json) -> Json:
     blob = {"size": entry["size"], "blobId": entry["blob_id"]}
     if entry["lfs"]:
         pointer = lfs_pointer(entry["sha256"], entry["size"])
@@ -60,13 +61,13 @@ def _blob(entry: dict) -> dict:
 def refs(req: Handler, repo_id: str) -> Response:
     head = find_repo(req, repo_id).head["id"]
     main = {"name": "main", "ref": "refs/heads/main", "targetCommit": head}
-    data: dict[str, list] = {"branches": [main], "converts": [], "tags": []}
+    data: dict[str, list[Json]] = {"branches": [main], "converts": [], "tags": []}
     if req.flag("include_prs"):
         data["pullRequests"] = []
     return Response(data)
 
 
-def page(req: Handler, items: list, n_per_page: int) -> Response:
+def page(req: Handler, items: list[tp.Any], n_per_page: int) -> Response:
     """A page of `items`, with a Link to the next one."""
     text = req.query.get("cursor", ["0"])[-1]
     start = int(text) if text.isdecimal() else 0
@@ -98,7 +99,7 @@ def commits(req: Handler, repo_id: str, revision: str) -> Response:
     return response
 
 
-def _past(repo: Repo, commit: dict) -> list[dict]:
+def _past(repo: Repo, commit: Json) -> list[Json]:
     return repo.commits[: repo.commits.index(commit) + 1]
 
 
@@ -130,9 +131,9 @@ def paths_info(req: Handler, repo_id: str, revision: str) -> Response:
     )
 
 
-def _all_paths(files: dict[str, dict]) -> dict[str, dict | None]:
+def _all_paths(files: dict[str, Json]) -> dict[str, Json | None]:
     """Every path of a tree, sorted: a file with its entry, a directory with None."""
-    paths: dict[str, dict | None] = dict(files)
+    paths: dict[str, Json | None] = dict(files)
     for path in files:
         while "/" in path:
             path = path.rpartition("/")[0]
@@ -141,8 +142,8 @@ def _all_paths(files: dict[str, dict]) -> dict[str, dict | None]:
 
 
 def _tree_item(
-    path: str, entry: dict | None, files: dict[str, dict], past: list[dict] | None
-) -> dict:
+    path: str, entry: Json | None, files: dict[str, Json], past: list[Json] | None
+) -> Json:
     if entry is None:
         under = {p: files[p] for p in files if p.startswith(f"{path}/")}
         oid = hashlib.sha1(json.dumps(under, sort_keys=True).encode()).hexdigest()
@@ -170,10 +171,10 @@ def _tree_item(
     return item
 
 
-def _last_change(path: str, past: list[dict]) -> dict:
+def _last_change(path: str, past: list[Json]) -> Json:
     """The commit that made a file or a directory what it is at the end of `past`."""
 
-    def content(commit: dict) -> dict[str, str]:
+    def content(commit: Json) -> dict[str, str]:
         files = commit["files"]
         return {
             p: files[p]["sha256"]

@@ -11,7 +11,7 @@ import urllib.parse
 from . import access, collection_api, repos, uploads
 from .access import User
 from .store import Store
-from .wire import Handler, HubError, Response, Server
+from .wire import Handler, HubError, Json, Response, Server
 
 REPO = r"([^/]+/[^/]+?)"
 ROUTES: list[tuple[str, str, str, tp.Callable[..., Response]]] = [
@@ -118,9 +118,9 @@ class LoopbackHub:
 
     def __init__(
         self,
-        dpath: str | os.PathLike,
+        dpath: str | os.PathLike[str],
         *,
-        tokens: dict[str, dict],
+        tokens: dict[str, Json],
         faults: list[Fault] | None = None,
     ):
         self.tokens = {
@@ -212,7 +212,7 @@ class LoopbackHub:
     def _n_xet_bytes(self) -> int:
         return sum(repo.xet.n_bytes() for repo in list(self.store.repos.values()))
 
-    def commits(self, repo_id: str) -> list[dict]:
+    def commits(self, repo_id: str) -> list[Json]:
         """A repo's commits, newest first: "id", "title", "author", "files" and more."""
         return list(reversed(self.store.repos[repo_id].commits))
 
@@ -227,7 +227,7 @@ class LoopbackHub:
             repo.at(revision)["files"][path]["sha256"]
         ).read_bytes()
 
-    def collections(self) -> list[dict]:
+    def collections(self) -> list[Json]:
         """All collections whole: "slug", "title", "description", "items" and more."""
         return [
             c | {"slug": collection_api.slug_of(c), "items": list(c["items"])}

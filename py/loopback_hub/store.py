@@ -24,7 +24,7 @@ import typing as tp
 import uuid
 
 from . import xet
-from .wire import HubError
+from .wire import HubError, Json
 
 FIRST_PATTERNS = """7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz
 onnx ot parquet pb pickle pkl pt pth rar safetensors tar.* tar tflite tgz wasm xz zip zst"""
@@ -146,11 +146,11 @@ class Repo:
         self.private, self.created_at = False, ""
         self.gated: bool | str = False
         self.disabled = False
-        self.commits: list[dict] = []
+        self.commits: list[Json] = []
         self.lock = threading.RLock()
 
     @property
-    def head(self) -> dict:
+    def head(self) -> Json:
         return self.commits[-1]
 
     def load(self) -> None:
@@ -163,7 +163,7 @@ class Repo:
             commit_id = self.commits[0]["parent"]
         self.show_main()
 
-    def at(self, revision: str) -> dict:
+    def at(self, revision: str) -> Json:
         """The commit that a revision names: main, or a whole commit id."""
         if revision in ("main", "refs/heads/main"):
             return self.head
@@ -206,13 +206,13 @@ class Repo:
         finally:
             aside.unlink(missing_ok=True)
 
-    def add_regular(self, content: bytes) -> dict:
+    def add_regular(self, content: bytes) -> Json:
         """A file that is in git itself: its object, and its entry for a manifest."""
         sha256, blob_id = hashlib.sha256(content).hexdigest(), git_blob_id(content)
         self.receive([memoryview(content)], sha256)
         return _entry(len(content), sha256, blob_id, lfs=False)
 
-    def lfs_entries(self, sizes: dict[str, int]) -> dict[str, dict]:
+    def lfs_entries(self, sizes: dict[str, int]) -> dict[str, Json]:
         """Manifest entries of LFS files, by sha256; none where no transport brought it.
 
         An upload by Xet is read back from its chunks here, so that an entry is never made
@@ -260,8 +260,8 @@ class Repo:
         }
 
     def add_commit(
-        self, files: dict[str, dict], title: str, message: str, author: str
-    ) -> dict:
+        self, files: dict[str, Json], title: str, message: str, author: str
+    ) -> Json:
         """Make `files`, a whole tree, the new head."""
         commit = {
             "parent": self.head["id"] if self.commits else None,
@@ -301,7 +301,7 @@ class Repo:
 
 def _entry(
     size: int, sha256: str, blob_id: str, *, lfs: bool, xet_hash: str | None = None
-) -> dict:
+) -> Json:
     return {
         "size": size,
         "sha256": sha256,

@@ -14,7 +14,7 @@ import time
 from . import card
 from .access import find_writable, need_user
 from .store import Repo
-from .wire import Handler, HubError, Response
+from .wire import Handler, HubError, Json, Response
 
 MAX_REGULAR = 10 * 2**20
 """Bytes of a file that git itself holds."""
@@ -141,7 +141,7 @@ def lfs_batch(req: Handler, repo_id: str) -> Response:
     return Response({"transfer": "basic", "objects": objects})
 
 
-def _lfs_object(data: dict) -> dict:
+def _lfs_object(data: Json) -> Json:
     oid, size = data.get("oid"), data.get("size")
     if not isinstance(oid, str) or re.fullmatch("[0-9a-f]{64}", oid) is None:
         raise HubError(400, f"Not a sha256: {oid}")
@@ -224,7 +224,7 @@ def commit(req: Handler, repo_id: str, revision: str) -> Response:
     )
 
 
-def _read_operations(req: Handler, repo: Repo) -> tuple[dict, list[tuple[str, dict]]]:
+def _read_operations(req: Handler, repo: Repo) -> tuple[Json, list[tuple[str, Json]]]:
     """The commit's header and its operations; a regular file's content as an object."""
     header, operations = None, []
     body = io.BufferedReader(req.body)
@@ -246,7 +246,7 @@ def _read_operations(req: Handler, repo: Repo) -> tuple[dict, list[tuple[str, di
     return header, operations
 
 
-def _content(value: dict) -> bytes:
+def _content(value: Json) -> bytes:
     try:
         if value.get("encoding") == "base64":
             content = base64.b64decode(value["content"], validate=True)
@@ -265,7 +265,7 @@ def _content(value: dict) -> bytes:
     return content
 
 
-def _apply(repo: Repo, operations: list[tuple[str, dict]]) -> dict[str, dict]:
+def _apply(repo: Repo, operations: list[tuple[str, Json]]) -> dict[str, Json]:
     """The head's files after the operations."""
     files = dict(repo.head["files"])
     sizes = {}
@@ -299,7 +299,7 @@ def _apply(repo: Repo, operations: list[tuple[str, dict]]) -> dict[str, dict]:
     return _tracked(repo, files)
 
 
-def _tracked(repo: Repo, files: dict[str, dict]) -> dict[str, dict]:
+def _tracked(repo: Repo, files: dict[str, Json]) -> dict[str, Json]:
     """`files`, with each LFS file that no pattern names in .gitattributes by its own line.
 
     The Hub does so too: the file grows with a commit that doesn't speak of it.

@@ -13,6 +13,8 @@ import typing as tp
 import urllib.parse
 import uuid
 
+Json = dict[str, tp.Any]
+
 CHUNK = 2**20
 """Bytes of a body in memory at a time."""
 
@@ -30,7 +32,7 @@ class HubError(Exception):
         *,
         code: str | None = None,
         headers: dict[str, str] | None = None,
-        extra: dict | None = None,
+        extra: Json | None = None,
     ):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
@@ -59,7 +61,7 @@ class Response:
     """Sent as JSON, unless `fpath` is set."""
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
-    fpath: str | os.PathLike | None = None
+    fpath: str | os.PathLike[str] | None = None
     """A file to send from byte `start` on, `length` bytes of it."""
     start: int = 0
     length: int = 0
@@ -71,18 +73,18 @@ class Body(io.RawIOBase):
     `count` is told how many bytes came, as they come.
     """
 
-    def __init__(self, fd: tp.BinaryIO, length: int):
+    def __init__(self, fd: tp.Any, length: int):
         self._fd, self.length, self.remaining = fd, length, length
         self.count: tp.Callable[[int], None] = lambda n_bytes: None
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: tp.Any) -> int:
         view = memoryview(buffer)[: self.remaining]
         if not view:
             return 0
-        n = self._fd.readinto1(view)
+        n: int = self._fd.readinto1(view)
         if n == 0:
             raise ClientGone
         self.remaining -= n
@@ -103,6 +105,9 @@ class Body(io.RawIOBase):
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection. `LoopbackHub.serve` finds each request's answer."""
 
+    server: tp.Any  # a Server, whose `hub` answers
+    user: tp.Any
+    """Whom the token stands for, an access.User; None for nobody."""
     protocol_version = "HTTP/1.1"
     wbufsize = 2**16
     disable_nagle_algorithm = True
@@ -139,7 +144,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise HubError(411, "A body needs a Content-Length")
         self.body = Body(self.rfile, int(length))
 
-    def json(self) -> dict:
+    def json(self) -> Json:
         """The body as a JSON object."""
         if self.body.length > MAX_JSON:
             raise HubError(413, "Payload too large")
@@ -204,16 +209,16 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, hub):
+    def __init__(self, hub: tp.Any):
         self.hub = hub
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", 0), Handler)
 
-    def process_request(self, request, client_address) -> None:
+    def process_request(self, request: tp.Any, client_address: tp.Any) -> None:
         self._open.add(request)
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request) -> None:
+    def shutdown_request(self, request: tp.Any) -> None:
         self._open.discard(request)
         super().shutdown_request(request)
 
@@ -223,6 +228,6 @@ class Server(http.server.ThreadingHTTPServer):
             with contextlib.suppress(OSError):  # Closed meanwhile.
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: tp.Any, client_address: tp.Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # A client may be killed.
             self.hub.errors.append(traceback.format_exc())

@@ -41,7 +41,8 @@ def read_shard(fpath: pathlib.Path) -> list[Pair]:
     Raises:
         struct.error: The shard is cut short.
     """
-    data, at, pairs = fpath.read_bytes(), RECORD, []
+    data, at = fpath.read_bytes(), RECORD
+    pairs: list[Pair] = []
     while True:
         file_hash, flags, n_entries = struct.unpack_from("<32sII", data, at)
         if file_hash == END:
@@ -130,4 +131,5 @@ class ChunkStore:
             shutil.rmtree(view_dpath, ignore_errors=True)
         if done.returncode != 0:
             raise RuntimeError(f"reading Xet chunks: {done.stderr.decode().strip()}")
-        return json.loads(done.stdout)
+        found: list[str | None] = json.loads(done.stdout)
+        return found

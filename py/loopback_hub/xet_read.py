@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 import time
+import typing
 
 import hf_xet
 
@@ -37,7 +38,7 @@ def main() -> None:
     json.dump(found, sys.stdout)
 
 
-def read(group, xet_hash: str, size: int, fpath: str) -> str | None:
+def read(group: typing.Any, xet_hash: str, size: int, fpath: str) -> str | None:
     digest = hashlib.sha256()
     try:
         with open(fpath, "wb") as fd:

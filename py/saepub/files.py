@@ -19,7 +19,9 @@ SCRATCH = "saepub"
 
 
 @contextlib.contextmanager
-def write_aside(fpath: str | os.PathLike, mode: str = "w") -> tp.Iterator[tp.IO]:
+def write_aside(
+    fpath: str | os.PathLike[str], mode: str = "w"
+) -> tp.Iterator[tp.IO[tp.Any]]:
     """Open a file that appears under its name only when it is whole.
 
     It is written under another name in the same directory, then renamed. On an error the
@@ -39,7 +41,7 @@ def write_aside(fpath: str | os.PathLike, mode: str = "w") -> tp.Iterator[tp.IO]
             os.unlink(aside)
 
 
-def facts(fpaths: tp.Iterable[str | os.PathLike]) -> list[tuple[str, int, int]]:
+def facts(fpaths: tp.Iterable[str | os.PathLike[str]]) -> list[tuple[str, int, int]]:
     """Path, size and mtime (ns) of each; zeros where there is no such file."""
     found = []
     for fpath in fpaths:
@@ -69,7 +71,7 @@ def scratch(what: str) -> "tp.Iterator[pathlib.Path]":
 
 
 def remove_leftovers(
-    dpath: str | os.PathLike, name: str | None = None, *, is_locked: bool = False
+    dpath: str | os.PathLike[str], name: str | None = None, *, is_locked: bool = False
 ) -> None:
     """Remove what killed processes left in a directory beside files that they wrote.
 
@@ -89,14 +91,14 @@ def _owner() -> str:
 
 
 def _ours(
-    dpath: str | os.PathLike, pattern: str, is_locked: bool = False
-) -> list[os.DirEntry]:
+    dpath: str | os.PathLike[str], pattern: str, is_locked: bool = False
+) -> list[os.DirEntry[str]]:
     """Entries of that form in a directory, by this user, whose process is no more.
 
     Of a process on another machine nobody here can tell, so it is let be.
     """
     node, found = os.uname().nodename, []
-    with contextlib.suppress(OSError), os.scandir(dpath) as entries:
+    with contextlib.suppress(OSError), os.scandir(os.fspath(dpath)) as entries:
         for entry in entries:
             match = re.fullmatch(pattern, entry.name)
             if match is None:
@@ -145,7 +147,7 @@ class Held(Exception):
     """Somebody else has the lock: who."""
 
 
-def _is_locked(fd: tp.IO) -> bool:
+def _is_locked(fd: tp.IO[str]) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

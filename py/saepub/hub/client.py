@@ -38,7 +38,7 @@ os.environ |= {
 }
 
 try:
-    import huggingface_hub
+    import huggingface_hub as huggingface_hub  # for our other modules, as below
     from huggingface_hub import constants
 except ValueError as err:
     # A number in one of its settings is none, and it does not say in which.
@@ -48,9 +48,10 @@ except ValueError as err:
     names = [k for k, v in given.items() if v and repr(v) in str(err)]
     where = " and ".join(names) or "a setting that starts with HF_"
     raise UserError(f"{where}: the Hub's client can't read it: {err}") from None
-from huggingface_hub import errors  # noqa: E402
-from huggingface_hub.hf_api import RepoFile  # noqa: E402, F401
-from huggingface_hub.utils import (  # noqa: E402
+from huggingface_hub import errors as errors  # noqa: E402
+from huggingface_hub.hf_api import RepoFile as RepoFile  # noqa: E402
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: E402
+    # Public, but made available in a way that mypy does not see.
     build_hf_headers,
     disable_progress_bars,
     get_session,
@@ -109,7 +110,7 @@ def _set_up() -> None:
             f"{names}: can't be used to reach {endpoint()} ({why}); mend or unset it"
         ) from None
     kind = type(own)
-    hooks = {
+    hooks: dict[str, list[tp.Any]] = {
         "request": [*own.event_hooks["request"], _limit],
         "response": [*own.event_hooks["response"], _no_endless_wait],
     }
@@ -258,7 +259,7 @@ def _by_way_of(message: str) -> str:
         name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
         return f" (certificates from {name})" if os.environ.get(name) else ""
     url = urllib.parse.urlsplit(endpoint())
-    if urllib.request.proxy_bypass_environment(url.hostname or ""):
+    if urllib.request.proxy_bypass(url.hostname or ""):
         return ""
     names = (f"{url.scheme}_proxy", "all_proxy")
     given = [n for name in names for n in (name, name.upper()) if os.environ.get(n)]

@@ -37,7 +37,8 @@ def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[
     access = _object(_object(me.get("auth")).get("accessToken"))
     if access.get("role") == "read":
         return ["HF_TOKEN may only read; make a token that may write"]
-    out, doubts = [], []
+    out: list[str] = []
+    doubts: list[str] = []
     for repo_id in repo_ids:
         namespace = repo_id.partition("/")[0]
         if access.get("role") == "fineGrained":
@@ -87,7 +88,7 @@ def _same(name: object, other: str) -> bool:
     return isinstance(name, str) and name.casefold() == other.casefold()
 
 
-def _scopes(access: Json) -> list | None:
+def _scopes(access: Json) -> list[tp.Any] | None:
     """What a fine-grained token may do where; None where the Hub does not say."""
     scoped = _object(access.get("fineGrained")).get("scoped")
     return scoped if isinstance(scoped, list) else None

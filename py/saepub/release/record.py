@@ -12,9 +12,9 @@ import pydantic
 from .. import __version__, jsonl, settings
 from ..cli import UserError
 from ..files import write_aside
+from ..hub.repo import File
 from ..measured import told
 from . import staged
-from .staged import File
 
 CHECKED = pydantic.ConfigDict(
     strict=True, extra="forbid", frozen=True, allow_inf_nan=False

@@ -283,7 +283,7 @@ def describe(changes: hub_repo.Changes, rows: list[jsonl.Line], prune: bool) -> 
     )
     if not changes.change and not changes.keep and not (prune and changes.extra):
         return f"Release {what}"
-    counts = {"added": changes.add, "changed": changes.change}
-    counts |= {"deleted": changes.extra} if prune else {}
-    parts = [f"{n_of(len(f), 'file')} {how}" for how, f in counts.items() if f]
+    counts = {"added": len(changes.add), "changed": len(changes.change)}
+    counts |= {"deleted": len(changes.extra)} if prune else {}
+    parts = [f"{n_of(n, 'file')} {how}" for how, n in counts.items() if n]
     return f"Update to {what}: {', '.join(parts)}"

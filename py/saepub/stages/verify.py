@@ -16,7 +16,7 @@ from ..cli import UsageError, UserError, again, parser, report
 from ..files import scratch
 from ..hub import client as hub
 from ..hub import repo as hub_repo
-from ..hub.repo import Remote, RemoteFile, Status
+from ..hub.repo import File, Remote, RemoteFile, Status
 from ..release import record as release
 from ..release import staged
 from ..release.record import Release
@@ -30,7 +30,7 @@ class Found(tp.NamedTuple):
     """What a repo is found to be."""
 
     problems: list[str]
-    files: list[tuple[staged.File | RemoteFile, Status]]
+    files: list[tuple[File | RemoteFile, Status]]
     verified: dict[str, tp.Any]
     """What was looked at besides hashes, for the record."""
 
@@ -71,7 +71,9 @@ def check_pushed(
 ) -> None:
     """Verify what push sent. Keep a record of each repo that is right, and pass lines on:
     with `url`, which is null for a repo that is not."""
-    problems, urls, out = [], {}, []
+    problems: list[str] = []
+    urls: dict[str, dict[str, tp.Any]] = {}
+    out: list[jsonl.Line] = []
     for slug, rows in repos.items():
         urls[slug] = {"url": None}
         commits = {row["commit"] for row in rows}
@@ -136,7 +138,7 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
         download: Hold every byte of every file, and load every checkpoint.
     """
     if there.commit is None:
-        missing: list[tuple[staged.File | RemoteFile, Status]]
+        missing: list[tuple[File | RemoteFile, Status]]
         missing = [(file, "missing") for file in released.files.values()]
         text = f"{released.repo_id}: no such repo, or not for this token"
         return Found([text], missing, {})
@@ -173,11 +175,14 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
         if problem:
             wrong[path] = problem
     problems += [f"{where}: {path}: {text}" for path, text in wrong.items()]
-    files: list[tuple[staged.File | RemoteFile, Status]]
+    files: list[tuple[File | RemoteFile, Status]]
     files = [(f, status(p, there, wrong)) for p, f in released.files.items()]
     files += [(file, "extra") for file in extra]
-    verified = {"loaded": chosen, "loader": released.loaders[chosen]}
-    verified |= {"extra": [file.path for file in extra]}
+    verified = {
+        "loaded": chosen,
+        "loader": released.loaders[chosen],
+        "extra": [file.path for file in extra],
+    }
     if not problems:
         by = "byte for byte" if download else "by hash"
         loaded = n_of(len(released.loaders), "checkpoint") if download else chosen
