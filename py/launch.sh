@@ -21,9 +21,12 @@ python() {
             exit 1
         }
     fi
-    exec "$python" -I -X utf8 -c 'import signal, sys
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main can put Ctrl-C in a line
+    # Ctrl-C ends it in silence until main can put it in a line: -S, so that this comes first.
+    exec "$python" -I -S -X utf8 -c 'import _signal
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+import site, sys
+site.main()
 sys.path.insert(0, sys.argv.pop(1))
 from saepub.cli import main
 main(sys.argv.pop(1))' "$root/py" "$name" "$@"

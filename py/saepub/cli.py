@@ -54,17 +54,19 @@ def main(name: str) -> tp.NoReturn:
     """Run the stage `name` (as in bin/) on `sys.argv` and exit with its code."""
     sys.argv[0] = name
     debug = "--debug" in sys.argv
+    # Ctrl-C while modules are imported, or when all is done, ends it without a word.
+    is_quiet = signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     try:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         module = importlib.import_module("saepub.stages." + name.replace("-", "_"))
+        if is_quiet:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = module.main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our lines has all it wanted.
         code = 0
     except KeyboardInterrupt:
-        # What a pool's own threads have to say about it is no news.
+        # Silence worker threads' tracebacks.
         threading.excepthook = lambda _: None
         print(f"{name}: interrupted", file=sys.stderr)
         code = 130
@@ -73,6 +75,8 @@ def main(name: str) -> tp.NoReturn:
             raise
         print(f"{name}: {_one_line(err)}", file=sys.stderr)
         code = 2 if isinstance(err, UsageError) else 1
+    if is_quiet:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _exit(code)
 
 
