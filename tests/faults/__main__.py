@@ -1,6 +1,6 @@
 """The table of faults: one row a fault, each brought about for real. `make faults` prints it.
 
-The rows stand in weights.py, files.py, text.py and machine.py;
+The rows stand in weights.py, files.py, text.py, machine.py and hub.py;
 test_faults.py makes a test of each.
 """
 
@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "py"), str(ROOT / "tests")]
 
 from faults import files as faults_files
+from faults import hub as faults_hub
 from faults import machine as faults_machine
 from faults import text as faults_text
 from faults import weights as faults_weights
@@ -24,6 +25,7 @@ TABLE = {
     "Checkpoints that are broken, or made to do harm": faults_files.ROWS,
     "Text that means to do harm": faults_text.ROWS,
     "Machines without room or rights, two at once, clocks that jump": faults_machine.ROWS,
+    "Hubs that are, or answer, otherwise than a release needs": faults_hub.ROWS,
 }
 ROWS = [row for rows in TABLE.values() for row in rows]
 

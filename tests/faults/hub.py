@@ -1,0 +1,203 @@
+"""Faults: a Hub that is, or answers, otherwise than a release needs; and what keeps it away."""
+
+import os
+import subprocess
+import typing as tp
+
+from faults.machine import a_hub
+from kits.fault_lab import Row, Seen, World
+from kits.hub import Fault
+
+REPO_ID = "lab/tiny"
+Spoil = tp.Callable[[tp.Any], object]
+
+
+def no_release(spoil: Spoil, *faults: Fault):
+    """make release to a Hub where the repo is there already, after `spoil(hub)`."""
+
+    def bring(world: World) -> Seen:
+        lab = world.copy()
+        with a_hub(lab, *faults) as (hub, env):
+            hub.add_repo(REPO_ID)
+            spoil(hub)
+            before = {id_: len(r.commits) for id_, r in hub.store.repos.items()}
+            seen = lab.make("release", **env)
+            after = {id_: len(r.commits) for id_, r in hub.store.repos.items()}
+            assert before == after, "something was committed"
+            assert not any(c["items"] for c in hub.collections()), "it was collected"
+        assert not list((lab.dpath / "records").rglob("*.json")), "it was recorded"
+        return seen
+
+    return bring
+
+
+def put(hub, path: str, content: bytes) -> None:
+    repo = hub.store.repos[REPO_ID]
+    files = repo.head["files"] | {path: repo.add_regular(content)}
+    repo.add_commit(files, "Somebody else's", "", "eve")
+
+
+def having(**facts: object) -> Spoil:
+    def spoil(hub) -> None:
+        for name, value in facts.items():
+            setattr(hub.store.repos[REPO_ID], name, value)
+
+    return spoil
+
+
+def lost_answer(world: World) -> Seen:
+    """The commit lands, and the Hub says each time that it did not."""
+    lab, fault = world.copy(), Fault("commit", status=500, times=9)
+    fault.before, fault.after = fault.after, fault.before
+    with a_hub(lab, fault) as (hub, env):
+        seen = lab.make("release", **env)
+        assert len(hub.commits(REPO_ID)) == 2, "not one commit of ours"
+    return seen
+
+
+def rate_limited(world: World) -> Seen:
+    lab = world.copy()
+    fault = Fault("whoami", status=429, headers={"RateLimit": '"api";r=0;t=3'})
+    with a_hub(lab, fault) as (_, env):
+        seen = lab.make("release", **env)
+    assert "trying again in 3 s" in seen.err, "it did not wait as asked"
+    return seen
+
+
+def told_to_wait_for_hours(world: World) -> Seen:
+    lab = world.copy()
+    fault = Fault("whoami", status=429, headers={"Retry-After": "7200"}, times=9)
+    with a_hub(lab, fault) as (_, env):
+        return lab.make("release", **env)
+
+
+def with_setting(goal: str, **env: object):
+    def bring(world: World) -> Seen:
+        lab = world.copy()
+        with a_hub(lab) as (_, of_hub):
+            return lab.make(goal, **of_hub | env)
+
+    return bring
+
+
+def rehearsal_behind_a_proxy(world: World) -> Seen:
+    """Nothing of a network's settings reaches a Hub on this machine."""
+    env = {"ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    env |= {"SSL_CERT_FILE": "/gone", "HF_TOKEN": ""}
+    lab = world.copy()
+    seen = lab.make("rehearse", **env)
+    looked = lab.make("rehearse", "DO=verify", **env)
+    assert looked.code == 0 and "verified" in looked.err, (
+        "its record can't be looked at"
+    )
+    return seen
+
+
+def killed_while_rendering(world: World) -> Seen:
+    """What render leaves in the stage when it is killed while it writes."""
+    lab = world.copy()
+    (lab.stage / f".pareto.png.{dead_writer()}.tmp").write_bytes(b"half a picture")
+    with a_hub(lab) as (hub, env):
+        seen = lab.make("release", **env)
+        held = hub.files(REPO_ID)
+    assert not any(path.endswith(".tmp") for path in held), "it was published"
+    assert not list(lab.stage.glob(".*.tmp")), "it was left there"
+    return seen
+
+
+def dead_writer() -> str:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return f"{os.uname().nodename}-{process.pid}"
+
+
+def record_by_hand(world: World) -> Seen:
+    """A record without a checkpoint in it, or without what a checkpoint loads by."""
+    lab = world.copy()
+    with a_hub(lab) as (_, env):
+        assert lab.make("release", **env).code == 0
+        (fpath,) = (lab.dpath / "records").rglob("release.json")
+        fpath.write_text(fpath.read_text().replace('"loader"', '"lodaer"'))
+        return lab.make("verify", **env)
+
+
+ROWS = [
+    Row(
+        "repo renamed on the Hub",
+        "lab/tiny: is lab/large on the Hub; put that into the catalog",
+        no_release(lambda hub: hub.rename_repo(REPO_ID, "lab/large")),
+        2,
+    ),
+    Row(
+        "repo is private",
+        "lab/tiny: is private; make it public on",
+        no_release(having(private=True)),
+        2,
+    ),
+    Row(
+        "repo is gated",
+        "lab/tiny: is gated, not open to all",
+        no_release(having(gated="auto")),
+        2,
+    ),
+    Row(
+        "repo is disabled",
+        "lab/tiny: is disabled by the Hub",
+        no_release(having(disabled=True)),
+        2,
+    ),
+    Row(
+        "a .gitignore in the repo keeps checkpoints out",
+        "lab/tiny: the Hub would leave out layer_6/run",
+        no_release(lambda hub: put(hub, ".gitignore", b"*.pt\n")),
+        2,
+    ),
+    Row(
+        "the Hub refuses the card",
+        "README.md: the Hub refuses it",
+        no_release(lambda _: None, Fault("validate_yaml", status=400, times=9)),
+        2,
+    ),
+    Row(
+        "the token may not write to that very repo",
+        "lab/tiny: can't write to it: a fault of the test (403)",
+        no_release(lambda _: None, Fault("preupload", status=403, times=9)),
+        2,
+    ),
+    Row("a commit lands and its answers are lost", "verified", lost_answer, 0),
+    Row("a rate limit without Retry-After", "verified", rate_limited, 0),
+    Row(
+        "the Hub asks to wait for hours",
+        "asks us to wait for 7200 s (429); run make release after that",
+        told_to_wait_for_hours,
+        2,
+    ),
+    Row(
+        "a SOCKS proxy",
+        "ALL_PROXY: can't be used to reach",
+        with_setting("release", ALL_PROXY="socks5://127.0.0.1:9"),
+        2,
+    ),
+    Row(
+        "certificates that are not there",
+        "SSL_CERT_FILE: can't be used to reach",
+        with_setting("release", SSL_CERT_FILE="/gone"),
+        2,
+    ),
+    Row(
+        "a timeout with a unit",
+        "HF_HUB_DOWNLOAD_TIMEOUT is '10s'",
+        with_setting("release", HF_HUB_DOWNLOAD_TIMEOUT="10s"),
+        2,
+    ),
+    Row(
+        "proxies and certificates, in a rehearsal",
+        "verified",
+        rehearsal_behind_a_proxy,
+        0,
+    ),
+    Row("killed while it renders", "verified", killed_while_rendering, 0),
+    Row(
+        "a record by hand", "release.json: not a record of a release", record_by_hand, 2
+    ),
+]
