@@ -67,11 +67,11 @@ class Lab:
         self.dpath = dpath
         self.root = dpath / "shards"
         self.root.mkdir()
-        self.records = dpath / "build" / "records" / "measured"
+        self.records = dpath / "records" / "measured"
         self.settings = {
             "RUNS_ROOT": dpath / "runs",
             "SHARDS_ROOT": self.root,
-            "RECORDS": dpath / "build" / "records",
+            "RECORDS": dpath / "records",
             "BUILD": dpath / "build",
             "SAEPUB_BUILD": dpath / "build",
             "CATALOG": "none",
