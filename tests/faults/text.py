@@ -6,6 +6,15 @@ from kits import checkpoints as util
 from kits.fault_lab import SELECTION, Lab, Row, Seen, World
 from kits.hostile_text import texts
 
+ONE = 'run_ids = {6: ["aaaaaaaa"]}\n'
+CHANGES = (
+    'run_ids[6] = ["bbbbbbbb"]',
+    'run_ids[6].append("bbbbbbbb")',
+    "for ids in run_ids.values(): ids.clear()",
+    "add_more(run_ids)",
+)
+"""Statements behind `ONE` that change what it says, or may."""
+
 
 def in_sweep(name: str):
     """As a run's id."""
@@ -15,6 +24,20 @@ def in_sweep(name: str):
         lab.run()
         lab.sweep[6].append(texts(lab.mark)[name])
         return ran_nothing(lab, lab.stages("extract-ids"))
+
+    return bring
+
+
+def as_sweep(text: str, **entry: object):
+    """A sweep file of these lines, with run aaaaaaaa under layer 6."""
+
+    def bring(world: World) -> Seen:
+        lab = world.lab()
+        lab.run()
+        lab.entry |= entry
+        lab.write()
+        (lab.saev_dir / "sweep.py").write_text(text)
+        return lab.command("bin/extract-ids", "tiny")
 
     return bring
 
@@ -97,6 +120,30 @@ def ran_nothing(lab: Lab, seen: Seen) -> Seen:
 ROWS = [
     Row("run id with ../ in a sweep", "is not a run id", in_sweep("parent")),
     Row("run id with a shell command in a sweep", "is not a run id", in_sweep("shell")),
+    *(
+        Row(
+            f"sweep that changes its variable: {text}",
+            "sweep.py:2: ",
+            as_sweep(f"{ONE}{text}\n"),
+        )
+        for text in CHANGES
+    ),
+    Row(
+        "sweep with quoted words in a comment",
+        'not taken for a run id: # the "best" so far',
+        as_sweep('run_ids = {6: ["aaaaaaaa"]}  # the "best" so far\n'),
+        0,
+    ),
+    Row(
+        "sweep whose keys are tuples",
+        'say where it has the layer with "layer_at" in the catalog (1 for 6)',
+        as_sweep('run_ids = {(256, 6): ["aaaaaaaa"]}\n'),
+    ),
+    Row(
+        "sweep in newer Python than the one at hand",
+        "if a newer one can, set PYTHON to it",
+        as_sweep("if run_ids = {}:\n"),
+    ),
     Row("run id of two lines in a sweep", "is not a run id", in_sweep("newline")),
     Row(
         "run id with escape codes in a sweep",
