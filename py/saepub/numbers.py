@@ -12,12 +12,14 @@ import os
 import stat
 import typing as tp
 
-from . import digests, jsonl, measured, places, settings
+from . import digests, jsonl, places, settings
 from .cli import UserError
 from .text import human, n_of
 
 if tp.TYPE_CHECKING:
     import pathlib
+
+    from . import measured
 
 DEAD_L0 = 0.05
 """A table shows a lower L0 as 0.0: a dead SAE. Its log L0 would stretch the range that the
@@ -180,7 +182,7 @@ def _measured(
     source = Source(f"measured:{shard}", {}, {})
     for run in runs:
         try:
-            record = measured.find(run.run_id, shard) if shard else None
+            record = _recorded(run.run_id, shard) if shard else None
         except UserError as err:
             said.append(str(err))
             record = None
@@ -198,7 +200,14 @@ def _measured(
     return source
 
 
-def _not_of(record: measured.Record, fpath: "pathlib.Path") -> str:
+def _recorded(run_id: str, shard: str) -> "measured.Record | None":
+    """What was measured of a run on a shard, if anything was."""
+    from . import measured  # slow to import, for its schema
+
+    return measured.find(run_id, shard)
+
+
+def _not_of(record: "measured.Record", fpath: "pathlib.Path") -> str:
     """Why a measurement doesn't count for a checkpoint; "" if it does."""
     try:
         is_same = fpath.stat().st_size == record.bytes
@@ -327,7 +336,7 @@ def refusal(line: jsonl.Line) -> str:
     kind, _, shard = (line.get("numbers") or "").partition(":")
     if kind != "measured":
         return ""
-    record = measured.find(line["run_id"], shard)
+    record = _recorded(line["run_id"], shard)
     if record is not None and record.sha256 == line["sha256"]:
         return ""
     return (
@@ -347,7 +356,7 @@ def warnings(line: jsonl.Line) -> list[str]:
     found = {key: line[key] for key in ("l0", "nmse")}
     if kind == "disk":
         return _differences("on disk", found, line)
-    record = measured.find(line["run_id"], shard) if jsonl.is_id(shard) else None
+    record = _recorded(line["run_id"], shard) if jsonl.is_id(shard) else None
     if record is None or record.sha256 != line["sha256"]:
         return []
     return _differences("measured", {"l0": record.l0, "nmse": record.nmse}, line)
