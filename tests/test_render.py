@@ -191,7 +191,7 @@ def test_the_table_has_what_tells_its_rows_apart_where_that_is_known(lab):
         "hf download osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K\n",
         "hf cache verify osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K",
         "\nL0 and NMSE are as training logged them.\n",
-        "Should the repo hold any other checkpoint, it was left by an earlier release",
+        "Any other in this repo was left by an earlier one, and nothing on this page",
         "4 activations (the same random ones for all)",
         "@article{person2025,",
         "![L0 on a log scale",
@@ -357,7 +357,7 @@ def test_what_the_card_says_of_the_choice_is_so(lab):
     lab.render(LINES, "--account", account(lab))
     said = (
         "The checkpoints here lie on the Pareto frontier of the 4 runs that were"
-        " compared: among those of its layer, no other run is both"
+        " compared: no other run of the same layer is both"
     )
     card = lab.read("README.md")
     assert said in card and "by hand" not in card
@@ -366,7 +366,7 @@ def test_what_the_card_says_of_the_choice_is_so(lab):
     fates = {"dddd4444": "pinned", "cccc3333": "pinned", "eeee5555": "excluded"}
     lab.render(rows, "--account", account(lab, **fates))
     card = lab.read("README.md")
-    assert said.replace("The", "But for `dddd4444` (layer 13), the", 1) in card
+    assert said.replace("The", "Except for `dddd4444` (layer 13), the", 1) in card
     assert (
         "Added by hand: `dddd4444` (layer 13) and `cccc3333` (layer 23).\n"
         "Left out by hand, and not among the runs compared: `eeee5555` (layer 23).\n"
