@@ -146,7 +146,7 @@ $(CHOSEN:%=show/%): show/%: $(BUILD)/%/summary.txt
 preflight: $(call joint,checked.jsonl) ## check the chosen checkpoints
 
 refresh: ## ask W&B again, then dry-run
-	@rm -f $(call joint,runs.jsonl)
+	@rm -f $(call joint,candidates.jsonl) $(call joint,runs.jsonl)
 	@$(MAKE) dry-run
 
 recheck: ## read the chosen checkpoints again, then dry-run

@@ -1,10 +1,10 @@
 """Run ids from a sweep file: Python that nobody runs.
 
 `ast` gives its structure and `tokenize` its comments, because an id that was commented out
-is a candidate too. One rule for every comment within the variable's brackets: it is code if
-it starts as code, with a layer's key or a string, and a string is an id if a comma, a
-closing bracket or the comment's end follows it. Whatever else is quoted in a comment is
-named, so that nothing is lost in silence.
+is a candidate too. One rule holds for every comment within the variable's brackets: it is code if
+it starts with a layer's key or a string, and a string is an id if a comma, a closing bracket
+or the end of the comment follows it. Any other quoted text in a comment is reported, so that
+nothing is lost silently.
 """
 
 import ast

@@ -1,19 +1,19 @@
-"""Whether a file does more with a variable than read what its literal says.
+"""Whether anything in a Python file may change a variable after the literal that defines it.
 
-The file is Python that nobody runs, so the literal is to be believed only if nothing else in
-the file can change the object. What may be it, or a part of it, is followed through
-assignments, loops, comprehensions, containers and the file's own functions, in each scope.
-Whatever could change such an alias is a finding: a store, a deletion, a method that is not
-known to only read, or a call of a function from elsewhere.
+The file is parsed and never run, so its literal holds only if no other statement can change
+the object. Aliases of the object and of its parts are followed through assignments, loops,
+comprehensions, containers and the file's own functions, scope by scope. Anything that could
+change an alias is a finding: a store, a deletion, a method that isn't known to only read, or a
+call to a function defined elsewhere.
 """
 
 import ast
 import typing as tp
 
 Kind = tuple[int, int]
-"""What an expression may reach: (0, n) is the object itself or a part of it, with n mutable
-levels: (0, 2) a dict of lists, (0, 1) a list. (f, n) is in f containers made since, which
-may be changed freely."""
+"""What an expression may refer to. (0, n) is the object itself or a part of it, with n mutable
+levels: (0, 2) is the dict of lists, (0, 1) one of its lists. (f, n) is that inside f containers
+made later, which may be changed freely."""
 
 Kinds = frozenset[Kind]
 NOTHING: Kinds = frozenset()
