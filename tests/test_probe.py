@@ -6,7 +6,7 @@ import torch
 
 from kits import checkpoints as util
 from saepub import checkpoint, settings
-from saepub.checkpoint import probe
+from saepub.checkpoint import bundle, probe, saev
 from saepub.cli import UserError
 from saepub.stages import preflight
 
@@ -127,3 +127,63 @@ def test_preflight_probes_on_real_activations_where_the_shard_is_at_hand(
         assert all(probe.is_random(probe.inputs(dpath, layer, 8)) for layer in (7, 8))
         # The disk was cleaned: what was read of it stays.
         (tmp_path / "shards/abc/layer_6.npy").unlink(missing_ok=True)
+
+
+def probes(n_layers: int, n_runs: int, d_model: int) -> dict:
+    """Probes of made-up SAEs: of each layer, every other token hangs on rounding."""
+    rng, out = np.random.default_rng(0), {}
+    for layer in range(n_layers):
+        x = rng.standard_normal((8, d_model)).astype(np.float32)
+        for i in range(n_runs):
+            features = rng.integers(0, 99, (8, 8)).astype(np.int32)
+            values = rng.random((8, 8)).astype(np.float32)
+            margin = np.array([0, 1] * 4, np.float32)
+            out[layer, f"run{i}"] = probe.Probe(x, features, values, x / 2, margin)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_runs", "d_model", "n_tokens"),
+    ((6, 6, 1024, 4), (24, 6, 1024, 2), (32, 6, 4096, 1)),
+)
+def test_a_bundle_is_small_and_has_the_tokens_that_rounding_changes_least(
+    tmp_path, n_layers, n_runs, d_model, n_tokens
+):
+    fpath, given = tmp_path / "check.npz", probes(n_layers, n_runs, d_model)
+    bundle.write(fpath, given)
+    assert fpath.stat().st_size < 2_000_000
+    found, whole = bundle.read(fpath, 1, "run2"), given[1, "run2"]
+    odd = [1, 3, 5, 7][:n_tokens]
+    assert np.array_equal(found.x, whole.x[odd]) and len(odd) == bundle.n_tokens(given)
+    assert np.array_equal(found.features, whole.features[odd])
+    n_dims = found.x_hat.shape[1]
+    assert np.array_equal(found.x_hat, whole.x_hat[odd][:, :n_dims])
+    assert (n_dims == d_model) == (d_model < 4096) and n_dims > 100
+
+
+def test_a_bundle_is_the_same_bytes_each_time_and_in_any_order(tmp_path):
+    given = probes(2, 2, 64)
+    bundle.write(tmp_path / "a", given)
+    bundle.write(tmp_path / "b", dict(reversed(given.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(UserError, match="has nothing of run9"):
+        bundle.read(tmp_path / "a", 1, "run9")
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    (
+        ("git@code.example:lab/saev.git", "https://code.example/lab/saev"),
+        ("ssh://git@code.example/lab/saev", "https://code.example/lab/saev"),
+        (
+            "https://me:secret@code.example/lab/saev.git",
+            "https://code.example/lab/saev",
+        ),
+        ("https://code.example/a/b/saev/", "https://code.example/a/b/saev"),
+        ("/home/me/saev", ""),
+        ("../saev", ""),
+        ('https://code.example/lab/saev"; rm -rf', ""),
+    ),
+)
+def test_a_remote_is_told_to_readers_without_names_and_passwords(remote, url):
+    assert saev.public_url(remote) == url
