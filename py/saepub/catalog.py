@@ -279,10 +279,10 @@ class Repo(Lab):
         description="the model that the SAEs were trained on, on the Hub"
     )
     objective: ObjectiveName = Field(
-        description="what a run must have been trained with"
+        description=f"what its runs were trained with: {', '.join(OBJECTIVES)}"
     )
     activation: Activations = Field(
-        description="the same: one, or a list where the repo holds several"
+        description=f"its activation function: {', '.join(ACTIVATIONS)}; or a list of them"
     )
     layers: Layers = Field(description="the layers of which it has SAEs")
     d_model: Size = Field(description="the width of an activation")
