@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kits import checkpoints as util
-from kits.programs import run_program
+from kits.programs import bare_env, run_program
 from saepub import machine, witnesses
 from saepub.checkpoint import check as preflight_check
 from saepub.checkpoint import header
@@ -432,9 +432,7 @@ def test_interrupt_is_one_line(runs, tmp_path):
             ["bin/preflight", "--jobs", "2"],
             stdin=subprocess.PIPE,
             stderr=err,
-            env=os.environ
-            | {"RUNS_ROOT": str(runs), "SAEV_DIR": str(saev_dir)}
-            | {"BUILD": str(tmp_path / "build")},
+            env=bare_env(RUNS_ROOT=runs, SAEV_DIR=saev_dir, BUILD=tmp_path / "build"),
             start_new_session=True,
             cwd=util.FILES.parents[1],
         ) as program,
