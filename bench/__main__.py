@@ -1,4 +1,4 @@
-"""make bench: every table, or those named: fetch release measure startup scale million page noop."""
+"""make bench: every table, or those named: fetch preflight release measure startup scale million page noop."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from .measure import ROOT
 
 ROWS = {
     "fetch": fetch.fetch,
+    "preflight": release.preflight,
     "release": release.release,
     "measure": saes.saes,
     "startup": startup.startup,

@@ -35,6 +35,18 @@ with tempfile.TemporaryDirectory(dir=sys.argv[2]) as name:
     saev.nn.load(got)
 """
 
+LOAD = """
+import hashlib, pathlib, sys
+import saev.nn
+for run in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    fpath = run / "checkpoint/sae.pt"
+    with open(fpath, "rb") as fd:
+        hashlib.file_digest(fd, "sha256").hexdigest()
+    saev.nn.load(str(fpath))
+"""
+
+TORCH = "import saev.nn"
+
 SERVE = """
 import sys
 from loopback_hub import LoopbackHub
@@ -72,6 +84,55 @@ def release() -> None:
     )
     title = f"Release {N_FILES} checkpoints of {one / MB:.0f} MB"
     table(title, rows, head)
+
+
+def preflight() -> None:
+    """preflight against plain hashing and loading, of the same files by the same saev."""
+    saev_dir = os.environ.get("SAEV_DIR", "")
+    env: dict[str, object] = {"SAEV_DIR": saev_dir}
+    if saev_dir:
+        env["PYTHONPATH"] = pathlib.Path(saev_dir).absolute() / "src"
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+        dpath = pathlib.Path(name)
+        one = _make_runs(dpath) / N_FILES
+        ours = env | {"SAEPUB_BUILD": dpath / "build", "RUNS_ROOT": dpath / "runs"}
+        load = [sys.executable, "-c", LOAD, dpath / "runs"]
+        torch = measure([sys.executable, "-c", TORCH], **env)
+        measure(load, **env)  # so that all of it lies in the page cache
+        rows, plain = [], measure(load, **env)
+        for what, cost in (
+            ("sha256 and saev.nn.load()", plain),
+            ("preflight --jobs 1", _preflight(dpath, ours, "--jobs", 1)),
+            ("preflight", _preflight(dpath, ours)),
+        ):
+            rows.append(
+                (
+                    what,
+                    f"{cost.wall:.1f} s",
+                    f"{cost.cpu:.1f} s",
+                    f"{(cost.cpu - torch.cpu) / N_FILES:.2f} s",
+                    f"{cost.cpu / plain.cpu:.2f}",
+                    f"{(cost.rss - torch.rss) / one:.1f}",
+                )
+            )
+    saev = saev_dir or "the installed saev"
+    table(
+        f"Check {N_FILES} checkpoints of {one / MB:.0f} MB, with {saev}",
+        rows,
+        (
+            "way",
+            "wall",
+            "CPU",
+            "a file, without imports",
+            "of plain",
+            "peak, besides torch",
+        ),
+    )
+
+
+def _preflight(dpath: pathlib.Path, env: dict, *argv: object) -> Cost:
+    with open(dpath / "lines.jsonl") as fd:
+        return measure([ROOT / "bin/preflight", *argv], stdin=fd, **env)
 
 
 def _row(what: str, cost: Cost, plain: Cost, n_bytes: int) -> tuple:
@@ -190,6 +251,8 @@ def _make_runs(dpath: pathlib.Path) -> int:
                 "created_at": now,
                 "drop": None,
             }
+            line |= dict.fromkeys(("aux", "n_dead", "n_tokens", "wandb_url"))
+            line |= {"l0_logged": line["l0"], "nmse_logged": line["nmse"]}
             lines.write(json.dumps(line) + "\n")
     repo = expected | {"slug": "bench", "repo_id": "lab/bench", "title": "SAE"}
     repo |= {"base_model": "lab/vit", "run_ids": {}, "layers": [13]}

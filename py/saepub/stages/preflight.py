@@ -30,8 +30,9 @@ from ..cli import UserError, parser
 from ..slurm import executor, pool
 from ..text import n_of, progress, say
 
-COPIES = 4
-"""Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model."""
+COPIES = 5
+"""Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model,
+and what lies between them in memory that is kept."""
 
 N_NAMED = 8
 """Run ids that a command to be typed may hold."""
