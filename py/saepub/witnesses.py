@@ -69,7 +69,11 @@ def warnings(line: Line, mtime: float) -> list[str]:
         found.append(f"NMSE {nmse:.3g} is not above 0")
     config = line["activation"] or {}
     k = _number(config.get("top_k"))
-    if l0 is not None and k is not None and RULES.get(config.get("key")) == LARGEST:
+    if (
+        l0 is not None
+        and k is not None
+        and RULES.get(str(config.get("key"))) == LARGEST
+    ):
         if l0 > k * L0_ABOVE_K:
             found.append(f"L0 {l0:.5g} is above the run's top_k {k:g}")
         if l0 < k / 2:
