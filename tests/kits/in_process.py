@@ -46,6 +46,8 @@ class Watch:
     dpath: pathlib.Path | None = None
     hub_dpath: pathlib.Path | None = None
     """Of a Hub that runs in this process, and writes there."""
+    records_dpath: pathlib.Path | None = None
+    """Where the stage keeps records, if that is set."""
     broken: list[str] = []
 
 
@@ -76,6 +78,8 @@ def run(
     }
     env = {"PATH": os.environ["PATH"]} | in_environment(env)
     code = None
+    records = env.get("RECORDS")
+    Watch.records_dpath = pathlib.Path(records).resolve() if records else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(unittest.mock.patch.dict(os.environ, env, clear=True))
         for key, value in streams.items():
@@ -169,6 +173,9 @@ def _hold(event: str, path: object) -> None:
     if "__pycache__" in fpath.parts or fpath.is_relative_to("/dev"):
         return
     if Watch.hub_dpath is not None and fpath.is_relative_to(Watch.hub_dpath):
+        return
+    records = Watch.records_dpath
+    if records is not None and fpath.is_relative_to(records):
         return
     if not fpath.is_relative_to(Watch.dpath):
         Watch.broken.append(f"{event} {path!r}")
