@@ -81,7 +81,8 @@ def is_gone(endpoint: str) -> bool:
 @pytest.fixture
 def go(tmp_path, demo):
     """Run bin/rehearse on a command, over an empty build directory."""
-    settings = {"BUILD": tmp_path, "CATALOG": tmp_path / "catalog.json"}
+    settings = {"BUILD": tmp_path / "build"}
+    settings |= {"CATALOG": tmp_path / "catalog.json"}
     shutil.copy(demo / "catalog.json", settings["CATALOG"])
 
     def go(*argv: str, **env: object):
@@ -119,7 +120,7 @@ def test_the_existing_collection_is_there_once(go, tmp_path):
     fpath.write_text(json.dumps(entry))
     for _ in range(2):
         assert go("true").returncode == 0
-        (made,) = json.loads((tmp_path / "hub/collections.json").read_text())
+        (made,) = json.loads((tmp_path / "build/hub/collections.json").read_text())
         assert (made["title"], made["id"]) == ("sae-v", SAE_V)
 
 

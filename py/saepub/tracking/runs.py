@@ -10,12 +10,11 @@ import io
 import os
 import signal
 import sys
-import time
 import typing as tp
 import urllib.parse
 import warnings
 
-from .. import settings
+from .. import patience, settings
 from ..cli import UserError
 from ..text import progress
 from . import snapshot
@@ -175,16 +174,14 @@ def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) ->
         TimeoutError: There was no answer, not even an error, for `seconds`.
     """
     last: Exception = TimeoutError("timed out")
+
+    def keep(err: Exception, _: float) -> None:
+        nonlocal last
+        last = err
+
     try:
         with _time_limit(seconds):
-            for pause in (*PAUSES, None):
-                try:
-                    return call()
-                except Exception as err:
-                    last = err
-                    if pause is None or not _may_pass(err):
-                        raise
-                    time.sleep(max(pause, _retry_after(err)))
+            return patience.patiently(call, PAUSES, _may_pass, _retry_after, keep)
     except _TimeIsUp:
         pass
     raise last
