@@ -161,6 +161,15 @@ def test_one_own_setting_is_enough_to_leave_the_demo(checkout, monkeypatch):
         monkeypatch.delenv(name)
 
 
+def test_what_is_measured_of_the_demo_is_no_memory_of_the_lab_s(checkout, monkeypatch):
+    assert settings.resolve()["RECORDS"] == ("build/demo/records", "the demo")
+    monkeypatch.setenv("RECORDS", "a-rehearsal-s")
+    assert settings.resolve()["RECORDS"].text == "a-rehearsal-s"
+    monkeypatch.setenv("RUNS_ROOT", "x")
+    monkeypatch.delenv("RECORDS")
+    assert "RECORDS" not in settings.resolve()
+
+
 @pytest.mark.parametrize("name", settings.MADE)
 def test_a_directory_that_is_made_has_a_name_of_ours_in_the_environment(
     checkout, monkeypatch, name

@@ -85,6 +85,7 @@ DEMO = {
     "RUNS_ROOT": "runs",
     "SHARDS_ROOT": "shards",
     "METRICS_SNAPSHOT": "snapshot.jsonl",
+    "RECORDS": "records",
 }
 """What the demo gives, under BUILD/demo."""
 
@@ -133,6 +134,8 @@ def resolve(command_line: tp.Mapping[str, str] | None = None) -> dict[str, Value
     if not any(name in found and found[name].text for name in OWN_DATA):
         build = found["BUILD"].text if "BUILD" in found else default("BUILD")
         for name, path in DEMO.items():
+            if name == "RECORDS" and name in found:
+                continue  # a rehearsal's, or a person's
             found[name] = Value(os.path.join(build, "demo", path), "the demo")
     return found
 
