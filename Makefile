@@ -28,7 +28,7 @@ endif
 # Where these goals need it, it also sets up .venv and the demo. To add a setting, give it a row in
 # py/saepub/settings.py.
 
-NEED_NO_DATA := setup demo init doctor tools test lint bench faults fuzz ci clean distclean
+NEED_NO_DATA := setup demo init doctor tools test test-fast lint bench faults fuzz ci clean distclean
 
 define newline
 
@@ -179,17 +179,20 @@ docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows 
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: tools test lint bench pictures faults fuzz ci clean distclean
+.PHONY: tools test test-fast lint bench pictures faults fuzz ci clean distclean
 
 test lint bench faults fuzz: tools
 tools:
 	@bin/setup --dev
 
 test: ## run the whole test suite
-	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(MARKS) $(PYTEST_ARGS)
 
-lint: ## ruff for Python, shellcheck for shell
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+test-fast: MARKS = -m 'not browser and not slurm and not slow_setup'
+test-fast: test ## leave out Chromium, Slurm and older clients
+
+lint: ## ruff and mypy for Python, shellcheck for shell
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@$(VENV)/bin/shellcheck -e SC1091 bin/* py/*.sh tests/slurm/* .ci/run
 
 bench: ## measure speed, memory and bytes; ROWS="fetch scale …" for some

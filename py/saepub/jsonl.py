@@ -68,7 +68,7 @@ def _is_layer(value: int) -> bool:
     return 0 <= value < 1000
 
 
-def _is_documents(value: dict) -> bool:
+def _is_documents(value: dict[str, tp.Any]) -> bool:
     """By name, what render wrote: {"bytes", "sha256"}."""
     return all(
         isinstance(of, dict)
@@ -87,7 +87,12 @@ class Kind(tp.NamedTuple):
     check: tp.Callable[[tp.Any], bool] | None = None
 
 
-def _kind(what: str, *types: type, check=None, null: bool = False) -> Kind:
+def _kind(
+    what: str,
+    *types: type,
+    check: tp.Callable[[tp.Any], bool] | None = None,
+    null: bool = False,
+) -> Kind:
     if null:
         return Kind(f"{what} or null", frozenset((*types, type(None))), check)
     return Kind(what, frozenset(types), check)
@@ -310,7 +315,7 @@ def name_of(line: Line) -> str:
     return f"{line['repo']} layer {line['layer']} {line['run_id']}"
 
 
-def read_file(fpath: str | os.PathLike, *keys: str) -> list[Line]:
+def read_file(fpath: str | os.PathLike[str], *keys: str) -> list[Line]:
     """All lines of a file, held to `keys`. Raises as `read_with_text` does."""
     with open(fpath, "rb") as fd:
         return list(read(*keys, fd=fd, name=str(fpath)))

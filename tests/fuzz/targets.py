@@ -161,9 +161,7 @@ def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
     told = [b"".join(pushed(rendered))]
     for name in ("verify", "collect"):
         found[name] = of_stdin(name, told)
-    measured = b"".join(with_measures(joint("checked")[0]))
-    for name, seeds in {"announce": told, "compare": [measured]}.items():
-        found[name] = of_jq(name, seeds)
+    found["announce"] = of_jq("announce", told)
     return found
 
 
@@ -198,17 +196,6 @@ def pushed(rendered: bytes) -> tp.Iterator[bytes]:
     """Lines as push passes them on."""
     for text in rendered.splitlines():
         line = json.loads(text) | {"commit": "0" * 40, "seconds": 1.5}
-        yield json.dumps(line).encode() + b"\n"
-
-
-def with_measures(checked: bytes) -> tp.Iterator[bytes]:
-    """Lines as measure passes them on."""
-    for text in checked.splitlines():
-        line = json.loads(text) | {
-            "l0_measured": 3.5,
-            "nmse_measured": 0.25,
-            "n_tokens": 9,
-        }
         yield json.dumps(line).encode() + b"\n"
 
 
