@@ -44,7 +44,7 @@ def test_dry_run_tells_what_each_repo_would_publish(made):
         rows = made.read(f"{slug}/rendered.jsonl")
         assert f"{len(rows) + 5} files" in section
         table = re.findall(
-            r"^  (\S+) +(\d+) +([\d.]+) +(\S+)  (layer_\S+)$", section, re.M
+            r"^  (\S+) +(\d+) +(?:\d+ +)?([\d.]+) +(\S+)  (layer_\S+)$", section, re.M
         )
         assert [row[0] for row in table] == [row["run_id"] for row in rows]
         assert table == sorted(table, key=lambda t: (int(t[1]), float(t[2])))

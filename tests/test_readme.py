@@ -89,7 +89,7 @@ def test_make_draws_the_pictures(tree):
 
 def test_every_target_in_the_readme_is_one(tree):
     listed = set(re.findall(r"^([\w-]+) ", tree.make("help").stdout, re.MULTILINE))
-    named = set(re.findall(r"`?make ([a-z][a-z-]+)", README))
+    named = set(re.findall(r"(?:^ *|`)make ([a-z][a-z-]+)", README, re.MULTILINE))
     assert named - {"install"} <= listed, named - listed
 
 

@@ -378,6 +378,13 @@ def claim(name: str) -> None:
         )
 
 
+def claim_for(fpath: "str | pathlib.Path") -> None:
+    """Claim BUILD if a file that is about to be written lies in it. Raises as `claim`."""
+    inside = os.path.join(os.path.realpath(get("BUILD")), "")
+    if os.path.realpath(fpath).startswith(inside):
+        claim("BUILD")
+
+
 def check_made(name: str, path: str) -> None:
     """Raises UserError where a directory is not ours to make, fill and empty."""
     real = os.path.realpath(path)

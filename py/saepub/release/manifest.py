@@ -4,7 +4,9 @@ import json
 import typing as tp
 
 from .. import jsonl
+from ..cli import UserError
 from ..jsonl import Line
+from ..text import one_line
 
 NEEDS = (
     *("run_id", "layer", "l0", "nmse", "numbers", "activation", "activation_config"),
@@ -76,5 +78,16 @@ def config(base_model: str, rows: list[Line]) -> str:
 
 
 def _only(rows: list[Line], key: str) -> tp.Any:
-    (value,) = {row[key] for row in rows}
-    return value
+    """The one value that all rows of a repo have.
+
+    Raises:
+        UserError: They have several.
+    """
+    values = {row[key] for row in rows}
+    if len(values) > 1:
+        told = " and ".join(sorted(one_line(value) for value in values))
+        raise UserError(
+            f'{rows[0]["repo"]}: lines with "{key}" {told}, where a repo has one;'
+            " run bin/classify again"
+        )
+    return values.pop()

@@ -55,8 +55,6 @@ def main(argv: list[str]) -> None:
     settings.load()
     kind, n_tasks = executor.kind(), executor.n_jobs(args.jobs)
     lines = list(jsonl.read(*KEYS))
-    if lines and not settings.build_dpath().exists():
-        settings.claim("BUILD")
     asked = find_sources(lines, args.shards)
     found = dict(look_up(lines, asked))
     todo = {

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
-    keys = "repo layer run_id l0 nmse numbers activation aux bytes path loader warnings"
+    keys = "repo layer run_id l0 nmse numbers activation aux bytes path loader saev warnings"
     rows = list(jsonl.read(*keys.split()))
     keys = "repo layer run_id l0 nmse numbers n_tokens drop fate"
     account = jsonl.read_file(args.account, *keys.split())
