@@ -144,7 +144,12 @@ def twin(world, crowd):
     lab.stage.mkdir(parents=True)
     (lab.build / settings.MARK).touch()
     account = lab.build / "tiny/account.jsonl"
-    account.write_text("".join(json.dumps(r | {"fate": "chosen"}) + "\n" for r in rows))
+    runs = [row | {"fate": "chosen"} for row in rows]
+    told = (crowd.lab.build / "tiny/account.jsonl").read_text().splitlines()
+    for run in map(json.loads, told):  # those that were left out by hand are named
+        if run["drop"] == "excluded by hand":
+            runs.append(run)
+    account.write_text("".join(json.dumps(run) + "\n" for run in runs))
     stdin = "".join(json.dumps(row) + "\n" for row in rows)
     seen = lab.command("bin/render", "--account", account, stdin=stdin)
     assert seen.code == 0, seen.err
