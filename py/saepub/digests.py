@@ -64,6 +64,6 @@ def _recall(fpath: "pathlib.Path") -> dict[str, tp.Any]:
 
 
 def _keep(fpath: "pathlib.Path", stamp: str, digest: str) -> None:
-    settings.claim("BUILD")
+    settings.claim_new("BUILD")
     with write_aside(_kept_fpath(fpath)) as fd:
         json.dump({"path": str(fpath), "stamp": stamp, "sha256": digest}, fd)

@@ -378,11 +378,10 @@ def claim(name: str) -> None:
         )
 
 
-def claim_for(fpath: "str | pathlib.Path") -> None:
-    """Claim BUILD if a file that is about to be written lies in it. Raises as `claim`."""
-    inside = os.path.join(os.path.realpath(get("BUILD")), "")
-    if os.path.realpath(fpath).startswith(inside):
-        claim("BUILD")
+def claim_new(name: str) -> None:
+    """Claim the directory if it isn't there yet. Raises as `claim`."""
+    if not os.path.lexists(get(name)):
+        claim(name)
 
 
 def check_made(name: str, path: str) -> None:

@@ -274,7 +274,7 @@ def claimed(source: Source, *, waits: bool) -> tp.Iterator[bool]:
     Yields:
         Whether they are had. Never without `waits` and while another one has them.
     """
-    settings.claim("BUILD")
+    settings.claim_new("BUILD")
     dpath = settings.build_dpath() / ".measure"
     dpath.mkdir(parents=True, exist_ok=True)
     with open(dpath / f"{source.shard}-{source.layer}.lock", "w") as fd:

@@ -78,7 +78,7 @@ def run(
     Raises:
         UserError: The tasks can't be sent.
     """
-    settings.claim("BUILD")
+    settings.claim_new("BUILD")
     dpath = settings.build_dpath().absolute() / "executor"
     common = [depends_on, files.facts(_package())]
     fpaths = [dpath / f"{key(function, part, common)}.json" for part in parts]

@@ -39,7 +39,6 @@ def main(argv: list[str]) -> None:
     out_fpath = args.out or settings.build_dpath() / "report.html"
     is_demo = settings.is_demo_fpath(cat.fpath)
     html = page.html([section(repo) for repo in repos], is_demo=is_demo)
-    settings.claim_for(out_fpath)
     with write_aside(out_fpath) as fd:
         fd.write(html)
     n_repos = n_of(len(repos), "repo")

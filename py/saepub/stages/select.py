@@ -161,7 +161,7 @@ def write_account(
         for fate, run_ids in choice.fates.items()
         for run_id in run_ids
     }
-    settings.claim_for(fpath)
+    settings.claim_new("BUILD")  # where it most often goes
     with write_aside(fpath) as fd:
         for key, text in texts.items():
             row = jsonl.loads(text) | {"fate": fates.get(key, DROPPED)}
