@@ -146,9 +146,9 @@ def twin(world, crowd):
     account = lab.build / "tiny/account.jsonl"
     runs = [row | {"fate": "chosen"} for row in rows]
     told = (crowd.lab.build / "tiny/account.jsonl").read_text().splitlines()
-    for run in map(json.loads, told):  # those that were left out by hand are named
-        if run["drop"] == "excluded by hand":
-            runs.append(run)
+    for left in map(json.loads, told):  # those that were left out by hand are named
+        if left["drop"] == "excluded by hand":
+            runs.append(left)
     account.write_text("".join(json.dumps(run) + "\n" for run in runs))
     stdin = "".join(json.dumps(row) + "\n" for row in rows)
     seen = lab.command("bin/render", "--account", account, stdin=stdin)
