@@ -111,7 +111,7 @@ def test_of_a_changed_selection_only_what_changed_goes_up(either):
     # A commit names its files, and holds small ones in base64; chunks are compressed.
     assert either.hub.bytes_received - n_bytes < n_new + 20_000
     assert either.titles()[0] == (
-        "Update to 8 SAE checkpoints of layers 10, 11: 4 files added, 3 files changed"
+        "Update to 8 SAE checkpoints of layers 10, 11: 4 files added, 5 files changed"
     )
 
 
@@ -140,7 +140,7 @@ def test_prune_deletes_in_the_same_commit_and_never_gitattributes(either):
     assert either.held() == either.expected()
     assert ".gitattributes" in either.hub.files(either.repo_id)
     assert len(either.titles()) == 3
-    assert either.titles()[0].endswith(": 3 files changed, 4 files deleted")
+    assert either.titles()[0].endswith(": 5 files changed, 4 files deleted")
 
 
 def test_prune_alone_is_a_commit_and_then_nothing_is_left_to_do(either):
@@ -212,7 +212,7 @@ def test_plan_tells_adds_changes_and_what_is_unchanged_with_bytes(world):
         p: of for p, of in only_checkpoints(world.expected()).items() if p not in held
     }
     assert f"  add       4 files, {size_of(new)}\n" in done.err
-    assert "  change    3 files, " in done.err
+    assert "  change    5 files, " in done.err
     assert f"  unchanged 4 files, {size_of(held)}\n" in done.err
     for path, (n_bytes, _) in new.items():
         assert f"    {path}  {human(n_bytes)}\n" in done.err
@@ -529,7 +529,7 @@ NOT_AS_NAMED = {
     ),
     "another case": (
         lambda w: w.hub.rename_repo(w.repo_id, w.repo_id.upper()),
-        f"is {LAB.upper()}/SAE_DINOV3_VIT-B-16_IN1K on the Hub",
+        f"is {LAB.upper()}/SAE_DIGITS_B on the Hub",
     ),
     "private": (lambda w: there(w, private=True), "is private; make it public on"),
     "gated": (lambda w: there(w, gated="manual"), "is gated, not open to all"),
@@ -600,7 +600,7 @@ IGNORED = {
     "sae.pt": "layer_10/",
     "layer_10/": "layer_10/",
     "/layer_11/**": "layer_11/",
-    "*\n!*.md": "layer_10/",
+    "*\n!*.md": "check.npz",
     "*.png": "pareto.png",
     "manifest.jsonl": "manifest.jsonl",
 }
