@@ -4,11 +4,11 @@
 #
 #   extract-ids > candidates | fetch-metrics > runs | facts > metrics
 #     | classify > classified | settle > settled | select > selected, account
-#     | preflight > checked | stage > staged
-#     | render > rendered | summary > summary.txt            (make dry-run ends here)
+#     | preflight > checked | stage > staged | render > rendered
+#     | summary > summary.txt                                (make dry-run ends here)
 #     | plan, push, collect, verify > records/<slug>/        (make release)
 #
-# `make help` lists the verbs. README.md tells the rest.
+# `make help` lists the verbs.
 
 SHELL := bash
 .SHELLFLAGS := -p -eu -o pipefail -c
@@ -22,11 +22,10 @@ endif
 
 # ---- settings --------------------------------------------------------------------------------
 
-# bin/settings resolves make's command line, the environment, .env, the demo and the catalog, and
-# says in make's language what came of it: BUILD, VENV, every setting for the programs below,
-# SLUGS (the catalog's repos), CHOSEN (REPO, or all of them), facts.<slug> (a filter of its own).
-# Where these goals need it, it also sets up .venv and the demo. To add a setting, give it a row in
-# py/saepub/settings.py.
+# bin/settings resolves make's command line, the environment, .env, the demo and the catalog into
+# make variables: BUILD, VENV, every setting, SLUGS (the catalog's repos), CHOSEN (REPO, or all of
+# them), facts.<slug> (a filter of its own). Where the goals need them, it also sets up .venv and
+# the demo. To add a setting, give it a row in py/saepub/settings.py.
 
 NEED_NO_DATA := setup demo init doctor tools test test-fast lint bench faults fuzz ci clean distclean
 
@@ -180,7 +179,6 @@ docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows 
 # ---- upkeep ----------------------------------------------------------------------------------
 
 .PHONY: tools test test-fast lint bench pictures faults fuzz ci clean distclean
-
 test lint bench faults fuzz: tools
 tools:
 	@bin/setup --dev
