@@ -51,6 +51,8 @@ def odds(line: Line, header: dict[str, tp.Any]) -> str:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, list):
+        return " or ".join(map(_show, value))
     return "nothing" if value is None else one_line(value)[:40]
 
 

@@ -158,19 +158,19 @@ ROWS = [
     ),
     Row(
         "text back to front in W&B's activation",
-        'wrong activation: "?gnp.tset?": bbbbbbbb)',
+        '1 wrong activation: "?gnp.tset?"',
         in_record("config", "sae", "activation", "key", name="back to front"),
         0,
     ),
     Row(
         "HTML in W&B's L0",
-        "no L0: bbbbbbbb)",
+        "1 no L0 in W&B",
         in_record("summary", "eval/l0", name="html"),
         0,
     ),
     Row(
         "shell command in W&B's layer",
-        "layer null, not 6: bbbbbbbb)",
+        "layer null, not 6",
         in_record("config", "train_data", "layer", name="shell"),
         0,
     ),

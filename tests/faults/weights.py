@@ -108,7 +108,7 @@ def odd_lab(world: World) -> Lab:
     add("random", 17)["config"]["val_data"] = {"shards": "/scratch/val"}
     record = util.measurement(lab.fpath("random"), "random", "val", l0=4, nmse=31.5)
     util.measure(lab.dpath / "records", "random", "val", record)
-    add("another", 17)
+    add("another", 17, l0=4.0, nmse=0.2)
     return lab
 
 

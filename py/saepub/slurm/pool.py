@@ -62,8 +62,11 @@ def _pool(
     )
     try:
         yield pool
-    finally:
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    # Waits, because a pool that is still closing as Python exits prints a traceback.
+    pool.shutdown()
 
 
 def _start(prepare: tp.Callable[[], None]) -> None:
