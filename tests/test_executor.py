@@ -235,7 +235,7 @@ def test_saev_that_cannot_be_imported_sends_nothing(tmp_path):
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
     assert len(err.splitlines()) == 1 and "a_package_that_is_not_there" in err
-    assert not lab.build.exists()
+    assert [f.name for f in lab.build.iterdir()] == [".saepub"]  # our mark alone
 
 
 def test_stage_splits_between_repos_and_not_within_one(tmp_path):
