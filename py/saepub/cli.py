@@ -95,13 +95,17 @@ def _one_line(err: Exception) -> str:
     elif isinstance(err, ModuleNotFoundError):
         text = f'Python package "{err.name}" is not installed; run: make setup'
     elif isinstance(err, OSError) and err.strerror:
-        where = f"{err.filename}: " if err.filename else ""
-        text = f"{where}{err.strerror}"
+        text = os_error(err)
     elif isinstance(err, MemoryError):
         text = "out of memory"
     else:
         text = f"internal error: {type(err).__name__}: {err} (--debug prints where)"
     return scrub(printable(" ".join(text.split())))
+
+
+def os_error(err: OSError) -> str:
+    """What the system said, and of which file where it said that."""
+    return ": ".join(filter(None, (str(err.filename or ""), err.strerror or str(err))))
 
 
 def again() -> str:

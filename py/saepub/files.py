@@ -2,6 +2,7 @@
 them; and how to tell that a file has changed."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -16,6 +17,9 @@ PATIENCE_S = 5.0
 """How long to wait for a lock. Staging holds it for less; an upload for as long as it takes."""
 
 SCRATCH = "saepub"
+
+IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk without room for what is written, by the system's error numbers."""
 
 
 @contextlib.contextmanager
@@ -36,6 +40,10 @@ def write_aside(
         with open(aside, mode, encoding=encoding) as fd:
             yield fd
         os.replace(aside, fpath)
+    except OSError as err:
+        if err.errno in IS_FULL:  # which the system says of no file
+            err.filename = os.fspath(fpath)
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)

@@ -79,6 +79,11 @@ def _is_documents(value: dict[str, tp.Any]) -> bool:
     )
 
 
+def _is_all_text(value: list[tp.Any] | dict[str, tp.Any]) -> bool:
+    values = value.values() if isinstance(value, dict) else value
+    return all(isinstance(x, str) or x is None for x in values)
+
+
 class Kind(tp.NamedTuple):
     """What a key holds. Types are compared exactly: JSON's true is not a number."""
 
@@ -145,9 +150,9 @@ KEYS: dict[str, Kind] = {
     "schema": _kind("a whole number", int, null=True),
     "activation_config": _kind("an object", dict),
     "loader": _kind("text", str),
-    "saev": _kind("an object", dict),
+    "saev": _kind("an object of texts", dict, check=_is_all_text),
     "probe": _kind("a path", str, check=str.isprintable),
-    "warnings": _kind("a list", list),
+    "warnings": _kind("a list of texts", list, check=_is_all_text),
     # stage
     "path": _kind("layer_<N>/<run_id>/sae.pt", str, check=_is_path_in_repo),
     # render
@@ -156,6 +161,9 @@ KEYS: dict[str, Kind] = {
     "commit": _kind("a commit", str, check=_is_commit, null=True),
     "seconds": _kind("a number", int, float),
 }
+
+CHOSEN_MEASURE = _kind("a number", int, float)
+"""The L0 and NMSE of a chosen run."""
 
 MEANINGS: dict[str, dict[str, str]] = {
     "extract-ids": {
@@ -260,12 +268,28 @@ def _no_constant(name: str) -> tp.NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def check(line: Line, keys: tp.Iterable[str], where: str) -> None:
-    """Raises UserError where `line` lacks one of `keys` or holds it with a wrong type."""
-    for key in keys:
+def check(
+    line: Line,
+    keys: tp.Iterable[str],
+    where: str,
+    *,
+    also: tp.Iterable[str] = (),
+    is_chosen: bool = False,
+) -> None:
+    """Hold a line to what a stage needs.
+
+    Args:
+        keys: What it must have.
+        also: What it may have.
+        is_chosen: Its L0 and NMSE must be numbers, as those of every chosen run are.
+
+    Raises:
+        UserError: It lacks one of `keys`, or holds a key with a wrong type.
+    """
+    for key in (*keys, *(key for key in also if key in line)):
         if key not in line:
             raise UserError(f'{where}: no "{key}"')
-        value, kind = line[key], KEYS[key]
+        value, kind = line[key], _kind_of(key, is_chosen)
         if type(value) in kind.types and (kind.check is None or kind.check(value)):
             continue
         found = json.dumps(value)
@@ -273,10 +297,22 @@ def check(line: Line, keys: tp.Iterable[str], where: str) -> None:
         raise UserError(f'{where}: "{key}" is {found}, not {kind.what}')
 
 
+def _kind_of(key: str, is_chosen: bool) -> Kind:
+    return CHOSEN_MEASURE if is_chosen and key in ("l0", "nmse") else KEYS[key]
+
+
 def read_with_text(
-    keys: tp.Iterable[str], fd: tp.BinaryIO | None = None, name: str = "stdin"
+    keys: tp.Iterable[str],
+    fd: tp.BinaryIO | None = None,
+    name: str = "stdin",
+    *,
+    also: tp.Iterable[str] = (),
+    is_chosen: bool = False,
 ) -> tp.Iterator[tuple[Line, bytes]]:
     """Each line's object and its own bytes, for a stage that passes lines on untouched.
+
+    Args:
+        keys, also, is_chosen: As for `check`.
 
     Raises:
         UserError: A line is not a JSON object, lacks a key or has it with a wrong type.
@@ -284,7 +320,8 @@ def read_with_text(
     fd = fd or sys.stdin.buffer
     if fd.isatty():
         say("reading lines from the terminal; Ctrl-D ends")
-    wanted = [(key, KEYS[key].types, KEYS[key].check) for key in keys]
+    wanted = [(key, *_kind_of(key, is_chosen)[1:], _MISSING) for key in keys]
+    wanted += [(key, *_kind_of(key, is_chosen)[1:], None) for key in also]
     for i, text in enumerate(fd, start=1):
         if text.isspace():
             continue
@@ -292,21 +329,25 @@ def read_with_text(
             line = loads(text)
         except ValueError as err:
             raise UserError(f"{name}:{i}: not JSON: {err}: {excerpt(text)}") from None
-        for key, types, is_right in wanted:
-            value = line.get(key, _MISSING)
+        for key, types, is_right, missing in wanted:
+            value = line.get(key, missing)
             if type(value) not in types or (is_right and not is_right(value)):
                 try:
-                    check(line, keys, f"{name}:{i}")
+                    check(line, keys, f"{name}:{i}", also=also, is_chosen=is_chosen)
                 except UserError as err:
                     raise UserError(f"{err}: {excerpt(text)}") from None
         yield line, text
 
 
 def read(
-    *keys: str, fd: tp.BinaryIO | None = None, name: str = "stdin"
+    *keys: str,
+    fd: tp.BinaryIO | None = None,
+    name: str = "stdin",
+    also: tp.Iterable[str] = (),
+    is_chosen: bool = False,
 ) -> tp.Iterator[Line]:
-    """Each line's object, held to `keys`. Raises as `read_with_text` does."""
-    for line, _ in read_with_text(keys, fd, name):
+    """Each line's object, as `read_with_text` has it."""
+    for line, _ in read_with_text(keys, fd, name, also=also, is_chosen=is_chosen):
         yield line
 
 
@@ -315,10 +356,12 @@ def name_of(line: Line) -> str:
     return f"{line['repo']} layer {line['layer']} {line['run_id']}"
 
 
-def read_file(fpath: str | os.PathLike[str], *keys: str) -> list[Line]:
-    """All lines of a file, held to `keys`. Raises as `read_with_text` does."""
+def read_file(
+    fpath: str | os.PathLike[str], *keys: str, is_chosen: bool = False
+) -> list[Line]:
+    """All lines of a file, as `read_with_text` has them."""
     with open(fpath, "rb") as fd:
-        return list(read(*keys, fd=fd, name=str(fpath)))
+        return list(read(*keys, fd=fd, name=str(fpath), is_chosen=is_chosen))
 
 
 def dumps(line: Line) -> str:

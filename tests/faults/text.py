@@ -71,6 +71,7 @@ def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
         lab.touch("aaaaaaaa")
         seen = ran_nothing(lab, lab.stages(*SELECTION, "preflight", *steps))
         if steps:
+            assert seen.code == 0, seen.err
             card = (lab.stage / "README.md").read_text()
             assert "49" not in card.split("## Use")[0], "the card obeyed it"
         return seen
@@ -95,7 +96,8 @@ def in_setting(setting: str, text: str, *goal: str):
         lab = world.copy()
         value = text.format(mark=lab.mark)
         if goal:
-            return ran_nothing(lab, lab.make(*goal, f"{setting}={value}"))
+            goals = [lab.build / name for name in goal]
+            return ran_nothing(lab, lab.make(*goals, f"{setting}={value}"))
         return ran_nothing(lab, lab.stages(*SELECTION, **{setting: value}))
 
     return bring
@@ -180,18 +182,19 @@ ROWS = [
         in_header("cfg", "activation", "cls", name="jinja"),
     ),
     Row(
+        "template in a header, as a loss",
+        'its sparsity is "{{ 7 * 7 }}{% if 1 %}',
+        in_header("cfg", "activation", "params", "sparsity", name="jinja"),
+    ),
+    Row(
         "template in a header, where saev allows text",
-        '"sparsity": "{{ 7 * 7 }}{% if 1 %}',
-        in_header(
-            *("cfg", "activation", "params", "sparsity"),
-            name="jinja",
-            steps=("stage", "render"),
-        ),
+        '"path": "layer_6/aaaaaaaa/sae.pt"',
+        in_header("lib", name="jinja", steps=("stage", "render")),
         0,
     ),
     Row(
         "command of make's in the catalog, as a slug",
-        "is not a slug",
+        "not a slug",
         in_catalog("slug", "$(shell touch {mark})"),
         2,
     ),

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import unittest.mock
 
+import matplotlib.ticker  # noqa: F401  It makes directories of its own, once.
+
 from saepub import cli
 
 from .programs import in_environment

@@ -34,6 +34,9 @@ COPIES = 5
 """Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model,
 and what lies between them in memory that is kept."""
 
+ALSO = ("numbers", "l0_logged", "nmse_logged", "shard", "state", "n_dead")
+"""What a line may have besides."""
+
 N_NAMED = 8
 """Run ids that a command to be typed may hold."""
 
@@ -64,7 +67,7 @@ def main(argv: list[str]) -> int | None:
     args = p.parse_args(argv)
     settings.load()
     kind, at_once = executor.kind(), executor.n_jobs(args.jobs)
-    given = list(jsonl.read(*witnesses.KEYS))
+    given = list(jsonl.read(*witnesses.KEYS, also=ALSO, is_chosen=True))
     if not given:
         return 0
     look_for_runs(given)

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     p.parse_args(argv)
     settings.load()
     cat = catalog.load()
-    repos = staged.by_repo(jsonl.read(*KEYS))
+    repos = staged.by_repo(jsonl.read(*KEYS, is_chosen=True))
     if not repos:
         return
     problem = ""

@@ -40,18 +40,8 @@ def read_rows() -> list[jsonl.Line]:
         "repo layer run_id l0 nmse numbers objective d_model d_sae created_at activation"
         " activation_config bytes sha256 schema loader path probe"
     )
-    also = [
-        "aux",
-        "n_dead",
-        "n_tokens",
-        "l0_logged",
-        "nmse_logged",
-        "wandb_url",
-        "saev",
-    ]
-    rows = list(jsonl.read(*keys.split()))
-    for row in rows:
-        jsonl.check(row, [key for key in also if key in row], f"run {row['run_id']}")
+    also = "aux n_dead n_tokens l0_logged nmse_logged wandb_url saev"
+    rows = jsonl.read(*keys.split(), also=also.split(), is_chosen=True)
     return sorted(rows, key=lambda row: (row["repo"], row["layer"], row["l0"]))
 
 

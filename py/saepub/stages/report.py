@@ -78,15 +78,17 @@ def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
     """
     dpath = settings.build_dpath() / slug
     mend = f"run: make dry-run REPO={slug}"
-    files = {
-        dpath / "rendered.jsonl": "layer run_id l0 aux bytes loader warnings",
-        dpath / "account.jsonl": "layer run_id l0 nmse numbers n_tokens l0_logged"
-        " nmse_logged created_at wandb_url drop fate",
-    }
-    for fpath in files:
+    of_rows = "layer run_id l0 aux bytes loader warnings"
+    of_account = (
+        "layer run_id l0 nmse numbers n_tokens l0_logged nmse_logged created_at wandb_url"
+        " drop fate"
+    )
+    rows_fpath, account_fpath = dpath / "rendered.jsonl", dpath / "account.jsonl"
+    for fpath in (rows_fpath, account_fpath):
         if not fpath.is_file():
             raise UserError(f"{fpath}: not there; {mend}")
-    rows, account = [jsonl.read_file(f, *keys.split()) for f, keys in files.items()]
+    rows = jsonl.read_file(rows_fpath, *of_rows.split(), is_chosen=True)
+    account = jsonl.read_file(account_fpath, *of_account.split())
     chosen = {run["run_id"] for run in account if run["fate"] in (CHOSEN, PINNED)}
     if chosen != {row["run_id"] for row in rows}:
         raise UserError(

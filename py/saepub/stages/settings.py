@@ -16,7 +16,7 @@ import time
 import typing as tp
 
 from .. import settings
-from ..cli import UsageError, UserError, parser, scrub
+from ..cli import UsageError, UserError, os_error, parser, scrub
 from ..files import write_aside
 from ..text import printable, say
 
@@ -123,7 +123,7 @@ def for_make(call: Call) -> tp.Iterator[str]:
     except UserError as err:
         yield from error(str(err))
     except OSError as err:
-        yield from error(f"{err.filename}: {err.strerror}")
+        yield from error(os_error(err))
 
 
 def error(text: str) -> tp.Iterator[str]:

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     settings.load()
     cat = catalog.load()
     keys = "repo layer run_id l0 nmse numbers activation aux bytes path loader saev warnings"
-    rows = list(jsonl.read(*keys.split()))
+    rows = list(jsonl.read(*keys.split(), is_chosen=True))
     keys = "repo layer run_id l0 nmse numbers n_tokens drop fate"
     account = jsonl.read_file(args.account, *keys.split())
     by_repo = collections.defaultdict(list)

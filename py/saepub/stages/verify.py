@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         slugs = [cat.get(slug).slug for slug in args.released]
         check_records(slugs, args.files, args.download)
     else:
-        repos = staged.by_repo(jsonl.read(*KEYS))
+        repos = staged.by_repo(jsonl.read(*KEYS, is_chosen=True))
         check_pushed(cat, repos, args.files, args.download)
 
 
