@@ -199,6 +199,9 @@ def test_a_sweep_is_never_run(lab, tmp_path):
         ('"bbbb2222", from an earlier sweep', ["bbbb2222"], False),
         ('"bbbb2222", and not "cccc3333"', ["bbbb2222"], True),
         ('"bbbb2222",  # "cccc3333",', ["bbbb2222"], True),
+        ('r"bbbb2222",', [], True),
+        ('"bbbb2222,', [], True),
+        ("“bbbb2222”,", [], True),
         ("don't, it's over", [], False),
     ],
 )
@@ -215,6 +218,23 @@ def test_one_rule_for_every_comment(lab, comment, ids, is_named, place):
     assert [i for _, i, commented in done.ids if commented] == ids
     assert all(layer == 6 for layer, _, commented in done.ids if commented)
     assert ("not taken for a run id" in done.err) == is_named, done.err
+
+
+@pytest.mark.parametrize(
+    ("comment", "is_named"),
+    [
+        ('7: ["cccc3333"],', True),
+        ('run_ids[7] = ["cccc3333"]', True),
+        ('trial_run_ids = {6: ["cccc3333"]}', False),
+        ('of the "best" three', False),
+        ("run_ids of the first sweep", False),
+    ],
+)
+def test_code_in_a_comment_beside_the_brackets_is_named(lab, comment, is_named):
+    text = f'# {comment}\nrun_ids = {{6: ["a"], 7: ["b"]}}\n'
+    done = lab(text)
+    assert [i for _, i, _ in done.ids] == ["a", "b"]
+    assert ("vits.py:1: not taken for a run id" in done.err) == is_named, done.err
 
 
 @pytest.mark.parametrize(
@@ -336,8 +356,45 @@ CHANGES = {
     "dict.update": "dict.update(run_ids, {})",
     "exec": 'exec("run_ids = {}")',
     "globals": 'globals()["run_ids"] = {}',
-    "setattr": 'import sys\nsetattr(sys.modules[__name__], "run_ids", {})',
+    "setattr": 'import x\nsetattr(x, "run_ids", {})',
+    "delattr": 'import x\ndelattr(x, "run_ids")',
+    "exec by another name": 'e = exec\ne("run_ids = {}")',
+    "exec from builtins": "from builtins import exec as e\ne('run_ids = {}')",
+    "builtins": "import builtins\nbuiltins.exec('run_ids = {}')",
+    "__builtins__": "__builtins__.exec('run_ids = {}')",
+    "sys.modules": "import sys\nsys.modules[__name__].run_ids = {}",
+    "sys.modules, imported": "from sys import modules\nmodules[__name__].run_ids = {}",
+    "__main__": "import __main__ as m\nm.run_ids = {}",
+    "import_module": "from importlib import import_module\nimport_module(__name__).run_ids = {}",
+    "__import__": "__import__(__name__).run_ids = {}",
+    "f_globals": "import sys\nsys._getframe().f_globals['run_ids'] = {}",
+    "__globals__": "def f(): pass\nf.__globals__['run_ids'] = {}",
+    "lambda's default": "f = lambda ids=run_ids: ids.clear()\nf()",
+    "lambda's result": "f = lambda: run_ids\nf().clear()",
+    "key of a sort": "sorted(run_ids.values(), key=lambda ids: ids.pop())",
+    "own function as a key": "def f(ids):\n  ids.pop()\nmin(run_ids.values(), key=f)",
+    "method as a key": "min(run_ids.values(), key=list.pop)",
+    "min": 'min(run_ids.values(), key=len).append("c")',
+    "max": 'max(run_ids.values()).append("c")',
+    "sum of nothing": 'sum([], run_ids[7]).append("c")',
+    "unpacked star": 'x, *ids = run_ids.values()\nids[0].append("c")',
+    "loop's star": 'for x, *ids in run_ids.items():\n  ids[0].append("c")',
+    "match, deep": 'match {"x": [run_ids]}:\n  case {"x": [ids]}:\n    ids.clear()',
+    "attribute": "class C:\n  def __init__(self):\n    self.ids = run_ids\nC().ids.clear()",
+    "class's attribute": "class C:\n  ids = run_ids\nC.ids.clear()",
+    "property": "class C:\n  @property\n  def ids(self):\n    return run_ids\nC().ids.clear()",
+    "own method's result": "class C:\n  def ids(self):\n    return run_ids\nC().ids().clear()",
+    "own operator": "class C:\n  def __getitem__(self, i):\n    return run_ids\nC()[0].clear()",
+    "own context": "@contextmanager\ndef f():\n  yield run_ids\nwith f() as ids:\n  ids.clear()",
+    "function's function": "def f():\n  def g():\n    return run_ids\n  return g\nf()().clear()",
+    "function in a dict": "def f():\n  return run_ids\nt = {1: f}\nt[1]().clear()",
+}  # fmt: skip
+WITH_DEFINITION = {
+    "another name": 'ids = run_ids = {6: ["a"], 7: ["b"]}\nids.clear()',
+    "global of a function": 'def f():\n  global run_ids\n  run_ids = {6: ["a"], 7: ["b"]}\n'
+    "f()\nrun_ids.clear()",
 }
+"""Where the definition itself makes it possible."""
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -351,6 +408,13 @@ def test_any_other_statement_that_may_change_the_variable_stops(lab, name):
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", WITH_DEFINITION)
+def test_what_its_definition_lets_change_it_stops(lab, name):
+    done = lab(WITH_DEFINITION[name])
+    assert (done.returncode, done.out) == (1, "")
+    assert ": calls .clear() of " in done.err
+
+
 READS = {
     "loop": "for layer, ids in run_ids.items():\n  for i in ids:\n    cfgs.append({'run': join(root, i), 'layer': f(layer)})",
     "items of two": "for layer, ids in list(run_ids.items()) + list(more.items()):\n  for i in ids: make(i)",
@@ -362,6 +426,9 @@ READS = {
     "another scope": "def f(run_ids):\n  run_ids[7] = []\n  run_ids = 1",
     "another variable": "other = {}\nother[7] = []\ndef g():\n  ids = []\n  ids.append(1)",
     "returned": "def f():\n  return run_ids\nfor layer, ids in f().items(): print(ids)",
+    "told": "import logging\nlogging.info('%s', run_ids)\nfor ids in tqdm(run_ids.values()): print(ids)",
+    "module's own": "import sys, torch\nmodel.eval()\nlist(model.modules())\nif __name__ == '__main__':\n  print(sys.argv)",
+    "sum": "ids = sum(run_ids.values(), [])\nids.append('x')\nn = max(len(i) for i in run_ids.values())",
     "text": "print(f'{run_ids}', ', '.join(run_ids[7]), 7 in run_ids, run_ids == {})",
 }  # fmt: skip
 
@@ -391,6 +458,7 @@ def test_what_only_reads_the_variable_does_not(lab, name):
         ('run_ids = {6: ["aaaa1111"\n"bbbb2222"]}', "vits.py:1: layer 6 lacks a comma"),
         ('run_ids = {6: ["a"],\n 6: ["b"]}', "vits.py:2: key 6 again, after line 1"),
         ('run_ids = {\n# "aaaa1111",\n6: ["b"]}', 'vits.py:2: a commented-out "aaaa1111" that stands under no layer'),
+        ("# coding: nonsense\nrun_ids = {}", "vits.py:1: not text: "),
         ("run_ids = dict(a=1)", 'vits.py:1: "run_ids" is not a dict or a list written out'),
         ("run_ids = {i: [] for i in x}", 'vits.py:1: "run_ids" is not a dict or a list written out'),
     ],
@@ -406,7 +474,7 @@ def test_stops_with_file_and_line_at(lab, text, told):
 @pytest.mark.parametrize(
     "text",
     ["run_ids = {6: [", "run_ids = " + "(" * 500 + ")" * 500, "\0", "x = = 1",
-     "# coding: nonsense\nrun_ids = {}", "x = " + "-" * 100_000 + "1"],
+     "x = " + "-" * 100_000 + "1"],
 )  # fmt: skip
 def test_what_this_python_cannot_parse_may_be_newer_python(lab, text):
     done = lab(text)

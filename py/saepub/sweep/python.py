@@ -3,8 +3,8 @@
 `ast` gives its structure and `tokenize` its comments, because an id that was commented out
 is a candidate too. One rule holds for every comment within the variable's brackets: it is code if
 it starts with a layer's key or a string, and a string is an id if a comma, a closing bracket
-or the end of the comment follows it. Any other quoted text in a comment is reported, so that
-nothing is lost silently.
+or the end of the comment follows it. Any other quoted text in a comment is reported, as is a layer
+or the variable with quoted text in a comment elsewhere, so that nothing is lost silently.
 """
 
 import ast
@@ -30,7 +30,8 @@ KEY = re.compile(r"(\d+|\([\d\s,]+\))\s*:\s*[\[(]\s*")
 """The start of a layer that is commented out whole, key and all."""
 ID = re.compile(r"""(["'])([^"'\s]*)\1\s*(?:,|(?=[\])}#]|$))\s*""")
 CLOSE = re.compile(r"[\])},\s]*")
-QUOTED = re.compile(r"""(?<!\w)(["'])\S.*?\1""")
+QUOTED = re.compile(r"""(?<!\w)[rRbBuUfF]{0,2}["'“‘][^\s"']""")
+"""The start of quoted text. An apostrophe follows a letter."""
 
 
 class Found(tp.NamedTuple):
@@ -89,7 +90,15 @@ def read(
         raise UserError(
             f"{fpath}:{lineno}: {what}; move that out of the file, {WAY_OUT}"
         )
-    return _Literal(fpath, text, tokens, value, layers, layer_at).read()
+    found = _Literal(fpath, text, tokens, value, layers, layer_at).read()
+    beside = [
+        (tok.start[0], tok.string)
+        for tok in tokens
+        if tok.type == token.COMMENT
+        and not value.lineno <= tok.start[0] <= (value.end_lineno or 0)
+        and _is_code_of(variable, tok.string)
+    ]
+    return found._replace(not_taken=sorted(found.not_taken + beside))
 
 
 def variables(fpath: pathlib.Path) -> list[str]:
@@ -138,7 +147,7 @@ def _text(fpath: pathlib.Path) -> str:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
         text = source.decode(encoding)
     except (SyntaxError, ValueError, LookupError) as err:
-        raise _not_parsed(fpath, 1, err) from None
+        raise UserError(f"{fpath}:1: not text: {err}; save it as UTF-8") from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     # A form feed starts a line's indentation anew, and is a space anywhere else.
     return re.sub(r"(?m)^[ \t\f]*\f", "", text).replace("\f", " ")
@@ -364,6 +373,13 @@ def _parse(text: str) -> tuple[ast.expr | None, list[str], bool, str]:
     is_closed = close is not None and "]" in close[0]
     rest = text[close.end() if close else end :]
     return key, run_ids, is_closed, rest
+
+
+def _is_code_of(variable: str, comment: str) -> bool:
+    """Whether a comment outside of the brackets may be code with ids of the variable."""
+    is_layer = KEY.match(comment.lstrip("#! \t")) is not None
+    is_named = re.search(rf"\b{variable}\s*[\[.=|+:]", comment) is not None
+    return (is_layer or is_named) and QUOTED.search(comment) is not None
 
 
 def _constant(node: ast.expr | None) -> object:

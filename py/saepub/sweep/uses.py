@@ -23,14 +23,18 @@ READS = {"items", "keys", "values", "get", "copy", "index", "count"}
 PURE = {
     *("all", "any", "bool", "float", "hash", "int", "isinstance", "len", "max", "min"),
     *("print", "range", "repr", "round", "str", "sum", "type", "deepcopy", "dumps"),
-    *("join", "format", "pformat", "pprint"),
+    *("join", "format", "pformat", "pprint", "debug", "info", "warning", "error"),
 }
 """Functions, and methods of other objects, that change nothing and keep nothing."""
 COPIES = {"list", "tuple", "sorted", "set", "frozenset", "reversed", "iter", "islice"}
+COPIES |= {"tqdm"}
 KEEPS = {"append", "add", "extend", "insert", "appendleft", "update", "setdefault"}
 """Methods by which another container gets hold of an argument."""
-ANYTHING = {"exec", "eval", "globals", "locals", "vars"}
-"""Functions by which any variable may change."""
+ANYTHING = {"exec", "eval", "globals", "locals", "vars", "__import__", "__builtins__"}
+ANYTHING_OF = {"__globals__", "f_globals", "f_locals"}
+ANYTHING_IMPORTED = {("builtins", ""), ("__main__", ""), ("sys", "modules")}
+"""Built-in names, attributes, and modules (or what is of a module) by which any variable may
+change."""
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -62,6 +66,8 @@ class _Uses:
         self.found: list[tuple[int, str]] = []
         self.kinds: dict[tuple[ast.AST | None, str], Kinds] = {}
         self.returns: dict[str, Kinds] = {}
+        self.attributes: dict[str, Kinds] = {}
+        """By name, whatever object they are of."""
         self.parents: dict[ast.AST, ast.AST | None] = {}
         self.bound: dict[ast.AST | None, set[str]] = {None: set()}
         self.functions: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = {}
@@ -74,14 +80,21 @@ class _Uses:
         self.home: ast.AST | None = None
         """The scope that the variable is in; None for the module."""
         self._scopes(tree, None)
+        if isinstance(self.home, FUNCTIONS) and variable in _declared_outside(
+            self.home
+        ):
+            self.home = self.scope_of(variable, self.home)
         self.kinds[self.home, variable] = frozenset({(0, n_levels)})
 
     def size(self) -> int:
-        tables = (*self.kinds.values(), *self.returns.values())
-        return sum(len(kinds) for kinds in tables)
+        tables = (self.kinds, self.returns, self.attributes)
+        return sum(len(kinds) for table in tables for kinds in table.values())
 
     def finding(self, node: ast.AST, what: str) -> None:
         self.found.append((getattr(node, "lineno", 1), what))
+
+    def anything(self, node: ast.AST, name: str) -> None:
+        self.finding(node, f'uses {name}, by which "{self.variable}" may change')
 
     # ---- scopes ------------------------------------------------------------------------------
 
@@ -140,6 +153,9 @@ class _Uses:
             for name, part in _defaults(node):
                 self.hold(name, self.of(part, scope), node)
             self.suite(node.body, node)
+            if isinstance(node, ast.ClassDef):
+                for name in self.bound[node]:
+                    self.keep_attribute(name, self.kinds.get((node, name), NOTHING))
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 self.assign(target, node.value, scope, node is self.definition)
@@ -161,18 +177,25 @@ class _Uses:
             for item in node.items:
                 kinds = self.of(item.context_expr, scope)
                 if item.optional_vars is not None:
-                    self.store(item.optional_vars, kinds, scope)
+                    self.store(item.optional_vars, kinds | inner(kinds), scope)
             self.suite(node.body, scope)
         elif isinstance(node, ast.Return):
-            self.give_back(scope, self.of(node.value, scope))
+            self.give_back(node, scope, self.of(node.value, scope))
+        elif isinstance(node, ast.Import):
+            for module in (alias.name for alias in node.names):
+                if (module, "") in ANYTHING_IMPORTED:
+                    self.anything(node, module)
         elif isinstance(node, ast.ImportFrom):
             if node.names[0].name == "*" and self.home is None:
                 self.finding(node, f'may import another "{self.variable}"')
+            for alias in node.names:
+                if {(node.module, ""), (node.module, alias.name)} & ANYTHING_IMPORTED:
+                    self.anything(node, f"{node.module}.{alias.name}")
         elif isinstance(node, ast.Match):
-            kinds = self.of(node.subject, scope)
+            kinds = deep(self.of(node.subject, scope))
             for below in ast.walk(node):
                 if isinstance(below, (ast.MatchAs, ast.MatchStar)) and below.name:
-                    self.hold(below.name, kinds | inner(kinds), scope)
+                    self.hold(below.name, kinds | wrap(kinds), scope)
             self.block(node, scope)
         else:
             self.block(node, scope)
@@ -190,6 +213,8 @@ class _Uses:
             return
         kinds = self.of(value, scope)
         is_itself = isinstance(target, ast.Name) and target.id == self.variable
+        if is_definition:
+            kinds |= self.kinds[self.home, self.variable]
         if not (is_definition and is_itself):
             self.store(target, kinds, scope)
 
@@ -212,7 +237,7 @@ class _Uses:
             else:
                 self.hold(target.id, kinds, scope)
         elif isinstance(target, ast.Starred):
-            self.store(target.value, kinds, scope)
+            self.store(target.value, wrap(kinds), scope)
         elif isinstance(target, (ast.Tuple, ast.List)):
             for part in target.elts:
                 self.store(part, inner(kinds), scope)
@@ -221,11 +246,16 @@ class _Uses:
                 self.finding(target, f'binds "{self.variable}" again')
             if _is_part(self.of(target.value, scope)):
                 self.finding(target, f'changes a part of "{self.variable}"')
+            if isinstance(target, ast.Attribute):
+                self.keep_attribute(target.attr, kinds)
             self.keep(target.value, kinds, scope)
 
     def hold(self, name: str, kinds: Kinds, scope: ast.AST | None) -> None:
         key = self.scope_of(name, scope), name
         self.kinds[key] = self.kinds.get(key, NOTHING) | kinds
+
+    def keep_attribute(self, name: str, kinds: Kinds) -> None:
+        self.attributes[name] = self.attributes.get(name, NOTHING) | kinds
 
     def keep(self, holder: ast.expr, kinds: Kinds, scope: ast.AST | None) -> None:
         """Something else gets hold of what an expression may reach."""
@@ -243,10 +273,12 @@ class _Uses:
             return True
         return node.id in self.bound[self.scope_of(node.id, scope)] - self.imported
 
-    def give_back(self, scope: ast.AST | None, kinds: Kinds) -> None:
+    def give_back(self, node: ast.AST, scope: ast.AST | None, kinds: Kinds) -> None:
         while scope is not None and not isinstance(scope, FUNCTIONS):
             scope = self.parents[scope]
         name = getattr(scope, "name", "")
+        if kinds and name.startswith("__"):  # by an operator or a statement, unseen
+            self.finding(node, f'gives "{self.variable}" away by {name}()')
         self.returns[name] = self.returns.get(name, NOTHING) | kinds
 
     # ---- expressions -------------------------------------------------------------------------
@@ -256,7 +288,11 @@ class _Uses:
         if node is None or isinstance(node, ast.Constant):
             return NOTHING
         if isinstance(node, ast.Name):
-            return self.kinds.get((self.scope_of(node.id, scope), node.id), NOTHING)
+            at = self.scope_of(node.id, scope)
+            if node.id in ANYTHING and node.id not in self.bound[at]:
+                self.anything(node, node.id)
+            given = wrap(self.returns.get(node.id, NOTHING))
+            return given | self.kinds.get((at, node.id), NOTHING)
         if isinstance(node, ast.Call):
             return self.call(node, scope)
         if isinstance(node, COMPREHENSIONS):
@@ -269,8 +305,9 @@ class _Uses:
                 return wrap(self.of(node.value, node))
             return wrap(self.of(node.elt, node))
         if isinstance(node, ast.Lambda):
-            self.of(node.body, node)
-            return NOTHING
+            for name, part in _defaults(node):
+                self.hold(name, self.of(part, scope), node)
+            return wrap(self.of(node.body, node))
         if isinstance(node, ast.NamedExpr):
             kinds = self.of(node.value, scope)
             at = scope
@@ -282,9 +319,13 @@ class _Uses:
             kinds = self.of(node.value, scope)
             if self.is_attribute(node):
                 return self.kinds[self.home, self.variable]
+            if node.attr in ANYTHING_OF or self.is_sys_modules(node):
+                self.anything(node, f".{node.attr}")
             if _is_part(kinds):
                 self.finding(node, f'takes .{node.attr} of "{self.variable}"')
-            return inner(kinds)
+            given = self.returns.get(node.attr, NOTHING)  # of a property, or a method
+            kept = self.attributes.get(node.attr, NOTHING)
+            return inner(kinds) | kept | given | wrap(given)
         if isinstance(node, ast.Subscript):
             kinds = self.of(node.value, scope)
             self.of(node.slice, scope)
@@ -302,7 +343,7 @@ class _Uses:
             return joined
         if isinstance(node, (ast.Yield, ast.YieldFrom)):
             is_each = isinstance(node, ast.YieldFrom)
-            self.give_back(scope, joined if is_each else wrap(joined))
+            self.give_back(node, scope, joined if is_each else wrap(joined))
         return NOTHING
 
     def call(self, node: ast.Call, scope: ast.AST | None) -> Kinds:
@@ -321,19 +362,26 @@ class _Uses:
                 return inner(base) | joined
             if base and name in READS:
                 return _read_by(name, base)
+            base |= self.of(node.func, scope)
         elif isinstance(node.func, ast.Name):
-            name, base = node.func.id, NOTHING
-            if name in ANYTHING:
-                self.finding(
-                    node, f'calls {name}(), by which "{self.variable}" may change'
-                )
+            name, base = node.func.id, self.of(node.func, scope)
             if name in self.functions and not _has_star(node):
                 return self.own(self.functions[name], given, named)
         else:
             name, base = "a function", self.of(node.func, scope)
-        if name == "setattr" and self.variable in _strings(node):
+        if name in ("setattr", "delattr") and self.variable in _strings(node):
             self.finding(node, f'sets "{self.variable}"')
-        if not joined or name in PURE:
+        if name == "import_module" and _names_this_module(node):
+            self.anything(node, f"{name}()")
+        if not joined:
+            return inner(base)
+        if name in PURE | COPIES:
+            self.by_key(node, each(joined), scope)
+        if name in ("min", "max"):
+            return joined | each(joined)
+        if name == "sum":  # of nothing it is its start
+            return frozenset[Kind]().union(*(k for _, k in (*given[1:], *named)))
+        if name in PURE:
             return inner(base)
         if name in COPIES:
             return wrap(each(joined))
@@ -350,6 +398,26 @@ class _Uses:
             f'hands "{self.variable}", or a part of it, to {name}(), which may change it',
         )
         return joined
+
+    def by_key(self, node: ast.Call, kinds: Kinds, scope: ast.AST | None) -> None:
+        """The function that a call is given as key= gets what is sorted or compared."""
+        for key in (k.value for k in node.keywords if k.arg == "key"):
+            name = getattr(key, "id", "")
+            if isinstance(key, ast.Lambda):
+                for arg in _parameters(key):
+                    self.hold(arg.arg, kinds, key)
+            elif name in self.functions:
+                self.own(self.functions[name], [(None, kinds)], [])
+            elif (
+                kinds
+                and not isinstance(key, (ast.Constant, ast.Call))
+                and name not in PURE
+            ):
+                self.finding(node, f'hands a part of "{self.variable}" to its key')
+
+    def is_sys_modules(self, node: ast.Attribute) -> bool:
+        is_name = isinstance(node.value, ast.Name)
+        return node.attr == "modules" and is_name and node.value.id in self.imported
 
     def own(
         self,
@@ -384,6 +452,13 @@ def inner(kinds: Kinds) -> Kinds:
     # A container as deep as is looked at may hold another as deep.
     found |= {kind for kind in kinds if kind[0] == MAX_CONTAINERS}
     return frozenset(kind for kind in found if kind[1] > 0)
+
+
+def deep(kinds: Kinds) -> Kinds:
+    """It, and all that it holds at any depth."""
+    while (found := kinds | inner(kinds)) != kinds:
+        kinds = found
+    return kinds
 
 
 def each(kinds: Kinds) -> Kinds:
@@ -507,6 +582,11 @@ def _is_star(child: ast.AST, node: ast.AST) -> bool:
 
 def _with(node: ast.AST, kinds: list[Kinds]) -> list[tuple[ast.AST, Kinds]]:
     return list(zip(ast.iter_child_nodes(node), kinds, strict=True))
+
+
+def _names_this_module(node: ast.Call) -> bool:
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return "__name__" in names or "__main__" in _strings(node)
 
 
 def _strings(node: ast.AST) -> set[object]:
