@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2154,SC2086
 # Sourced by the programs in bin/, with self their real path: runs the jq filter or the Python
 # stage of the same name. A stage is the same in any shell: Python's -I leaves aside PYTHON* of
 # the environment, packages of the user's own and whatever lies in the current directory, and
@@ -21,10 +21,14 @@ python() {
             exit 1
         }
     fi
-    # Ctrl-C ends it in silence until main can put it in a line: -S, so that this comes first.
-    exec "$python" -I -S -X utf8 -c 'import _signal
+    # Until main can put Ctrl-C in a line, it ends the program in silence. Python itself would
+    # print a traceback: so the signal waits until Python has started, where env can have it wait.
+    held='env --block-signal=INT'
+    $held true 2> /dev/null || held=
+    exec $held "$python" -I -S -X utf8 -c 'import _signal
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+_signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGINT])
 import site, sys
 site.main()
 sys.path.insert(0, sys.argv.pop(1))

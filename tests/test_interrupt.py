@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +36,43 @@ def test_while_it_starts(venv, program, name):
     (venv / name).write_text(KILL)
     done = run_program(ROOT / "bin" / program, VENV=venv.parents[2])
     assert (done.returncode, done.err, done.out) == (-signal.SIGINT, "", "")
+
+
+def test_in_pythons_own_start_it_waits(venv):
+    """Where `env` can hold a signal back: before Python has started it would end in a traceback."""
+    python = venv.parents[2] / "bin/python"
+    python.rename(python.with_name("real"))
+    python.write_text(
+        f"""#!/bin/sh
+        kill -INT $$ && touch '{venv}/waited' && exec '{python.with_name("real")}' "$@" """
+    )
+    python.chmod(0o755)
+    done = run_program(ROOT / "bin/select", VENV=venv.parents[2])
+    assert (done.returncode, done.err, done.out) == (-signal.SIGINT, "", "")
+    holds = subprocess.run(["env", "--block-signal=INT", "true"], capture_output=True)
+    assert (venv / "waited").exists() == (holds.returncode == 0)
+
+
+FORKS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from saepub.doctor.run import Check, examine
+from saepub.slurm import pool
+from saepub.slurm.work import Part
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+def nothing(): pass
+print([outcome.reason for outcome in pool.each(nothing, [Part((), [])], 1, nothing)])
+print([finding.text for finding in examine([Check("x", nothing, silent="silent")])])
+"""
+
+
+def test_in_a_process_that_was_just_forked():
+    done = run_program(sys.executable, "-c", FORKS, ROOT / "py")
+    assert done.err == ""
+    assert done.out.splitlines() == [
+        "['the process that was at it died; was it out of memory?']",
+        "['silent']",
+    ]
 
 
 def test_an_upload_hears_it_after_other_signals(tmp_path):

@@ -1,6 +1,7 @@
 """What stands around every stage: arguments, and errors as one line with an exit code."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -76,8 +77,29 @@ def main(name: str) -> tp.NoReturn:
         print(f"{name}: {_one_line(err)}", file=sys.stderr)
         code = 2 if isinstance(err, UsageError) else 1
     if is_quiet:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(KeyboardInterrupt):  # one that came just now
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     _exit(code)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> tp.Iterator[None]:
+    """Keep Ctrl-C back for as long as it would find things half-done.
+
+    A process that is started meanwhile never sees it, or if it is forked, not before it
+    calls `ended_by_interrupts`.
+    """
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def ended_by_interrupts() -> None:
+    """Let Ctrl-C end this process at once and in silence: its parent tells."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _exit(code: int) -> tp.NoReturn:

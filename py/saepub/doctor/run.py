@@ -11,7 +11,7 @@ import signal
 import time
 import typing as tp
 
-from ..cli import UserError
+from ..cli import UserError, ended_by_interrupts, interrupts_held
 
 OK, TODO, BAD = "ok", "todo", "bad"
 """Nothing to do; something before a release; something before a dry run."""
@@ -47,7 +47,8 @@ def examine(checks: tp.Sequence[Check]) -> tp.Iterator[Finding]:
         for check in checks:
             receiver, sender = context.Pipe(duplex=False)
             child = context.Process(target=_in_child, args=(check, sender))
-            child.start()
+            with interrupts_held():
+                child.start()
             sender.close()
             children.append((check, receiver, child))
         for check, receiver, _ in children:
@@ -63,6 +64,7 @@ def examine(checks: tp.Sequence[Check]) -> tp.Iterator[Finding]:
 
 
 def _in_child(check: Check, sender: tp.Any) -> None:
+    ended_by_interrupts()
     os.setsid()  # so that `_kill` reaches whatever a client starts
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

@@ -1,9 +1,9 @@
 """The same without an EXECUTOR: parts done at once by processes forked from this one."""
 
 import contextlib
-import signal
 import typing as tp
 
+from ..cli import ended_by_interrupts, interrupts_held
 from .work import Function, Outcome, Part, outcome_of
 
 if tp.TYPE_CHECKING:
@@ -29,7 +29,8 @@ def each(
     from concurrent.futures.process import BrokenProcessPool  # slow to import
 
     with _pool(n_jobs, prepare) as pool:
-        futures = [pool.submit(outcome_of, function, part.args) for part in parts]
+        with interrupts_held():  # until each process knows what to do with them
+            futures = [pool.submit(outcome_of, function, part.args) for part in parts]
         for part, future in zip(parts, futures, strict=True):
             try:
                 yield future.result()
@@ -43,7 +44,9 @@ def _alone(function: Function, part: Part, prepare: tp.Callable[[], None]) -> Ou
 
     with _pool(1, prepare) as pool:
         try:
-            return pool.submit(outcome_of, function, part.args).result()
+            with interrupts_held():
+                future = pool.submit(outcome_of, function, part.args)
+            return future.result()
         except BrokenProcessPool:
             why = "the process that was at it died; was it out of memory?"
             return Outcome(reason=why)
@@ -70,5 +73,5 @@ def _pool(
 
 
 def _start(prepare: tp.Callable[[], None]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the parent tells
+    ended_by_interrupts()
     prepare()

@@ -14,7 +14,7 @@ import time
 import typing as tp
 
 from .. import machine, settings
-from ..cli import UserError
+from ..cli import UserError, interrupts_held
 from ..text import n_of, one_line, progress, say
 from . import work as executor_work
 from .work import Function, Part
@@ -94,7 +94,7 @@ def do(
     n_lines = sum(part.n_lines for part in todo.values())
     sent = Sent(kind, _environment(kind, n_tasks, function) | env)
     try:
-        with _interrupts_held():
+        with interrupts_held():  # until it is known what to cancel
             sent.send(name, function, todo, n_tasks, needs, logs_dpath)
         say(
             f"{sys.argv[0]}: {n_of(n_lines, 'line')} as {n_of(n_tasks, 'task')} of"
@@ -214,19 +214,6 @@ def _look_anew(dpath: pathlib.Path) -> None:
     """Make a network file system forget what it believes to be in a directory."""
     with contextlib.suppress(PermissionError):  # it is a colleague's
         dpath.chmod(dpath.stat().st_mode & 0o7777)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> tp.Iterator[None]:
-    """Keep Ctrl-C back until it is known what to cancel.
-
-    The processes that are started meanwhile never see it: `cancel` ends them.
-    """
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def _path_of(function: Function) -> str:
