@@ -153,7 +153,8 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab):
             os.kill(pid, signal.SIGKILL)
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
-    sent, *told = err.splitlines()
+    # On a slow machine, progress is told in between.
+    sent, *told = [s for s in err.splitlines() if not s.endswith(" left")]
     who = f"Slurm job {task.split('_')[0]}" if lab.kind == "slurm" else "this machine"
     logs = sent.removeprefix(f"preflight: 6 lines as 2 tasks of {who}; logs in ")
     assert pathlib.Path(logs).parent == lab.build / "executor" / "logs"

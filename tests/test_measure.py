@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import warnings
 
@@ -21,7 +22,7 @@ from kits import shards as kit
 from kits.in_process import run as in_process
 from kits.programs import ROOT, bare_env, run_program
 from saepub import checkpoint, measured
-from saepub.activations import measure, remake, shards
+from saepub.activations import measure, partial, remake, shards
 from saepub.cli import UserError
 
 D_MODEL, N_TOKENS = 8, 300
@@ -266,7 +267,9 @@ def test_where_memory_is_short_fewer_share_a_pass_and_all_are_measured(
     monkeypatch.setattr(
         measure,
         "measure",
-        lambda saes, *rest: n_passes.append(len(saes)) or run(saes, *rest),
+        lambda saes, *rest, **how: (
+            n_passes.append(len(saes)) or run(saes, *rest, **how)
+        ),
     )
     monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
     found, _ = lab.measure(*[lab.line("a" * n) for n in range(1, 6)])
@@ -621,6 +624,114 @@ def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
     assert lab.dates().items() > before.items()
     for line in found:
         lab.assert_measured(line, activations(seed=line["layer"]))
+
+
+def passing(lab, monkeypatch) -> list[dict]:
+    """Runs of every kind, to be measured in one pass of six batches, its sums kept after each."""
+    monkeypatch.setattr(partial, "KEEP_S", 0)
+    monkeypatch.setattr(measure, "READ_TOKENS", 50)
+    monkeypatch.setattr(measure, "BATCH_BYTES", 4 * 512 * 20)
+    lab.shard(activations(), layers=(6,))
+    lines = [lab.line("a"), lab.line("bb", "top-k"), lab.line("ccc", "batch-top-k")]
+    lines.append(lab.line("dddd"))  # few of its features fire
+    state = util.weights(D_MODEL, 512, "relu", 4)
+    state["b_enc"] -= 8
+    head = util.header(5, D_MODEL, 512)
+    util.write_raw(lab.fpath_of("dddd"), head, util.archive(state))
+    return lines
+
+
+def records(lab) -> dict[str, dict]:
+    """All but their dates."""
+    found = (json.loads(f.read_text()) for f in lab.records.iterdir())
+    return {record["run_id"]: record | {"date": ""} for record in found}
+
+
+def kill(lab, lines: list[dict], n_kept: int) -> None:
+    """Measure in a process that is killed as it keeps sums for the n-th time."""
+    child = os.fork()
+    if not child:
+        n_left, savez = n_kept, np.savez
+
+        def save(*args, **kwargs):
+            nonlocal n_left
+            n_left -= 1
+            if not n_left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            savez(*args, **kwargs)
+
+        np.savez = save
+        try:
+            lab.measure(*lines)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("n_kept", (3, 5, 14, 24))
+def test_killed_in_the_middle_of_a_pass_it_goes_on_to_the_very_same_sums(
+    lab, monkeypatch, n_kept
+):
+    lines = passing(lab, monkeypatch)
+    lab.measure(*lines)
+    straight = records(lab)
+    shutil.rmtree(lab.records)
+    kill(lab, lines, n_kept)
+    assert not lab.records.exists()
+    read = []
+    batches = shards.batches
+    monkeypatch.setattr(
+        shards, "batches", lambda s, of, n: read.append(len(of)) or batches(s, of, n)
+    )
+    _, told = lab.measure(*lines)
+    n_done = 50 * ((n_kept - 1) // 4)  # of all four runs
+    assert read == [(300 - n_done) // 10]
+    assert (f"layer 6 of {SHARD}: goes on after {n_done} of 300" in told) == (
+        n_done > 0
+    )
+    assert records(lab) == straight
+    assert [f.name for f in (lab.dpath / "build/.measure").iterdir()] == [
+        f"{SHARD}-6.lock"
+    ]
+
+
+def test_what_is_left_of_a_pass_serves_other_passes(lab, monkeypatch):
+    """Memory may have become short since; and Slurm's tasks share the runs anew."""
+    lines = passing(lab, monkeypatch)
+    lab.measure(*lines)
+    straight = records(lab)
+    shutil.rmtree(lab.records)
+    kill(lab, lines, 14)
+    # dddd has a pass of its own, and would, of its size, change how many tokens are one batch
+    monkeypatch.setattr(measure, "batch_tokens", lambda d_sae: 20)
+    monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
+    _, told = lab.measure(*lines)
+    assert told.count("goes on after") == 4 and records(lab) == straight
+
+
+@pytest.mark.parametrize("change", ("checkpoint", "shard", "TOKENS", "code", "torn"))
+def test_sums_that_depend_on_what_has_changed_are_removed(lab, monkeypatch, change):
+    lines = passing(lab, monkeypatch)
+    kill(lab, lines, 14)
+    lefts = sorted((lab.dpath / "build/.measure").glob("*.npz"))
+    assert len(lefts) == 4
+    if change == "checkpoint":
+        util.write(lab.fpath_of("a"), seed=9)
+        kill(lab, lines, 3)  # while it is behind the others
+    elif change == "shard":
+        lab.shard(activations(seed=1), layers=(6,))
+    elif change == "code":
+        monkeypatch.setattr("saepub.files.package", list)
+    elif change == "torn":
+        lefts[0].write_bytes(lefts[0].read_bytes()[:-40])
+    n_tokens = 200 if change == "TOKENS" else 1000
+    _, told = lab.measure(*lines, TOKENS=n_tokens)
+    assert ("goes on after 100 of" in told) == (change == "checkpoint")
+    found = records(lab)
+    shutil.rmtree(lab.records)
+    lab.measure(*lines, TOKENS=n_tokens)
+    assert records(lab) == found
 
 
 def test_two_at_once_measure_each_run_once(lab):

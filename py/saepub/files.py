@@ -61,6 +61,13 @@ def facts(fpaths: tp.Iterable[str | os.PathLike[str]]) -> list[tuple[str, int, i
     return found
 
 
+def package() -> "list[pathlib.Path]":
+    """Every module of this package: what other code computed is not gone on with."""
+    import pathlib
+
+    return sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+
+
 @contextlib.contextmanager
 def scratch(what: str) -> "tp.Iterator[pathlib.Path]":
     """A directory under TMPDIR for the time being. What killed processes left is removed."""

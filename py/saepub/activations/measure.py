@@ -53,8 +53,30 @@ class Measured(tp.NamedTuple):
         return math.isfinite(self.sse_recon)
 
 
+class Partial(tp.NamedTuple):
+    """What has been added up of one SAE: enough to go on from to the very same sums.
+
+    Arrays, for that is what a file holds.
+    """
+
+    n_tokens: np.ndarray
+    """After how many."""
+    total: np.ndarray
+    """Sum of x, float64 of shape (d_model,)."""
+    squares: np.ndarray
+    """Sum of x^2."""
+    sse: np.ndarray
+    n_fired: np.ndarray
+    has_fired: np.ndarray
+    is_sparse: np.ndarray
+    """See `Sums`."""
+
+
 class Unfit(ValueError):
     """Activations that have no NMSE: not finite, or all the same."""
+
+
+Keep = tp.Callable[[tp.Callable[[], list[Partial | None]]], object]
 
 
 def device() -> str:
@@ -70,6 +92,16 @@ def device_name() -> str:
 
     is_gpu = torch.cuda.is_available()
     return torch.cuda.get_device_name() if is_gpu else "cpu"
+
+
+def batch_tokens(d_sae: int) -> int:
+    """How many tokens are computed at once."""
+    return max(1, BATCH_BYTES // (4 * d_sae))
+
+
+def n_done(begun: tp.Iterable[Partial | None]) -> int:
+    """The token from which all SAEs of a pass go on."""
+    return min(int(partial.n_tokens) if partial else 0 for partial in begun)
 
 
 def batch_bytes(d_model: int, d_sae: int) -> int:
@@ -107,19 +139,20 @@ def measure(
     tell: tp.Callable[[int], object] = lambda _: None,
     *,
     n_batch: int | None = None,
+    begun: tp.Sequence[Partial | None] = (),
+    keep: Keep = lambda _: None,
 ) -> list[Measured]:
     """Measure SAEs on the same activations, which are read once, while the SAEs compute.
 
-    The sum of squares about the mean comes from the same pass, as sum x^2 - (sum x)^2 / n.
-    Most of it cancels where the mean is large, which float64 affords: a mean of 1000
-    standard deviations leaves 10 digits.
-
     Args:
         saes: SAEs of one d_model, each with whether its b_dec is taken from x first.
-        batches: Activations, float32 of shape (n, d_model).
+        batches: Activations, float32 of shape (n, d_model), from `n_done(begun)` on.
         tell: Called with the number of tokens that have been measured since it was last.
         n_batch: Tokens that are computed at once; by default as many as have BATCH_BYTES of
             features.
+        begun: How far each SAE got before, on the same batches; None where it did not.
+        keep: Called after each batch with what gives how far each SAE has got; None where it
+            was further before.
 
     Raises:
         Unfit: The activations have no NMSE.
@@ -129,37 +162,74 @@ def measure(
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     where = device()
-    sums = [Sums(sae, where, subtracts) for sae, subtracts in saes]
+    begun = begun or [None] * len(saes)
+    sums = [
+        Sums(sae, where, subtracts, partial)
+        for (sae, subtracts), partial in zip(saes, begun, strict=True)
+    ]
     d_sae = max(sae.header.d_sae for sae, _ in saes)
-    n_batch = n_batch or max(1, BATCH_BYTES // (4 * d_sae))
+    n_batch = n_batch or batch_tokens(d_sae)
     features = torch.empty(n_batch * d_sae, device=where)
-    n_tokens = 0
-    total = torch.zeros((), dtype=torch.float64, device=where)
-    squares = torch.zeros((), dtype=torch.float64, device=where)
+    about_mean = AboutMean(where, begun)
     with torch.inference_mode():
         for read in _ahead(batches, where):
             for x in read.split(n_batch):
                 x64 = x.double()
-                total = total + x64.sum(dim=0)
-                squares += x64.square().sum()
-                n_tokens += len(x)
                 for of_one in sums:
-                    of_one.add(x, x64, features)
+                    if of_one.n_tokens == about_mean.n_tokens:
+                        of_one.add(x, x64, features)
+                about_mean.add(x64)
             tell(len(read))
-            if not math.isfinite(squares.item()):
-                raise Unfit(f"NaN or infinite among its first {n_tokens} tokens")
-    if not n_tokens:
-        raise Unfit("there are none")
-    about_mean = (squares - total.square().sum() / n_tokens).item()
-    if about_mean <= SAME * squares.item():
-        raise Unfit("all activations are the same, and so have no NMSE")
-    return [of_one.measured(n_tokens, about_mean) for of_one in sums]
+            about_mean.check()
+            keep(lambda: [of_one.partial(about_mean) for of_one in sums])
+    sse_baseline = about_mean.sse()
+    return [of_one.measured(sse_baseline) for of_one in sums]
+
+
+class AboutMean:
+    """What has been added up of the activations themselves.
+
+    The sum of squares about the mean comes from the same pass as all else, as
+    sum x^2 - (sum x)^2 / n. Most of it cancels where the mean is large, which float64
+    affords: a mean of 1000 standard deviations leaves 10 digits.
+    """
+
+    def __init__(self, where: str, begun: tp.Sequence[Partial | None]):
+        import torch
+
+        self.n_tokens = n_done(begun)
+        self.total = torch.zeros((), dtype=torch.float64, device=where)
+        self.squares = torch.zeros((), dtype=torch.float64, device=where)
+        for partial in begun if self.n_tokens else ():
+            if partial and partial.n_tokens == self.n_tokens:
+                self.total = torch.from_numpy(partial.total).to(where)
+                self.squares = torch.from_numpy(partial.squares).to(where)
+
+    def add(self, x64: tp.Any) -> None:
+        self.total = self.total + x64.sum(dim=0)
+        self.squares = self.squares + x64.square().sum()
+        self.n_tokens += len(x64)
+
+    def check(self) -> None:
+        if not math.isfinite(self.squares.item()):
+            raise Unfit(f"NaN or infinite among its first {self.n_tokens} tokens")
+
+    def sse(self) -> float:
+        """Sum of squares about the mean."""
+        if not self.n_tokens:
+            raise Unfit("there are none")
+        sse = (self.squares - self.total.square().sum() / self.n_tokens).item()
+        if sse <= SAME * self.squares.item():
+            raise Unfit("all activations are the same, and so have no NMSE")
+        return float(sse)
 
 
 class Sums:
     """One SAE on its device, and what has been added up of it so far."""
 
-    def __init__(self, sae: Sae, where: str, subtracts_b_dec: bool):
+    def __init__(
+        self, sae: Sae, where: str, subtracts_b_dec: bool, begun: Partial | None
+    ):
         import torch
 
         of = {name: tensor.to(where) for name, tensor in sae.tensors.items()}
@@ -172,6 +242,11 @@ class Sums:
         self.cut = 0.0 if threshold is None else max(0.0, float(threshold))
         self.is_sparse = False
         """Whether few features fired of the last batch; so will be the next."""
+        self.n_tokens = 0
+        if begun:
+            self.n_tokens, self.is_sparse = int(begun.n_tokens), bool(begun.is_sparse)
+            for name in ("sse", "n_fired", "has_fired"):
+                setattr(self, name, torch.from_numpy(getattr(begun, name)).to(where))
 
     def add(self, x: tp.Any, x64: tp.Any, features: tp.Any) -> None:
         """Measure one batch.
@@ -183,6 +258,7 @@ class Sums:
         """
         import torch
 
+        self.n_tokens += len(x)
         sae, of = self.sae, self.sae.tensors
         h_x = features[: len(x) * sae.header.d_sae].view(len(x), -1)
         x = x - of["b_dec"] if self.subtracts_b_dec else x
@@ -239,10 +315,24 @@ class Sums:
         self.has_fired |= f_x.amax(dim=0) != 0
         return torch.addmm(of["b_dec"], f_x, of["W_dec"])
 
-    def measured(self, n_tokens: int, sse_baseline: float) -> Measured:
+    def partial(self, about_mean: AboutMean) -> Partial | None:
+        """How far it has got; None where the others of its pass have yet to catch up."""
+        if self.n_tokens != about_mean.n_tokens:
+            return None
+        return Partial(
+            n_tokens=np.array(self.n_tokens),
+            total=about_mean.total.cpu().numpy(),
+            squares=about_mean.squares.cpu().numpy(),
+            sse=self.sse.cpu().numpy(),
+            n_fired=self.n_fired.cpu().numpy(),
+            has_fired=self.has_fired.cpu().numpy(),
+            is_sparse=np.array(self.is_sparse),
+        )
+
+    def measured(self, sse_baseline: float) -> Measured:
         sse = self.sse.item()
         return Measured(
-            l0=self.n_fired.item() / n_tokens,
+            l0=self.n_fired.item() / self.n_tokens,
             nmse=sse / sse_baseline,
             sse_recon=sse,
             sse_baseline=sse_baseline,

@@ -12,12 +12,14 @@ import pathlib
 import platform
 import typing as tp
 
-from .. import checkpoint, digests, measured, settings
+from .. import checkpoint, digests, files, measured, settings
 from ..checkpoint.file import NotFinite
 from ..checkpoint.sae import Sae
 from ..cli import UserError
 from ..measured import Record, Tokens
+from ..text import say
 from . import measure, shards
+from .partial import Kept
 
 
 class Source(tp.NamedTuple):
@@ -164,13 +166,23 @@ def run(
             subtracts = file.header.subtracts_b_dec and bool(sae.tensors["b_dec"].any())
             saes.append((sae, subtracts))
     if saes:
+        tokens = tokens_of(source, shard)
         examples = shards.sample(shard.n_examples, shard.per_example, source.n_asked)
+        kept = _kept(source, shard, read, saes)
+        begun = kept.read()
+        n_done = measure.n_done(begun)
+        if n_done:
+            n_all = f"{tokens.n_tokens:,}"
+            say(f"measure: {source.name}: goes on after {n_done:,} of {n_all} tokens")
+            tell(n_done)
+        examples = examples[n_done // shard.per_example :]
         batches = shards.batches(shard, examples, measure.READ_TOKENS)
         try:
-            all_measured = measure.measure(saes, batches, tell)
+            all_measured = measure.measure(
+                saes, batches, tell, begun=begun, keep=kept.keep
+            )
         except measure.Unfit as err:
             raise UserError(f"{shard.fpath}: {err}") from None
-        tokens = tokens_of(source, shard)
         for (job, file), (_, subtracts), of_one in zip(
             read, saes, all_measured, strict=True
         ):
@@ -182,6 +194,7 @@ def run(
             if source.is_kept:
                 measured.write(record)
             found[job] = Found(record, is_new=True)
+        kept.remove()
     return [found[job] for job in jobs]
 
 
@@ -207,6 +220,35 @@ def _read(job: Job, d_model: int) -> tuple[checkpoint.File, Sae]:
     return file, sae
 
 
+def _kept(
+    source: Source,
+    shard: shards.Shard,
+    read: list[tuple[Job, checkpoint.File]],
+    saes: list[tuple[Sae, bool]],
+) -> Kept:
+    """The sums of a pass, with all that they depend on."""
+    n_batch = measure.batch_tokens(max(sae.header.d_sae for sae, _ in saes))
+    where = [files.facts(shard.fpaths), n_batch, measure.device_name(), _versions()]
+    return Kept(
+        [f"{job.run_id}@{source.shard}" for job, _ in read],
+        [
+            [source, file.sha256, subtracts, *where]
+            for (_, file), (_, subtracts) in zip(read, saes, strict=True)
+        ],
+    )
+
+
+def _versions() -> dict[str, str]:
+    import numpy as np
+    import torch
+
+    return {
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
 def _record(
     source: Source,
     tokens: Tokens,
@@ -215,9 +257,6 @@ def _record(
     subtracts: bool,
     of_one: measure.Measured,
 ) -> Record:
-    import numpy as np
-    import torch
-
     now = datetime.datetime.now(datetime.UTC)
     return Record(
         run_id=job.run_id,
@@ -233,11 +272,7 @@ def _record(
         n_dead=of_one.n_dead,
         subtracts_b_dec=subtracts,
         device=measure.device_name(),
-        versions={
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        versions=_versions(),
         date=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 

@@ -27,6 +27,8 @@ class Shard(tp.Protocol):
 
     fpath: pathlib.Path
     """What an error about it names."""
+    fpaths: list[pathlib.Path]
+    """All that is read of it."""
     n_examples: int
     per_example: int
     """Content tokens of each."""
@@ -111,7 +113,7 @@ class Npy:
     per_example = 1
 
     def __init__(self, fpath: pathlib.Path):
-        self.fpath = fpath
+        self.fpath, self.fpaths = fpath, [fpath]
         array = self._map()
         if array.ndim != 2 or array.dtype.kind != "f":
             raise UserError(
@@ -159,6 +161,8 @@ class SaevShards:
         self.per_example = _count(self.fpath, meta, "content_tokens_per_example")
         self.d_model = _count(self.fpath, meta, "d_model")
         self.files = self._files(dpath / "shards.json")
+        acts_fpaths = [acts_fpath for acts_fpath, _ in self.files]
+        self.fpaths = [self.fpath, dpath / "shards.json", *acts_fpaths]
         ends = np.cumsum([n for _, n in self.files], dtype=np.int64)
         self.starts = np.concatenate([[0], ends])
         """Each file's first example, and how many examples there are."""

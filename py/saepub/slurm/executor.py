@@ -80,7 +80,7 @@ def run(
     """
     settings.claim_new("BUILD")
     dpath = settings.build_dpath().absolute() / "executor"
-    common = [depends_on, files.facts(_package())]
+    common = [depends_on, files.facts(files.package())]
     fpaths = [dpath / f"{key(function, part, common)}.json" for part in parts]
     todo: dict[pathlib.Path, Part] = {}
     for fpath, part in zip(fpaths, parts, strict=True):
@@ -136,8 +136,3 @@ def key(function: Function, part: Part, common: list[tp.Any]) -> str:
     called = f"{function.__module__}.{function.__qualname__}"
     facts = [called, part.args, files.facts(part.fpaths), common]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _package() -> list[pathlib.Path]:
-    """Every module of this package: a result made by other code is not kept."""
-    return sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
