@@ -1,8 +1,8 @@
 """measure: L0 and NMSE of every candidate, from its own checkpoint, on its layer's shard.
 
-What is found is kept in records/measured/ as each pass ends, so that the same command, run
-again at any time, goes on: a run that was measured on these bytes, this shard and these
-tokens is not measured again.
+What is found is kept in records/measured/ as each pass ends, and the sums of a pass that is
+under way in build/, so that the same command, run again at any time, goes on: a run that was
+measured on these bytes, this shard and these tokens is not measured again.
 """
 
 import collections
