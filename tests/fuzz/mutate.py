@@ -156,16 +156,16 @@ def of_lines(data: bytes, rng: random.Random) -> bytes:
 
 
 def of_json(text: bytes, rng: random.Random) -> bytes:
-    """A JSON value with another in one place or more; of bytes where it isn't JSON."""
+    """A JSON value with another in one place or more; of bytes where it isn't JSON, or is
+    nested deeper than Python copies and writes what it has read."""
     try:
         value = json.loads(text)
+        for _ in range(rng.choice((1, 1, 1, 2, 5))):
+            _edit(value, rng)
+        spoiled = json.dumps(value, ensure_ascii=rng.random() < 0.8)
     except (ValueError, RecursionError):
         return of_bytes(text, rng)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        _edit(value, rng)
-    text = json.dumps(value, ensure_ascii=rng.random() < 0.8).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = spoiled.encode("utf-8", "surrogatepass")
     for i, raw in enumerate(RAW):
         text = text.replace(b'"@%d"' % i, raw)
     return text
