@@ -125,7 +125,7 @@ def test_each_misspelt_key_has_its_line_with_the_nearest(read, at, key):
         ({}, 'no "repos": '),
         ({"repos": []}, "repos: is []: it needs at least one"),
         ('{"repos": [], "repos": []}', 'not JSON: the key "repos" twice'),
-        ("[" * 100_000, "not JSON: "),
+        ("[" * 100_000, "nested too deep"),
         (one(d_model="8"), 'repos[0] (small).d_model: is "8": not a valid integer'),
         (one(d_model=True), "repos[0] (small).d_model: is true: "),
         (one(d_model=0), "repos[0] (small).d_model: is 0: not greater than 0"),

@@ -414,13 +414,15 @@ def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
     try:
         text = fpath.read_bytes().decode("utf-8-sig")
         raw = json.loads(text, object_pairs_hook=_no_twice)
-    except (ValueError, RecursionError) as err:
+        marked = list(_marked(raw, ()))
+    except RecursionError:  # since Python 3.13 the second one alone
+        return None, [f"{fpath}: nested too deep"]
+    except ValueError as err:
         return None, [f"{fpath}: not JSON: {err}"]
     except OSError as err:
         return None, [f"{fpath}: {err.strerror}; CATALOG names it"]
     if not isinstance(raw, dict):
         return None, [f"{fpath}: not a JSON object"]
-    marked = list(_marked(raw, ()))
     problems = [_left(raw, loc) for loc in marked]
     try:
         cat = Catalog.model_validate(raw)
