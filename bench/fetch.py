@@ -4,6 +4,8 @@ import json
 import sys
 import tempfile
 
+from loopback_wandb import LoopbackWandb
+
 from .measure import ROOT, measure, table
 
 N_RUNS, LATENCY_S = 223, 0.1
@@ -18,9 +20,6 @@ for line in sys.stdin:
 
 
 def fetch() -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from kits import fake_wandb
-
     names = [f"run{i:05d}" for i in range(N_RUNS)]
     runs = [_run(name) for name in names]
     rows = []
@@ -40,12 +39,14 @@ def fetch() -> None:
             ("one api.run() a run", [sys.executable, "-c", ONE_BY_ONE]),
             ("bin/fetch-metrics", [ROOT / "bin/fetch-metrics"]),
         ):
-            with fake_wandb.FakeWandb(runs, latency=LATENCY_S) as server:
+            with LoopbackWandb(runs, latency=LATENCY_S) as server:
                 fd.seek(0)
                 env = {
                     "WANDB_BASE_URL": server.url,
                     "WANDB_API_KEY": server.key,
                     "CATALOG": ROOT / "catalog.json",
+                    "WANDB_ENTITY": server.entity,
+                    "WANDB_PROJECT": server.project,
                     "METRICS_SNAPSHOT": "",
                     "WANDB_SILENT": "true",
                 }

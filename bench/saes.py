@@ -16,7 +16,7 @@ FULL = 2**20
 GPU_FLOPS, GPU = 4.5e13, "one H100, worked out at 45 TFLOP/s of float32"
 
 PEAK = """
-import pathlib, sys
+import sys
 sys.path.insert(0, sys.argv[1])
 import bench.saes as bench
 from saepub.activations import measure
@@ -30,7 +30,6 @@ def saes() -> None:
     import numpy as np
     import torch
 
-    sys.path.insert(0, str(ROOT / "py"))
     from saepub.activations import measure as engine
 
     rows, rate = [], {}
@@ -86,9 +85,7 @@ def _memory(engine) -> None:
     """What a pass takes, beside what is asked for it."""
     rows = []
     for n_saes in (1, 8):
-        cost = measure(
-            [sys.executable, "-c", PEAK, ROOT, n_saes], PYTHONPATH=ROOT / "py"
-        )
+        cost = measure([sys.executable, "-c", PEAK, ROOT, n_saes])
         n_bytes = 8 * 1024 * D_SAE
         asked = engine.memory_bytes(n_saes, n_bytes, 1024, D_SAE)
         rows.append(

@@ -12,10 +12,10 @@ import sys
 import pytest
 
 from kits import checkpoints as util
-from kits.fake_wandb import HANG, KEY, FakeWandb
 from kits.hub import Fault
 from kits.programs import ROOT, bare_env, run_program
 from loopback_hub import LoopbackHub
+from loopback_wandb import HANG, KEY, LoopbackWandb
 
 TOKEN = "hf_canaryCANARYcanary"
 WHATS = (
@@ -341,7 +341,7 @@ def test_settings_that_cannot_be_read_are_bad_and_the_rest_is_looked_at(lab):
 
 
 def test_the_wandb_key_and_project_are_tried(shared_lab):
-    with FakeWandb() as server:
+    with LoopbackWandb() as server:
 
         def wandb(**settings):
             settings = {
@@ -413,7 +413,7 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
     stall = Fault("whoami", stall=True, times=9)
     tokens = {TOKEN: {"name": "lab", "role": "write"}}
     with (
-        FakeWandb() as wandb,
+        LoopbackWandb() as wandb,
         LoopbackHub(tmp_path, tokens=tokens, faults=[stall]) as hub,
     ):
         wandb.faults.default_factory = lambda: [HANG] * 9

@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from kits.fake_wandb import FakeWandb
 from kits.in_process import run
 from kits.programs import ROOT, run_program
+from loopback_wandb import LoopbackWandb
 
 REPO = {
     "slug": "vits-relu",
@@ -555,7 +555,7 @@ def from_wandb(lab):
         for i, (name, config) in enumerate(configs.items())
     ]
     own = {"sweep": None, "variable": None, "entity": "us", "project": "audio"}
-    with FakeWandb(runs, entity="us", project="audio") as server:
+    with LoopbackWandb(runs, entity="us", project="audio") as server:
         env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
         # The client starts a program of its own, so this is one too.
         yield lambda **wanted: lab("", env=env, go=run_apart, **own, wandb=wanted)

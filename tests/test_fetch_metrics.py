@@ -14,8 +14,8 @@ import termios
 
 import pytest
 
-from kits.fake_wandb import DROP, HANG, KEY, FakeWandb, Status
 from kits.programs import ROOT, bare_env, run_program
+from loopback_wandb import DROP, HANG, KEY, LoopbackWandb, Status
 
 PROGRAM = ROOT / "bin/fetch-metrics"
 EXPECTED = {
@@ -154,12 +154,12 @@ def fetch_impatiently(tmp_path, client):
     return go
 
 
-def login(server: FakeWandb) -> dict[str, str]:
+def login(server: LoopbackWandb) -> dict[str, str]:
     return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
 
 
 def test_a_line_gains_what_wandb_knows_and_nulls_where_it_knows_none(fetch, client):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(
             [candidate("aaaa1111", own={"kept": [1]})], **login(server), **client
         )
@@ -173,7 +173,7 @@ def test_a_line_gains_what_wandb_knows_and_nulls_where_it_knows_none(fetch, clie
 def test_many_runs_come_in_few_requests(fetch, client):
     ids = [f"run{i:05}" for i in range(223)]
     strangers = [run(f"other{i}") for i in range(50)]
-    with FakeWandb([*map(run, ids), *strangers]) as server:
+    with LoopbackWandb([*map(run, ids), *strangers]) as server:
         done = fetch(ids[::-1], **login(server), **client)
     assert [row["run_id"] for row in done.rows] == ids[::-1]
     assert all(l0_of(row) == 12.5 for row in done.rows)
@@ -185,7 +185,7 @@ def test_many_runs_come_in_few_requests(fetch, client):
 
 def test_runs_beyond_a_page_come_from_the_next(fetch):
     ids = [f"run{i:05}" for i in range(1203)]
-    with FakeWandb(map(run, ids)) as server:
+    with LoopbackWandb(map(run, ids)) as server:
         done = fetch(ids, **login(server))
     assert [row["run_id"] for row in done.rows if l0_of(row) == 12.5] == ids
     assert server.n_requests["Runs"] <= math.ceil(1203 / 100)
@@ -193,7 +193,7 @@ def test_runs_beyond_a_page_come_from_the_next(fetch):
 
 
 def test_429_500_and_a_dropped_connection_pass(fetch, client):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         server.faults["Runs"] = [Status(429, retry_after=1), Status(500), DROP]
         done = fetch(["aaaa1111"], **login(server), **client)
     assert (done.returncode, done.err) == (0, "")
@@ -203,14 +203,14 @@ def test_429_500_and_a_dropped_connection_pass(fetch, client):
 
 def test_a_fault_at_a_later_page_loses_no_run(fetch, client):
     ids = [f"run{i:05}" for i in range(600)]
-    with FakeWandb(map(run, ids)) as server:
+    with LoopbackWandb(map(run, ids)) as server:
         server.faults["Runs"] = [None, DROP, DROP, None, Status(500), DROP]
         done = fetch(ids, **login(server), **client)
     assert [row["run_id"] for row in done.rows if l0_of(row) == 12.5] == ids
 
 
 def test_a_page_that_is_too_slow_is_asked_for_again_and_smaller(fetch, client):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         server.faults["Runs"] = [HANG]
         done = fetch(["aaaa1111"], **login(server), **client, WANDB_HTTP_TIMEOUT=3)
     assert (done.returncode, done.err) == (0, "")
@@ -219,7 +219,7 @@ def test_a_page_that_is_too_slow_is_asked_for_again_and_smaller(fetch, client):
 
 
 def test_a_wrong_key_is_one_line(fetch, client):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(
             ["aaaa1111"], **login(server) | {"WANDB_API_KEY": "f" * 40}, **client
         )
@@ -231,7 +231,7 @@ def test_a_wrong_key_is_one_line(fetch, client):
 
 
 def test_a_missing_project_is_one_line(fetch, client):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(["aaaa1111"], **login(server), WANDB_PROJECT="nope", **client)
     assert (done.returncode, done.out) == (1, "")
     assert done.err.count("\n") == 1
@@ -240,7 +240,7 @@ def test_a_missing_project_is_one_line(fetch, client):
 
 
 def test_no_key_is_one_line_and_no_question(fetch, client):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(["aaaa1111"], WANDB_BASE_URL=server.url, **client)
     assert (done.returncode, done.out) == (1, "")
     assert done.err == (
@@ -251,7 +251,7 @@ def test_no_key_is_one_line_and_no_question(fetch, client):
 
 
 def test_the_client_s_own_login_is_used(fetch, client, tmp_path):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         host = server.url.removeprefix("http://")
         # saev's client goes by the host's name alone, the newest by its port too.
         for name in {host, host.partition(":")[0]}:
@@ -275,7 +275,7 @@ def test_a_dead_network_is_one_line(fetch_impatiently):
 
 
 def test_a_server_that_never_answers_is_given_up(fetch_impatiently):
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         for operation in ("", "Viewer"):
             server.faults[operation] = [HANG] * 9
         done = fetch_impatiently("aaaa1111", 4, [60], **login(server))
@@ -287,7 +287,7 @@ def test_a_server_that_never_answers_is_given_up(fetch_impatiently):
 def test_nothing_half_fetched_is_written(fetch, tmp_path):
     ids = [f"run{i:05}" for i in range(300)]
     saved = tmp_path / "saved.jsonl"
-    with FakeWandb(map(run, ids)) as server:
+    with LoopbackWandb(map(run, ids)) as server:
         server.faults["Runs"] = [None] + [Status(403)] * 9
         done = fetch(ids, "--save-snapshot", saved, **login(server))
     assert (done.returncode, done.out) == (1, "")
@@ -298,7 +298,7 @@ def test_nothing_half_fetched_is_written(fetch, tmp_path):
 def test_progress_shows_on_a_terminal(tmp_path):
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         settings = login(server) | {"RUNS_ROOT": tmp_path, "HOME": tmp_path}
         stdin = as_jsonl([candidate("aaaa1111"), candidate("gone0000")]).encode()
         env = {k: str(v) for k, v in bare_env(**settings).items()}
@@ -364,7 +364,7 @@ def test_an_odd_record_costs_itself_alone_and_is_passed_on_as_found(fetch, clien
     }
     good = [run("good0000"), run("good0001")]
     ids = ["good0000", *runs, "good0001"]
-    with FakeWandb([good[0], *runs.values(), good[1]]) as server:
+    with LoopbackWandb([good[0], *runs.values(), good[1]]) as server:
         done = fetch(ids, **login(server), **client)
     assert (done.returncode, done.err) == (0, "")
     url = f"{server.url}/samuelstevens/saev/runs/"
@@ -383,7 +383,7 @@ def test_an_odd_record_costs_itself_alone_and_is_passed_on_as_found(fetch, clien
 
 def test_the_address_is_the_client_s_own(fetch, tmp_path):
     """A server of one's own that only the client's settings file names."""
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         dpath = tmp_path / ".config" / "wandb"
         dpath.mkdir(parents=True)
         (dpath / "settings").write_text(f"[default]\nbase_url = {server.url}\n")
@@ -442,7 +442,7 @@ def test_saving_writes_the_runs_asked_for_sorted_and_reproducibly(
     runs = [run(name) for name in ("cccc3333", "aaaa1111", "bbbb2222")]
     runs[0]["summary"] = SUMMARY | {"eval/l0": math.nan}
     ids = ["cccc3333", "aaaa1111", "gone0000"]
-    with FakeWandb(runs) as server:
+    with LoopbackWandb(runs) as server:
         live = fetch(ids, "--save-snapshot", saved, **login(server))
     rows = [json.loads(text) for text in saved.read_text().splitlines()]
     assert [row["name"] for row in rows] == ["aaaa1111", "cccc3333"]

@@ -4,7 +4,9 @@ import ast
 import itertools
 import pathlib
 
-PY = pathlib.Path(__file__).resolve().parents[1] / "py"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PY = ROOT / "py"
+LOOPBACK = ("loopback_hub", "loopback_wandb")
 
 GROUND = {
     "",
@@ -28,17 +30,24 @@ AMONG_ROOMS = {
     ("sweep", "tracking"),
     ("activations", "checkpoint"),
 }
-NO_CATALOG = {"hub", "checkpoint", "slurm", "numbers", "loopback_hub"}
+NO_CATALOG = {"hub", "checkpoint", "slurm", "numbers"}
 
 
 def room(name: str) -> str:
-    """The room of a module; "" for the package itself."""
-    return name.removeprefix("saepub").lstrip(".").partition(".")[0]
+    """The room of a module; "" for the package itself. A loopback server is one room."""
+    package, _, rest = name.partition(".")
+    return package if package in LOOPBACK else rest.partition(".")[0]
 
 
 def imports(fpath: pathlib.Path) -> set[str]:
     """Every module of ours that a file imports, by its full name."""
-    package = ".".join(fpath.relative_to(PY).parts[:-1])
+    names = imported(fpath, PY)
+    return {name for name in names if name.partition(".")[0] in ("saepub", *LOOPBACK)}
+
+
+def imported(fpath: pathlib.Path, root: pathlib.Path) -> set[str]:
+    """Every module that a file imports, by its full name; those below `root` by their own."""
+    package = ".".join(fpath.relative_to(root).parts[:-1])
     names = set()
     for node in ast.walk(ast.parse(fpath.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -49,19 +58,17 @@ def imports(fpath: pathlib.Path) -> set[str]:
                 "."
             )
             for alias in node.names:
-                below = PY / base.replace(".", "/") / alias.name
+                below = root / base.replace(".", "/") / alias.name
                 is_module = below.is_dir() or below.with_suffix(".py").exists()
                 names.add(f"{base}.{alias.name}" if is_module else base)
-    return {
-        name for name in names if name.partition(".")[0] in ("saepub", "loopback_hub")
-    }
+    return names
 
 
 def is_allowed(here: str, there: str) -> bool:
-    if here == "loopback_hub":
-        return there == "loopback_hub"
-    if there == "loopback_hub":
-        return here == "stages"
+    if here in LOOPBACK:
+        return there == here
+    if there in LOOPBACK:
+        return (here, there) == ("stages", "loopback_hub")
     if here == there:
         return here != "stages"
     if there in GROUND:
@@ -79,12 +86,11 @@ def test_imports_run_one_way():
     broken = []
     for fpath in sorted(PY.rglob("*.py")):
         name = ".".join(fpath.relative_to(PY).with_suffix("").parts)
-        here = "loopback_hub" if name.startswith("loopback_hub") else room(name)
+        here = room(name)
         if fpath.name == "__init__.py" and fpath.parent.name == "stages":
             continue
         for there in sorted(imports(fpath)):
-            to = "loopback_hub" if there.startswith("loopback_hub") else room(there)
-            if not is_allowed(here, to):
+            if not is_allowed(here, room(there)):
                 broken.append(f"{name} → {there}")
     assert not broken, "\n".join(broken)
 
@@ -96,3 +102,19 @@ def test_no_two_modules_import_each_other():
     }
     pairs = itertools.combinations(sorted(graph), 2)
     assert not [(a, b) for a, b in pairs if b in graph[a] and a in graph[b]]
+
+
+def test_no_test_imports_a_test_and_bench_imports_no_tests():
+    """What tests share is in tests/kits/; what they share with bench is in py/."""
+    tests = ROOT / "tests"
+    ours = {f.stem for f in tests.iterdir() if f.is_dir() or f.suffix == ".py"}
+    broken = []
+    for dpath, taboo in ((tests, "test_"), (ROOT / "bench", ("tests", *ours))):
+        for fpath in sorted(dpath.rglob("*.py")):
+            names = {name.split(".")[0] for name in imported(fpath, dpath)}
+            broken += [
+                f"{fpath.relative_to(ROOT)} → {name}"
+                for name in sorted(names)
+                if name.startswith(taboo)
+            ]
+    assert not broken, "\n".join(broken)

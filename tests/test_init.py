@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from kits.fake_wandb import FakeWandb
 from kits.programs import ROOT, run_program
+from loopback_wandb import LoopbackWandb
 from saepub import catalog
 
 ACTIVATION = {"key": "batch-top-k", "top_k": 8, "aux": {"key": "auxk"}}
@@ -37,7 +37,7 @@ def init(tmp_path):
         fpath = tmp_path / "own.json"
         fpath.unlink(missing_ok=True)
         env = {"CATALOG": fpath, "HOME": tmp_path, "RUNS_ROOT": "/runs"} | env
-        with FakeWandb(runs, entity="us", project="audio") as server:
+        with LoopbackWandb(runs, entity="us", project="audio") as server:
             env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
             env |= {"WANDB_ENTITY": "us", "WANDB_PROJECT": "audio"}
             done = run_program(ROOT / "bin/init", *argv, cwd=tmp_path, **env)

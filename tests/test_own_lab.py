@@ -7,9 +7,9 @@ import re
 import pytest
 
 from kits import checkpoints as util
-from kits.fake_wandb import FakeWandb
 from kits.programs import ROOT
 from kits.tree import Tree, fresh
+from loopback_wandb import LoopbackWandb
 
 README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## Your own lab\n")[2].partition("\n## ")[0]
@@ -175,7 +175,7 @@ def test_a_sweep_of_wandb_and_another_trainers_logs(tmp_path):
             fpath = util.run_dir(own / "runs", run_id)
             util.write(fpath, activation="batch-top-k", seed=10 * layer + i)
     runs.append(runs[0] | {"name": "another0", "sweep": "other"})
-    with FakeWandb(runs, entity="audio-lab", project="saes") as server:
+    with LoopbackWandb(runs, entity="audio-lab", project="saes") as server:
         env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
         env |= {"CATALOG": "own/catalog.json", "HOME": tmp_path, "LOADER": "builtin"}
         tree.make("rehearse", **env)

@@ -1,20 +1,14 @@
-"""A loopback W&B: as much of its GraphQL API as a client needs to read runs, held strictly.
-
-    with FakeWandb(runs) as server:
-        wandb.Api(overrides={"base_url": server.url}, api_key=server.key)
-
-Every query is parsed and answered field by field; a field, argument or filter that the fake
-doesn't know is an error, as W&B's own server has it.
-"""
+"""The server, its one project, and what can go wrong with it."""
 
 import base64
 import collections
 import http.server
 import json
-import re
 import threading
 import time
 import typing as tp
+
+from .query import Json, Query, QueryError
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -22,7 +16,7 @@ DROP = "drop"
 """A fault: the connection is closed without an answer."""
 
 HANG = "hang"
-"""A fault: no answer until `FakeWandb.let_go` is set, or the server is closed."""
+"""A fault: no answer until `LoopbackWandb.let_go` is set, or the server is closed."""
 
 
 TYPES = {
@@ -55,11 +49,7 @@ class Status(tp.NamedTuple):
     retry_after: int | None = None
 
 
-class QueryError(Exception):
-    """The query asks for what isn't there. Answered with 400 and the reason."""
-
-
-class FakeWandb:
+class LoopbackWandb:
     """A W&B server on a free port of 127.0.0.1, with one project.
 
     Args:
@@ -72,7 +62,7 @@ class FakeWandb:
 
     def __init__(
         self,
-        runs: tp.Iterable[dict] = (),
+        runs: tp.Iterable[Json] = (),
         *,
         key: str = KEY,
         entity: str = "samuelstevens",
@@ -86,19 +76,21 @@ class FakeWandb:
         """How often each operation was asked for, by its name in the query."""
         self.pages: list[tuple[int, int]] = []
         """Of each page of runs: how many runs its filter let through, and how many it may hold."""
-        self.faults: dict[str, list] = collections.defaultdict(list)
+        self.faults: dict[str, list[Status | str | None]] = collections.defaultdict(
+            list
+        )
         """By operation, what becomes of each of its next requests; None is answered."""
         self.let_go = threading.Event()
         self._lock = threading.Lock()
 
     def __enter__(self) -> tp.Self:
-        handler = type("Handler", (_Handler,), {"fake": self})
+        handler = type("Handler", (_Handler,), {"wandb": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,)).start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.let_go.set()
         self._server.shutdown()
         self._server.server_close()
@@ -107,14 +99,14 @@ class FakeWandb:
     def n_total(self) -> int:
         return sum(self.n_requests.values())
 
-    def fault_for(self, operation: str) -> object:
+    def fault_for(self, operation: str) -> Status | str | None:
         with self._lock:
             self.n_requests[operation] += 1
             return self.faults[operation].pop(0) if self.faults[operation] else None
 
     # ---- what a query sees -------------------------------------------------------------------
 
-    def root(self) -> dict:
+    def root(self) -> Json:
         viewer = {
             "id": "VXNlcjox",
             "entity": self.entity,
@@ -126,7 +118,7 @@ class FakeWandb:
             "teams": {"edges": []},
             "apiKeys": {"edges": []},
         }
-        server_info = {
+        server_info: Json = {
             "cliVersionInfo": {"max_cli_version": "99.0.0"},
             "latestLocalVersionInfo": None,
             "features": [],
@@ -138,17 +130,17 @@ class FakeWandb:
             "__type": _type,
         }
 
-    def _project(self, name: str, entityName: str) -> dict | None:
+    def _project(self, name: str, entityName: str) -> Json | None:
         if (entityName, name) != (self.entity, self.project):
             return None
         return _Project(self).fields()
 
 
 class _Project:
-    def __init__(self, fake: FakeWandb):
-        self.fake = fake
+    def __init__(self, wandb: LoopbackWandb):
+        self.wandb = wandb
 
-    def fields(self) -> dict:
+    def fields(self) -> Json:
         return {
             "internalId": "UHJvamVjdDox",
             "readOnly": True,
@@ -157,24 +149,24 @@ class _Project:
             "run": self._run,
         }
 
-    def _run(self, name: str) -> dict | None:
-        run = self.fake.runs.get(name)
+    def _run(self, name: str) -> Json | None:
+        run = self.wandb.runs.get(name)
         return _run_fields(run) if run else None
 
-    def _filtered(self, filters: str) -> list[dict]:
+    def _filtered(self, filters: str) -> list[Json]:
         """The runs that a filter lets through: {}, {"name": {"$in": […]}}, a sweep's or
         those in a state; no other."""
         wanted = json.loads(filters)
         if wanted == {}:
-            return list(self.fake.runs.values())
+            return list(self.wandb.runs.values())
         match wanted:
             case {"name": {"$in": [*names], **more_ops}, **more} if (
                 not more_ops and not more
             ):
-                return [run for name, run in self.fake.runs.items() if name in names]
+                return [run for name, run in self.wandb.runs.items() if name in names]
         if len(wanted) == 1 and set(wanted) <= {"sweep", "state"}:
             ((key, value),) = wanted.items()
-            return [run for run in self.fake.runs.values() if run.get(key) == value]
+            return [run for run in self.wandb.runs.values() if run.get(key) == value]
         raise QueryError(f"unknown filter: {filters}")
 
     def _page(
@@ -183,12 +175,12 @@ class _Project:
         after: str | None = None,
         first: int = 50,
         order: str = "+created_at",
-    ) -> dict:
+    ) -> Json:
         if order not in ("+created_at", "-created_at") or not 0 < first <= 1000:
             raise QueryError(f"order {order!r}, first {first!r}")
         found = self._filtered(filters)
         found.sort(key=lambda run: run["createdAt"], reverse=order.startswith("-"))
-        self.fake.pages.append((len(found), first))
+        self.wandb.pages.append((len(found), first))
         start = _position(after) if after else 0
         page = found[start : start + first]
         edges = [
@@ -202,7 +194,7 @@ class _Project:
         return {"edges": edges, "pageInfo": page_info}
 
 
-def _run_fields(run: dict) -> dict:
+def _run_fields(run: Json) -> Json:
     config, summary = run.get("config", {}), run.get("summary", {})
     if isinstance(config, dict):
         config = json.dumps({k: {"value": v, "desc": None} for k, v in config.items()})
@@ -227,7 +219,7 @@ def _run_fields(run: dict) -> dict:
     }
 
 
-def _type(name: str) -> dict | None:
+def _type(name: str) -> Json | None:
     return (
         {"name": name, "fields": [{"name": f} for f in TYPES[name]]}
         if name in TYPES
@@ -250,17 +242,17 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def handle_error(self, *_) -> None:
+    def handle_error(self, *_: object) -> None:
         """A client that hung up is no news."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    fake: FakeWandb
+    wandb: LoopbackWandb
     wbufsize = -1
     """Headers and body leave together; apart, the second waits 40 ms for the client's ACK."""
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_) -> None: ...
+    def log_message(self, *_: object) -> None: ...
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -268,13 +260,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(404, {"errors": [{"message": f"no {self.path}"}]})
         request = json.loads(body)
         try:
-            query = _Query(request["query"])
+            query = Query(request["query"])
         except QueryError as err:
             return self._answer(400, {"errors": [{"message": str(err)}]})
-        fault = self.fake.fault_for(query.name)
-        time.sleep(self.fake.latency)
+        fault = self.wandb.fault_for(query.name)
+        time.sleep(self.wandb.latency)
         if fault == HANG:
-            self.fake.let_go.wait()
+            self.wandb.let_go.wait()
         if fault in (DROP, HANG):
             self.close_connection = True
             return
@@ -282,17 +274,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(
                 fault.code, {"errors": [{"message": "a fault"}]}, fault.retry_after
             )
-        login = base64.b64encode(f"api:{self.fake.key}".encode()).decode()
+        login = base64.b64encode(f"api:{self.wandb.key}".encode()).decode()
         if self.headers.get("Authorization") != f"Basic {login}":
             return self._answer(401, {"errors": [{"message": "user is not logged in"}]})
         try:
-            data = query.answer(self.fake.root(), request.get("variables") or {})
+            data = query.answer(self.wandb.root(), request.get("variables") or {})
         except QueryError as err:
             return self._answer(400, {"errors": [{"message": str(err)}]})
         self._answer(200, {"data": data})
 
     def _answer(
-        self, status: int, content: dict, retry_after: int | None = None
+        self, status: int, content: Json, retry_after: int | None = None
     ) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
@@ -302,150 +294,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Retry-After", str(retry_after))
         self.end_headers()
         self.wfile.write(body)
-
-
-# ---- GraphQL ---------------------------------------------------------------------------------
-
-TOKEN = re.compile(r'#[^\n]*|[\s,]+|(\.\.\.|[$!:={}()\[\]]|"(?:[^"\\]|\\.)*"|-?[\w.]+)')
-
-
-class _Field(tp.NamedTuple):
-    key: str
-    name: str
-    arguments: dict[str, object]
-    selected: list
-
-
-class _Query:
-    """One query document: an operation and its fragments."""
-
-    def __init__(self, text: str):
-        self.tokens = []
-        end = 0
-        while end < len(text):
-            match = TOKEN.match(text, end)
-            if match is None:
-                raise QueryError(f"can't read {text[end : end + 20]!r}")
-            if match[1]:
-                self.tokens.append(match[1])
-            end = match.end()
-        self.name, self.defaults, self.selected = "", {}, None
-        self.fragments: dict[str, list] = {}
-        while self.tokens:
-            self._definition()
-        if self.selected is None:
-            raise QueryError("no operation")
-
-    def _take(self, expected: str | None = None) -> str:
-        if not self.tokens or (expected and self.tokens[0] != expected):
-            raise QueryError(f"expected {expected!r}, found {self.tokens[:1]}")
-        return self.tokens.pop(0)
-
-    def _at(self, token: str) -> bool:
-        return self.tokens[:1] == [token]
-
-    def _definition(self) -> None:
-        if self._at("fragment"):
-            self._take()
-            name = self._take()
-            self._take("on")
-            self._take()
-            self.fragments[name] = self._selection()
-            return
-        if not self._at("{"):
-            self._take("query")
-            self.name = "" if self.tokens[0] in "({" else self._take()
-        if self._at("("):
-            self._variables()
-        self.selected = self._selection()
-
-    def _variables(self) -> None:
-        self._take("(")
-        while not self._at(")"):
-            self._take("$")
-            name = self._take()
-            self._take(":")
-            while self.tokens[0] not in ("$", ")", "="):
-                self._take()
-            if self._at("="):
-                self._take()
-                self.defaults[name] = self._literal()
-        self._take(")")
-
-    def _literal(self) -> object:
-        token = self._take()
-        try:
-            return json.loads(token)
-        except ValueError:
-            raise QueryError(f"not a value: {token}") from None
-
-    def _selection(self) -> list:
-        self._take("{")
-        selected: list = []
-        while not self._at("}"):
-            if self._at("..."):
-                self._take()
-                selected.append(self._take())
-                continue
-            key = name = self._take()
-            if self._at(":"):
-                self._take()
-                name = self._take()
-            arguments = self._arguments() if self._at("(") else {}
-            below = self._selection() if self._at("{") else []
-            selected.append(_Field(key, name, arguments, below))
-        self._take("}")
-        return selected
-
-    def _arguments(self) -> dict[str, object]:
-        self._take("(")
-        arguments: dict[str, object] = {}
-        while not self._at(")"):
-            name = self._take()
-            self._take(":")
-            if self._at("$"):
-                self._take()
-                arguments[name] = ("$", self._take())
-            else:
-                arguments[name] = self._literal()
-        self._take(")")
-        return arguments
-
-    def answer(self, root: dict, variables: dict) -> dict:
-        """The fields that the query selects, and no other.
-
-        Raises:
-            QueryError: A field, an argument or a fragment is unknown.
-        """
-        return self._object(root, self.selected, self.defaults | variables)
-
-    def _object(self, node: dict, selected: list, variables: dict) -> dict:
-        found = {}
-        for field in selected:
-            if isinstance(field, str):
-                if field not in self.fragments:
-                    raise QueryError(f'unknown fragment "{field}"')
-                found |= self._object(node, self.fragments[field], variables)
-                continue
-            if field.name not in node:
-                raise QueryError(f'Cannot query field "{field.name}"')
-            found[field.key] = self._value(node[field.name], field, variables)
-        return found
-
-    def _value(self, value: object, field: _Field, variables: dict) -> object:
-        if callable(value):
-            arguments = {
-                name: variables.get(v[1]) if isinstance(v, tuple) else v
-                for name, v in field.arguments.items()
-            }
-            try:
-                value = value(**arguments)
-            except TypeError as err:
-                raise QueryError(f"{field.name}: {err}") from None
-        elif field.arguments:
-            raise QueryError(f'"{field.name}" takes no arguments')
-        if isinstance(value, list) and field.selected:
-            return [self._object(item, field.selected, variables) for item in value]
-        if isinstance(value, dict) and field.selected:
-            return self._object(value, field.selected, variables)
-        return value
