@@ -7,8 +7,8 @@ from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, text, u
 
 pytest_plugins = ["kits.release_fixtures"]
 
-TITLE = "The demo: sparse autoencoders of handwritten digits, small but really trained"
-SHORT = "The demo: sparse autoencoders of handwritten digits, small"
+TITLE = "The demo: sparse autoencoders of toy activations, small but really trained"
+SHORT = "The demo: sparse autoencoders of toy activations, small but"
 PAPERS = [(f"2501.{i:05}", "paper") for i in range(6)]
 
 
@@ -176,7 +176,7 @@ def test_each_repo_has_a_short_note(verified):
         (item,) = collection["items"]
         assert item["type"] == "model"
         assert item["note"] == (
-            "4 SAE checkpoints for demo-lab/digits-b, layers 10, 11"
+            "4 SAE checkpoints for demo-lab/toy-b, layers 10, 11"
         )
 
 

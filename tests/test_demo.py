@@ -177,8 +177,8 @@ def test_its_catalog_is_the_real_one_with_smaller_widths(built, monkeypatch):
             assert getattr(a, key) == getattr(b, key)
         assert a.activation == b.activation
         # It says of nothing that it is a real model's, or of real images.
-        assert a.repo_id.startswith("demo-lab/SAE_digits_") and "digits" in a.title
-        assert a.base_model.startswith("demo-lab/digits-")
+        assert a.repo_id.startswith("demo-lab/SAE_toy_") and "toy" in a.title
+        assert a.base_model.startswith("demo-lab/toy-")
         assert set(a.layers) < set(b.layers)
         assert a.d_model < b.d_model and 256 <= a.d_sae <= 512
     assert {c.namespace for c in own.collections} == {"demo-lab"}
@@ -351,7 +351,7 @@ def test_whether_it_is_there_is_told_without_loading_torch(built):
         PYTHONPATH=ROOT / "py",
     )
     assert done.returncode == 0
-    assert not re.search(r"\| +(torch|sklearn|numpy|saev)$", done.err, re.MULTILINE)
+    assert not re.search(r"\| +(torch|numpy|saev)$", done.err, re.MULTILINE)
 
 
 def test_every_stage_passes_on_it_and_no_misfit_is_chosen(built):

@@ -529,7 +529,7 @@ NOT_AS_NAMED = {
     ),
     "another case": (
         lambda w: w.hub.rename_repo(w.repo_id, w.repo_id.upper()),
-        f"is {LAB.upper()}/SAE_DIGITS_B on the Hub",
+        f"is {LAB.upper()}/SAE_TOY_B on the Hub",
     ),
     "private": (lambda w: there(w, private=True), "is private; make it public on"),
     "gated": (lambda w: there(w, gated="manual"), "is gated, not open to all"),

@@ -28,7 +28,7 @@ CANARY = "hf_canary0123456789abcdef"
 def test_a_rehearsal_is_a_release_that_stays_here(
     tmp_path, demo, transport, slug, name
 ):
-    repo_id = f"demo-lab/SAE_digits_{name}"
+    repo_id = f"demo-lab/SAE_toy_{name}"
     tree = fresh(tmp_path / "tree", demo)
     env = {"HOME": tmp_path / "home", "N": 2, "HF_TOKEN": CANARY}
     # Neither a cluster's proxy nor its offline mode is in the way.

@@ -17,7 +17,7 @@ from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
 from kits.tree import SLUGS, Tree, fresh
 from loopback_hub import LoopbackHub
 
-REPO_ID = f"{LAB}/SAE_digits_B"
+REPO_ID = f"{LAB}/SAE_toy_B"
 CANARY = "hf_canary0123456789abcdef"
 
 

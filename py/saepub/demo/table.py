@@ -9,15 +9,15 @@ import typing as tp
 
 SEED = 17
 N_TRAIN, N_HELD_OUT = 1297, 500
-"""How many of the digits are trained on; the others are held out, as the shard."""
+"""Tokens that are trained on, and those that are held out, as the shard."""
 PER_EXAMPLE = 25
 """Tokens of one example of the shard."""
 N_PREFIXES = 10
 """Prefixes of a Matryoshka objective, as saev's default."""
 LR, SLOW_LR = 5e-3, 1e-3
 """A good learning rate, and one that leaves a run off the frontier: too slow to arrive."""
-COEFFS = (1e-3, 1.5e-2)
-"""The range of L1 coefficients that a ReLU sweep goes over: L0 from about 50 to 10."""
+COEFFS = (1e-3, 2.5e-2)
+"""The range of L1 coefficients that a ReLU sweep goes over: L0 from about 35 to 7."""
 TOP_KS = (2, 48)
 """The range of k that a TopK sweep goes over."""
 
@@ -68,7 +68,7 @@ class Repo:
     def metadata(self) -> dict[str, tp.Any]:
         """What saev notes of its shard of held-out activations."""
         return {
-            "family": "digits",
+            "family": "toy",
             "ckpt": f"random-projection-{self.slug}",
             "layers": [panel.layer for panel in self.panels],
             "content_tokens_per_example": PER_EXAMPLE,
@@ -76,7 +76,7 @@ class Repo:
             "d_model": self.d_model,
             "n_examples": N_HELD_OUT // PER_EXAMPLE,
             "max_tokens_per_shard": 500,
-            "dataset": "digits",
+            "dataset": "toy",
             "dtype": "float32",
             "protocol": "2.1",
         }
@@ -92,7 +92,7 @@ SWEEPS = "contrib/trait_discovery/sweeps"
 REPOS = (
     Repo(
         slug="vits-relu",
-        name="SAE_digits_S",
+        name="SAE_toy_S",
         model="S",
         sweep=f"{SWEEPS}/vits_ade20k_inference.py",
         variable="run_ids",
@@ -107,7 +107,7 @@ REPOS = (
     ),
     Repo(
         slug="vitb-relu",
-        name="SAE_digits_B",
+        name="SAE_toy_B",
         model="B",
         sweep=f"{SWEEPS}/vitb_ade20k_inference.py",
         variable="run_ids",
@@ -121,7 +121,7 @@ REPOS = (
     ),
     Repo(
         slug="vitl-relu",
-        name="SAE_digits_L",
+        name="SAE_toy_L",
         model="L",
         sweep=f"{SWEEPS}/vitl_ade20k_inference.py",
         variable="matryoshka_run_ids",
@@ -136,7 +136,7 @@ REPOS = (
     ),
     Repo(
         slug="vitl-topk",
-        name="SAE_digits_TopK_L",
+        name="SAE_toy_TopK_L",
         model="L",
         sweep=f"{SWEEPS}/003_auxk/inference.py",
         variable="in1k_run_ids",
@@ -184,7 +184,7 @@ class Run:
         return {
             "train_data": {
                 "layer": self.layer,
-                "shards": "shards/digits-train",
+                "shards": "shards/toy-train",
                 "metadata": self.repo.metadata | {"n_examples": N_TRAIN},
             },
             "val_data": {"layer": self.layer, "shards": f"shards/{self.repo.shard}"},
@@ -276,7 +276,7 @@ def new_id(rng: random.Random) -> str:
 
 
 COLLECTION = (
-    "The demo: sparse autoencoders of handwritten digits, small but really trained"
+    "The demo: sparse autoencoders of toy activations, small but really trained"
 )
 
 
@@ -303,8 +303,8 @@ def _entry(repo: Repo) -> dict[str, tp.Any]:
     return {
         "slug": repo.slug,
         "repo_id": f"demo-lab/{repo.name}",
-        "title": f"{kind} for the demo's model {repo.model}, of handwritten digits",
-        "base_model": f"demo-lab/digits-{repo.model.lower()}",
+        "title": f"{kind} for the demo's toy model {repo.model}",
+        "base_model": f"demo-lab/toy-{repo.model.lower()}",
         "sweep": repo.sweep,
         "variable": repo.variable,
         "objective": "matryoshka",

@@ -1,11 +1,10 @@
 """How the demo's SAEs are trained, written and measured.
 
-The activations are scikit-learn's digits (1797 images of 8 × 8 pixels) through a fixed
-random projection and a mild nonlinearity, another one for each (repo, layer). Training is
-saev's in small: datapoint init, Matryoshka objective, Adam, decoder rows of unit norm.
+The activations are sums of a few known directions, some common and most rare, through a
+mild nonlinearity; other directions for each (repo, layer). Training is saev's in small:
+datapoint init, Matryoshka objective, Adam, decoder rows of unit norm.
 """
 
-import functools
 import io
 import itertools
 import json
@@ -19,10 +18,11 @@ import saev.nn
 import torch
 from torch import Tensor
 
-from .table import N_PREFIXES, N_TRAIN, Repo, Run
+from .table import N_HELD_OUT, N_PREFIXES, N_TRAIN, Repo, Run
 
+N_DIRECTIONS = 64
 N_STEPS = 80
-BATCH = 128
+BATCH = 64
 REINIT_BLEND = 0.8
 """How much of a first weight is a sample, the rest being noise; saev's default."""
 ENC_SCALE, ENC_BIAS = 0.3, -0.3
@@ -74,23 +74,17 @@ def activations(slug: str, layer: int, d_model: int) -> Activations:
     They are centred and scaled by the training rows, so that an SAE needs no b_dec.
     """
     rng = np.random.default_rng(seed_of(f"{slug}/layer_{layer}.npy"))
-    pixels = _digits()
-    projection = rng.normal(size=(pixels.shape[1], d_model)) / 8
-    acts = rng.permutation(np.tanh(1.5 * pixels @ projection))
+    directions = rng.normal(size=(N_DIRECTIONS, d_model)) / N_DIRECTIONS**0.5
+    n_tokens = N_TRAIN + N_HELD_OUT
+    # As of features of language and images, the r-th is active in a 1/r share of the tokens.
+    share = 1 / np.arange(1, N_DIRECTIONS + 1)
+    is_active = rng.random((n_tokens, N_DIRECTIONS)) < share
+    strengths = is_active * rng.exponential(size=is_active.shape)
+    acts = np.tanh(strengths @ directions)
     acts = (acts - acts[:N_TRAIN].mean(axis=0)) / acts[:N_TRAIN].std()
     acts = acts.astype(np.float32)
     rows = torch.from_numpy(acts)
     return Activations(rows[:N_TRAIN], rows[N_TRAIN:])
-
-
-@functools.cache
-def _digits() -> np.ndarray:
-    """scikit-learn's digits, float64 of shape (1797, 64), pixels from 0 to 1, centred."""
-    from sklearn.datasets import load_digits
-
-    pixels: np.ndarray = load_digits().data / 16
-    centred: np.ndarray = pixels - pixels.mean(axis=0)
-    return centred
 
 
 def seed_of(name: str) -> int:

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             say(f"demo: {root} is there; --force makes it again")
             return
         start = time.monotonic()
-        say(f"demo: making {root}: training small SAEs on digits, once")
+        say(f"demo: making {root}: training small SAEs, once")
         aside = root.with_name(".demo.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         try:
