@@ -175,9 +175,7 @@ def test_each_repo_has_a_short_note(verified):
     for collection in verified.hub.collections():
         (item,) = collection["items"]
         assert item["type"] == "model"
-        assert item["note"] == (
-            "4 SAE checkpoints for demo-lab/toy-b, layers 10, 11"
-        )
+        assert item["note"] == ("4 SAE checkpoints for demo-lab/toy-b, layers 10, 11")
 
 
 def test_a_second_time_changes_nothing_and_says_so(verified):
