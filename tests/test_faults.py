@@ -5,7 +5,8 @@ import warnings
 import pytest
 
 from faults import __main__ as faults
-from kits.fault_lab import NotHere, World
+from faults.rows import Measured, NotHere
+from kits.lab import World
 from saepub.stages import push
 
 
@@ -28,7 +29,7 @@ def test_table_tells_what_it_expected_what_it_saw_and_fails(monkeypatch, capsys)
     """A fault that isn't told right is no row that passes."""
 
     def bring(says, code):
-        return lambda world: faults.Seen(code, "", f"tool: {says}\n")
+        return lambda world: faults.Done(code, "", f"tool: {says}\n")
 
     rows = [
         faults.Row("good", "too large", bring("too large", 1)),
@@ -36,7 +37,7 @@ def test_table_tells_what_it_expected_what_it_saw_and_fails(monkeypatch, capsys)
         faults.Row("passes", "too large", bring("too large", 0)),
         faults.Row("coloured", "too large", bring("too large\x1b[2J", 1)),
         faults.Row(
-            "slow", "too large", lambda _: faults.Seen(1, "", "sae.pt: too large", 6)
+            "slow", "too large", lambda _: Measured(1, "", "sae.pt: too large", 6)
         ),
     ]
     slow = rows.pop()._replace(is_file=True)

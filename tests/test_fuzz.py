@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kits import in_process
-from kits.fault_lab import World
+from kits.lab import World
 from kits.programs import ROOT, run_program
 from saepub.stages import select
 
@@ -106,6 +106,7 @@ def test_a_broken_promise_is_found(tmp_path, monkeypatch, mistake):
 
 def test_keeping_to_the_rules_is_no_finding(tmp_path, monkeypatch):
     build = tmp_path / "build"
+    build.mkdir()
 
     def main(argv):
         with contextlib.suppress(FileNotFoundError):

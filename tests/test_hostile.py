@@ -11,7 +11,6 @@ import pytest
 
 from kits import checkpoints as util
 from kits import hostile_text
-from kits.fault_lab import World
 from kits.hostile_text import (
     CATALOG_PLACES,
     HEADER_PLACES,
@@ -20,6 +19,7 @@ from kits.hostile_text import (
     put,
 )
 from kits.in_process import run
+from kits.lab import World
 from saepub import jsonl, settings
 from saepub.cli import UserError
 from saepub.release import plot
@@ -92,7 +92,7 @@ class Crowd:
         return "--account", str(self.lab.build / "tiny/account.jsonl")
 
     def step(self, name: str, stdin: str, *argv: str, code: int = 0, **env: str) -> str:
-        seen = self.lab.command(f"bin/{name}", *argv, stdin=stdin, **env)
+        seen = self.lab.program(f"bin/{name}", *argv, stdin=stdin, **env)
         assert seen.code == code, seen.err
         self.told += seen.err
         return seen.out if code == 0 else seen.err
@@ -138,10 +138,10 @@ def twin(world, crowd):
             "activation": {"key": "relu"},
             "wandb_url": None,
         }
-    lab.entry = crowd.lab.entry
+    lab.entry |= crowd.lab.entry
     lab.sweep = crowd.lab.sweep
     lab.write()
-    lab.stage.mkdir(parents=True)
+    lab.stage_dpath.mkdir(parents=True)
     (lab.build / settings.MARK).touch()
     account = lab.build / "tiny/account.jsonl"
     runs = [row | {"fate": "chosen"} for row in rows]
@@ -151,10 +151,10 @@ def twin(world, crowd):
             runs.append(left)
     account.write_text("".join(json.dumps(run) + "\n" for run in runs))
     stdin = "".join(json.dumps(row) + "\n" for row in rows)
-    seen = lab.command("bin/render", "--account", account, stdin=stdin)
+    seen = lab.program("bin/render", "--account", account, stdin=stdin)
     assert seen.code == 0, seen.err
     (lab.build / "tiny/rendered.jsonl").write_text(seen.out)
-    assert lab.command("bin/report", "tiny").code == 0
+    assert lab.program("bin/report", "tiny").code == 0
     return lab
 
 
@@ -174,7 +174,7 @@ def test_nothing_told_or_shown_moves_a_terminal(crowd):
 
 
 def test_stage_holds_the_chosen_and_nothing_leaves_it(crowd):
-    stage = crowd.lab.stage
+    stage = crowd.lab.stage_dpath
     found = sorted(
         str(f.relative_to(stage)) for f in stage.rglob("*") if not f.is_dir()
     )
@@ -184,18 +184,18 @@ def test_stage_holds_the_chosen_and_nothing_leaves_it(crowd):
 
 
 def test_card_is_that_of_harmless_runs(crowd, twin):
-    card, own = (lab.stage / "README.md" for lab in (crowd.lab, twin))
+    card, own = (lab.stage_dpath / "README.md" for lab in (crowd.lab, twin))
     assert card.read_bytes() == own.read_bytes()
     assert card.read_text().count("\n| r") == len(run_ids(crowd.checked))
 
 
 def test_manifest_keeps_what_stood_in_the_header(crowd):
-    text = (crowd.lab.stage / "manifest.jsonl").read_text()
+    text = (crowd.lab.stage_dpath / "manifest.jsonl").read_text()
     assert text.isascii()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row["run_id"] for row in rows] == run_ids(crowd.checked)
     for row in rows:
-        first = (crowd.lab.stage / row["path"]).open("rb").readline()
+        first = (crowd.lab.stage_dpath / row["path"]).open("rb").readline()
         # No line carries half a character on: jq could not.
         header = json.loads(first.replace(b"\\ud800", b"?"))
         assert json.loads(row["activation_config"]) == header["cfg"]["activation"]
@@ -262,7 +262,7 @@ def test_a_hostile_catalog_is_refused_or_data(world, texts, name):
         if code == 0:
             assert run_ids(out.decode()) == ["aaaaaaaa"]
         if path in (("slug",), ("sweep",)):  # make reads them too
-            seen = lab.command("make", "-n", lab.build / "tiny/candidates.jsonl")
+            seen = lab.program("make", "-n", lab.build / "tiny/candidates.jsonl")
             assert all(line.isprintable() for line in seen.err.splitlines())
     for key in ("title", "slug", "namespace", texts[name]):
         collection = {"namespace": "lab", "title": "Ours"} | {key: texts[name]}
@@ -327,13 +327,13 @@ def test_a_hostile_line_is_refused_or_data(
         if stage in ("render", "summary")
         else []
     )
-    own_card = (world.made.stage / "README.md").read_text()
+    own_card = (world.made.stage_dpath / "README.md").read_text()
     for key in (*line, ""):
         hostile = put(line, (key,), texts[name])
         stdin = "\n".join([json.dumps(hostile), *rest]) + "\n"
         code, out, told = run(stage, *argv, stdin=stdin.encode(), env=lab.settings)
         if stage == "render" and code == 0:
-            card = (lab.stage / "README.md").read_text()
+            card = (lab.stage_dpath / "README.md").read_text()
             told_apart = key in ("loader", "aux") or (key, name) == ("run_id", "option")
             assert card == own_card or told_apart, key
 

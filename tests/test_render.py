@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import pathlib
 import re
 
 import numpy as np
 import pytest
 
-from kits.programs import ROOT, run_program
+from kits.lab import Lab, text_of
+from kits.programs import Done
 from saepub.checkpoint import probe
 from saepub.choice import account as choice
 from saepub.release import manifest, staged
@@ -87,47 +89,45 @@ LINES = [
 ]
 
 
-class Lab:
-    def __init__(self, dpath):
-        self.dpath = dpath / "build/vitl-topk/stage"
-        self.dpath.mkdir(parents=True)
-        self.env = {"BUILD": dpath / "build", "CATALOG": dpath / "catalog.json"}
-        self.env["CATALOG"].write_text(json.dumps(CATALOG))
-
-    def render(self, rows=LINES, *argv):
-        rows = [self.probed(row) for row in rows]
-        stdin = "".join(json.dumps(row) + "\n" for row in rows)
-        done = run_program(ROOT / "bin/render", *argv, stdin=stdin, **self.env)
-        done.rows = [json.loads(text) for text in done.out.splitlines()]
-        return done
-
-    def probed(self, row: dict) -> dict:
-        """The line with a probe of its checkpoint, as preflight leaves one."""
-        fpath = self.dpath.parent / "probes" / f"{row['run_id']}.npz"
-        if not fpath.exists():
-            x = probe.random_inputs(row["d_model"])
-            features = np.tile(np.arange(8, dtype=np.int32), (len(x), 1))
-            values, x_hat = 1 / (1 + features.astype(np.float32)), x / 2
-            margin = np.full(len(x), np.inf, np.float32)
-            of = probe.Probe(x, features, values, x_hat, margin)
-            probe.write(of, row["sha256"], fpath)
-        return {"probe": str(fpath)} | row
-
-    def read(self, name: str) -> str:
-        return (self.dpath / name).read_text()
-
-
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path)
+    return with_catalog(tmp_path, CATALOG)
+
+
+def with_catalog(dpath: pathlib.Path, catalog: dict) -> Lab:
+    lab = Lab(dpath)
+    lab.catalog = catalog
+    lab.write()
+    (lab.build / "vitl-topk/stage").mkdir(parents=True)
+    return lab
+
+
+def render(lab: Lab, rows=LINES, *argv: object, code: int = 0) -> Done:
+    return lab.call("render", *(probed(lab, x) for x in rows), argv=argv, code=code)
+
+
+def probed(lab: Lab, row: dict) -> dict:
+    """The line with a probe of its checkpoint, as preflight leaves one."""
+    fpath = lab.build / "vitl-topk/probes" / f"{row['run_id']}.npz"
+    if not fpath.exists():
+        x = probe.random_inputs(row["d_model"])
+        features = np.tile(np.arange(8, dtype=np.int32), (len(x), 1))
+        values, x_hat = 1 / (1 + features.astype(np.float32)), x / 2
+        margin = np.full(len(x), np.inf, np.float32)
+        of = probe.Probe(x, features, values, x_hat, margin)
+        probe.write(of, row["sha256"], fpath)
+    return {"probe": str(fpath)} | row
+
+
+def read(lab: Lab, name: str = "README.md") -> str:
+    return (lab.build / "vitl-topk/stage" / name).read_text()
 
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("card"))
-    done = lab.render()
-    assert (done.returncode, done.err) == (0, "")
-    return lab.read("README.md")
+    lab = with_catalog(tmp_path_factory.mktemp("card"), CATALOG)
+    assert render(lab).err == ""
+    return read(lab)
 
 
 def test_the_hub_understands_the_front_matter(card):
@@ -166,8 +166,8 @@ def test_the_table_has_what_tells_its_rows_apart_where_that_is_known(lab):
     rows = [row | {"wandb_url": None} for row in LINES]
     rows[0] |= {"aux": "no-aux", "n_dead": 12}
     rows[1] |= {"aux": None, "wandb_url": "https://x.example/)[a](b"}
-    lab.render(rows)
-    head, _, *body = table(lab.read("README.md"))
+    render(lab, rows)
+    head, _, *body = table(read(lab))
     assert head == "| Run ID | Layer | k | Aux | L0 | NMSE | Path | Size | Dead |"
     assert [line.split(" | ")[0] for line in body] == [
         f"| {run_id}" for run_id in ("aaaa1111", "bbbb2222", "cccc3333")
@@ -205,23 +205,23 @@ def test_the_card_says(card, text):
 def test_where_numbers_come_from_is_told_by_layer_where_it_differs(lab):
     measured = {"numbers": "measured:52ec5790", "n_tokens": 1048576}
     rows = [row | measured for row in LINES]
-    lab.render(rows)
+    render(lab, rows)
     words = (
         "measured from the files in this repo, on 1,048,576 patches of cached"
         " activations (shard `52ec5790`)."
     )
-    assert f"\nL0 and NMSE are {words}\n" in lab.read("README.md")
+    assert f"\nL0 and NMSE are {words}\n" in read(lab)
     rows[0] |= {"numbers": "disk:3e27794f", "n_tokens": None}
-    lab.render(rows)
-    card = lab.read("README.md")
+    render(lab, rows)
+    card = read(lab)
     assert f"\n* Layer 13: {words}\n* Layer 23: from two sources: L0 as" in card
 
 
 def test_a_card_without_a_commit_that_anybody_can_install_says_so(lab):
     why_not = {"requirement": None, "python": ">=3.12", "why_not": "differs from x"}
     rows = [row | {"saev": why_not} for row in LINES]
-    lab.render(rows)
-    card = lab.read("README.md")
+    render(lab, rows)
+    card = read(lab)
     assert "pip install" not in card and "isn't on record" in card
     (told,) = choice.loading(rows)
     assert "differs from x: the card can't say how to install it" in told
@@ -231,9 +231,10 @@ def test_a_card_without_a_commit_that_anybody_can_install_says_so(lab):
 def test_a_lab_that_says_nothing_of_itself_has_a_card_that_says_nothing_of_others(lab):
     repo = {k: v for k, v in CATALOG["repos"][0].items() if k != "datasets"}
     repo |= {"title": "SAEs", "base_model": "lab/model", "repo_id": "lab/saes"}
-    lab.env["CATALOG"].write_text(json.dumps({"repos": [repo]}))
-    lab.render([row | {"saev": {}, "loader": "builtin"} for row in LINES])
-    card = lab.read("README.md").replace("vitl-topk", "")
+    lab.catalog = {"repos": [repo]}
+    lab.write()
+    render(lab, [row | {"saev": {}, "loader": "builtin"} for row in LINES])
+    card = read(lab).replace("vitl-topk", "")
     words = r"(?i)dino|imagenet|\bosu|stevens|\bvision|patch|image|license"
     assert re.findall(words, card) == []
     assert "bibtex" not in card and "Contact" not in card
@@ -248,15 +249,15 @@ def test_the_cards_python_is_python(card):
 
 
 def test_a_card_of_files_no_saev_loaded_does_not_claim_otherwise(lab):
-    lab.render([row | {"loader": "builtin"} for row in LINES])
-    card = lab.read("README.md")
+    render(lab, [row | {"loader": "builtin"} for row in LINES])
+    card = read(lab)
     assert "it was loaded with" not in card
     assert "3 of the 3 files were read with the release tool's own reader only" in card
 
 
 def test_the_manifest_has_full_precision_in_the_tables_order(lab):
-    lab.render()
-    rows = [json.loads(text) for text in lab.read("manifest.jsonl").splitlines()]
+    render(lab)
+    rows = [json.loads(text) for text in read(lab, "manifest.jsonl").splitlines()]
     assert [row["run_id"] for row in rows] == ["aaaa1111", "bbbb2222", "cccc3333"]
     assert rows[1] == {
         "run_id": "bbbb2222",
@@ -295,8 +296,8 @@ def test_every_manifest_has_the_same_keys_with_flat_values_of_the_same_types():
 
 
 def test_config_says_in_a_few_words_what_the_repo_holds(lab):
-    lab.render()
-    assert json.loads(lab.read("config.json")) == {
+    render(lab)
+    assert json.loads(read(lab, "config.json")) == {
         "library_name": "saev",
         "base_model": "facebook/dinov3-vitl16-pretrain-lvd1689m",
         "layers": [13, 23],
@@ -311,10 +312,10 @@ def test_config_says_in_a_few_words_what_the_repo_holds(lab):
 
 
 def test_lines_gain_the_documents_that_verify_will_hold_them_to(lab):
-    for row in lab.render().rows:
+    for row in render(lab).rows:
         assert set(row["documents"]) == set(staged.DOCUMENTS)
         for name in staged.DOCUMENTS:
-            content = (lab.dpath / name).read_bytes()
+            content = (lab.build / "vitl-topk/stage" / name).read_bytes()
             assert row["documents"][name] == {
                 "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
@@ -322,12 +323,14 @@ def test_lines_gain_the_documents_that_verify_will_hold_them_to(lab):
 
 
 def test_the_same_lines_give_the_same_bytes(lab):
-    first = lab.render().rows[0]["documents"]
-    assert lab.render(LINES[::-1]).rows[0]["documents"] == first
+    first = render(lab).rows[0]["documents"]
+    lines = text_of([probed(lab, row) for row in LINES[::-1]])
+    # In a process of its own, which hashes text otherwise.
+    assert lab.program("bin/render", stdin=lines).rows[0]["documents"] == first
 
 
 def account(lab, **fates) -> str:
-    fpath = lab.dpath.parent / "account.jsonl"
+    fpath = lab.build / "vitl-topk/account.jsonl"
     others = [
         line("dddd4444", 13, 99.0, 0.9),
         line("eeee5555", 23, 0, None),
@@ -345,27 +348,27 @@ def account(lab, **fates) -> str:
 
 
 def test_the_plot_is_a_png_of_every_candidate_that_has_a_place(lab):
-    plain = lab.render().rows[0]["documents"]["pareto.png"]
-    done = lab.render(LINES, "--account", account(lab))
-    assert (done.returncode, done.err) == (0, "")
-    png = (lab.dpath / "pareto.png").read_bytes()
+    plain = render(lab).rows[0]["documents"]["pareto.png"]
+    done = render(lab, LINES, "--account", account(lab))
+    assert done.err == ""
+    png = (lab.build / "vitl-topk/stage/pareto.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
     assert done.rows[0]["documents"]["pareto.png"] != plain
 
 
 def test_what_the_card_says_of_the_choice_is_so(lab):
-    lab.render(LINES, "--account", account(lab))
+    render(lab, LINES, "--account", account(lab))
     said = (
         "The checkpoints here lie on the Pareto frontier of the 4 runs that were"
         " compared: no other run of the same layer is both"
     )
-    card = lab.read("README.md")
+    card = read(lab)
     assert said in card and "by hand" not in card
     # One that is off the frontier, and one that the rule merely did not need, are pinned.
     rows = [*LINES, line("dddd4444", 13, 99.0, 0.9)]
     fates = {"dddd4444": "pinned", "cccc3333": "pinned", "eeee5555": "excluded"}
-    lab.render(rows, "--account", account(lab, **fates))
-    card = lab.read("README.md")
+    render(lab, rows, "--account", account(lab, **fates))
+    card = read(lab)
     assert said.replace("The", "Except for `dddd4444` (layer 13), the", 1) in card
     assert (
         "Added by hand: `dddd4444` (layer 13) and `cccc3333` (layer 23).\n"
@@ -377,39 +380,40 @@ def test_without_an_account_nothing_is_said_of_the_choice(card):
     assert "rontier of" not in card and "by hand" not in card
 
 
-def test_a_title_in_any_script_stands_on_the_card_and_not_in_the_plot(lab, tmp_path):
+def test_a_title_in_any_script_stands_on_the_card_and_not_in_the_plot(lab):
     """No font has all characters; the plot is named by the repo's id, which is ASCII."""
-    first = lab.render().rows[0]["documents"]
+    first = render(lab).rows[0]["documents"]
     repo = CATALOG["repos"][0] | {"title": "稀疏自编码器 разреженный автокодировщик"}
-    (tmp_path / "catalog.json").write_text(json.dumps({"repos": [repo]}))
-    done = lab.render()
-    assert (done.returncode, done.err) == (0, "")
-    assert "# 稀疏自编码器 разреженный автокодировщик\n" in lab.read("README.md")
+    lab.catalog = {"repos": [repo]}
+    lab.write()
+    done = render(lab)
+    assert done.err == ""
+    assert "# 稀疏自编码器 разреженный автокодировщик\n" in read(lab)
     assert done.rows[0]["documents"]["pareto.png"] == first["pareto.png"]
 
 
 def test_an_account_of_another_choice_is_refused(lab):
     fpath = account(lab, cccc3333="off the frontier")
-    done = lab.render(LINES, "--account", fpath)
-    assert done.returncode == 1
+    done = render(lab, LINES, "--account", fpath, code=1)
     assert "another choice than the lines do (cccc3333)" in done.err
 
 
-def test_hostile_text_in_the_catalog_cannot_break_the_card(lab, tmp_path):
+def test_hostile_text_in_the_catalog_cannot_break_the_card(lab):
     title = "SAE | `x` {{ 7*7 }} <script> $(id) [a](b) # é"
     base = 'a"b: {% raw %}'
     repo = CATALOG["repos"][0] | {"title": title, "base_model": base}
-    (tmp_path / "catalog.json").write_text(json.dumps({"repos": [repo]}))
-    lab.render()
+    lab.catalog = {"repos": [repo]}
+    lab.write()
+    render(lab)
     from huggingface_hub import ModelCard
 
-    card = lab.read("README.md")
+    card = read(lab)
     assert ModelCard(card).data.base_model == base
     assert "<script>" not in card and "49" not in card.split("## Checkpoints")[0]
     assert "{{ 7\\*7 }}" in card
 
 
 def test_no_stage_is_one_line(lab):
-    lab.dpath.rmdir()
-    done = lab.render()
-    assert done.returncode == 1 and "run bin/stage before bin/render" in done.err
+    (lab.build / "vitl-topk/stage").rmdir()
+    done = render(lab, code=1)
+    assert "run bin/stage before bin/render" in done.err

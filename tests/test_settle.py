@@ -10,6 +10,7 @@ import unittest.mock
 import pytest
 
 from kits import checkpoints, in_process
+from kits.lab import Lab
 from kits.programs import ROOT, run_program
 from saepub import catalog, jsonl, measured, numbers
 
@@ -17,58 +18,39 @@ SHARD, OTHER = "52ec5790", "3e27794f"
 WANDB, MEASURED, DISK = "wandb", f"measured:{SHARD}", f"disk:{SHARD}"
 
 
-class Lab:
-    """Runs with checkpoints of a few bytes, their measurements and their inference."""
-
-    def __init__(self, dpath: pathlib.Path):
-        self.dpath, self.runs_root = dpath, dpath / "runs"
-        self.runs_root.mkdir()
-        self.records_dpath = dpath / "records" / "measured"
-
-    def line(self, run_id: str, layer: int = 6, repo: str = "vits-relu", **changes):
-        """A classified line with numbers from W&B, whose checkpoint is there."""
-        fpath = self.fpath(run_id)
-        if not fpath.exists():
-            fpath.parent.mkdir(parents=True)
-            fpath.write_bytes(f"checkpoint of {run_id}".encode())
-        line = {"repo": repo, "layer": layer, "run_id": run_id}
-        line |= {"expected": {"shard": SHARD}, "shard": SHARD, "fault": None}
-        line |= {"l0": 12.5, "nmse": 0.25, "n_dead": 3, "drop": None}
-        return line | {"own": {"kept": [1, 2.5, None]}} | changes
-
-    def old(self, run_id: str, **changes):
-        """One from before training logged NMSE."""
-        return self.line(run_id, **{"nmse": None} | changes)
-
-    def fpath(self, run_id: str) -> pathlib.Path:
-        return self.runs_root / run_id / "checkpoint" / "sae.pt"
-
-    def measure(self, run_id: str, l0=13.0, nmse=0.5, shard=SHARD, **changes) -> None:
-        fpath = self.fpath(run_id)
-        record = checkpoints.measurement(fpath, run_id, shard, l0, nmse) | changes
-        checkpoints.measure(self.dpath / "records", run_id, shard, record)
-
-    def infer(self, run_id: str, content: object, shard: str = SHARD) -> None:
-        dpath = self.runs_root / run_id / "inference" / shard
-        dpath.mkdir(parents=True)
-        if isinstance(content, float):
-            content = checkpoints.metrics(content)
-        text = content if isinstance(content, str) else json.dumps(content)
-        (dpath / "metrics.json").write_text(text)
-
-    def settle(self, *rows: dict, code: int = 0, **env: object):
-        """What the stage wrote, and what it said."""
-        stdin = "".join(jsonl.dumps(row) + "\n" for row in rows).encode()
-        env = {"RUNS_ROOT": self.runs_root, "BUILD": self.dpath / "build"} | env
-        env |= {"RECORDS": self.dpath / "records"}
-        got, out, told = in_process.run("settle", stdin=stdin, env=env)
-        assert got == code, told
-        return [json.loads(text) for text in out.splitlines()], told
-
-
 @pytest.fixture
 def lab(tmp_path):
     return Lab(tmp_path)
+
+
+def logged(lab: Lab, run_id: str, layer: int = 6, repo: str = "vits-relu", **changes):
+    """A classified line with numbers from W&B; its checkpoint is there, of a few bytes."""
+    if not lab.fpath(run_id).exists():
+        lab.put(run_id, f"checkpoint of {run_id}".encode())
+    line = {"repo": repo, "layer": layer, "run_id": run_id}
+    line |= {"expected": {"shard": SHARD}, "shard": SHARD, "fault": None}
+    line |= {"l0": 12.5, "nmse": 0.25, "n_dead": 3, "drop": None}
+    return line | {"own": {"kept": [1, 2.5, None]}} | changes
+
+
+def old(lab: Lab, run_id: str, **changes):
+    """One from before training logged NMSE."""
+    return logged(lab, run_id, **{"nmse": None} | changes)
+
+
+def infer(lab: Lab, run_id: str, content: object, shard: str = SHARD) -> None:
+    dpath = lab.runs_root / run_id / "inference" / shard
+    dpath.mkdir(parents=True)
+    if isinstance(content, float):
+        content = checkpoints.metrics(content)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (dpath / "metrics.json").write_text(text)
+
+
+def settle(lab: Lab, *rows: dict, **how) -> tuple[list[dict], str]:
+    """What the stage wrote, and what it said."""
+    done = lab.call("settle", *rows, **how)
+    return done.rows, done.err
 
 
 def sources(rows: list[dict]) -> list[tuple]:
@@ -83,21 +65,21 @@ def drops(rows: list[dict]) -> list[str | None]:
 
 
 def test_what_training_logged_serves_where_it_is_complete(lab):
-    a, b = lab.line("a"), lab.line("b", l0=9, nmse=0.4)
-    rows, told = lab.settle(a, b)
-    logged = {"numbers": WANDB, "n_tokens": None}
+    a, b = logged(lab, "a"), logged(lab, "b", l0=9, nmse=0.4)
+    rows, told = settle(lab, a, b)
+    found = {"numbers": WANDB, "n_tokens": None}
     assert rows == [
-        a | logged | {"l0_logged": 12.5, "nmse_logged": 0.25},
-        b | logged | {"l0_logged": 9, "nmse_logged": 0.4},
+        a | found | {"l0_logged": 12.5, "nmse_logged": 0.25},
+        b | found | {"l0_logged": 9, "nmse_logged": 0.4},
     ]
     assert told == ""
 
 
 def test_what_was_measured_goes_before_what_was_logged(lab):
-    lines = [lab.line("a"), lab.line("b")]
-    lab.measure("a", l0=20, nmse=0.125)
-    lab.measure("b")
-    rows, told = lab.settle(*lines)
+    lines = [logged(lab, "a"), logged(lab, "b")]
+    lab.measured("a", SHARD, l0=20, nmse=0.125)
+    lab.measured("b", SHARD)
+    rows, told = settle(lab, *lines)
     found = {
         "l0": 20,
         "nmse": 0.125,
@@ -111,17 +93,17 @@ def test_what_was_measured_goes_before_what_was_logged(lab):
 
 
 def test_what_was_measured_of_some_does_not_mix_with_what_was_logged(lab):
-    lines = [lab.line("a"), lab.line("b")]
-    lab.measure("a")
-    rows, _ = lab.settle(*lines)
+    lines = [logged(lab, "a"), logged(lab, "b")]
+    lab.measured("a", SHARD)
+    rows, _ = settle(lab, *lines)
     assert sources(rows) == [("a", 12.5, 0.25, WANDB), ("b", 12.5, 0.25, WANDB)]
 
 
 def test_inference_on_disk_gives_nmse_where_training_logged_none(lab):
-    lines = [lab.old("a", l0=3), lab.old("b")]
-    lab.infer("a", 0.5)
-    lab.infer("b", 0.4)
-    rows, told = lab.settle(*lines)
+    lines = [old(lab, "a", l0=3), old(lab, "b")]
+    infer(lab, "a", 0.5)
+    infer(lab, "b", 0.4)
+    rows, told = settle(lab, *lines)
     assert sources(rows) == [("a", 3, 0.5, DISK), ("b", 12.5, 0.4, DISK)]
     assert rows[0].items() >= {"l0_logged": 3, "nmse_logged": None}.items()
     assert (drops(rows), told) == ([None, None], "")
@@ -145,12 +127,12 @@ def test_the_first_source_that_has_all_serves_else_the_one_that_has_most(
 ):
     lines = []
     for i, run_id in enumerate("abcd"):
-        lines.append(lab.line(run_id) if i < n_logged else lab.old(run_id))
+        lines.append(logged(lab, run_id) if i < n_logged else old(lab, run_id))
         if i < n_measured:
-            lab.measure(run_id)
+            lab.measured(run_id, SHARD)
         if i < n_on_disk:
-            lab.infer(run_id, 0.75)
-    rows, _ = lab.settle(*lines)
+            infer(lab, run_id, 0.75)
+    rows, _ = settle(lab, *lines)
     assert {row["numbers"] for row in rows} == {source}
     n = {MEASURED: n_measured, WANDB: n_logged, DISK: n_on_disk}[source]
     nmse = {MEASURED: 0.5, WANDB: 0.25, DISK: 0.75}[source]
@@ -159,9 +141,14 @@ def test_the_first_source_that_has_all_serves_else_the_one_that_has_most(
 
 
 def test_a_run_that_the_source_lacks_is_dropped_by_name(lab):
-    lines = [lab.line("a"), lab.line("b"), lab.old("c"), lab.line("d", l0=None)]
-    lines.append(lab.old("e", fault='eval/normalized_mse is {"min":1}'))
-    rows, _ = lab.settle(*lines)
+    lines = [
+        logged(lab, "a"),
+        logged(lab, "b"),
+        old(lab, "c"),
+        logged(lab, "d", l0=None),
+    ]
+    lines.append(old(lab, "e", fault='eval/normalized_mse is {"min":1}'))
+    rows, _ = settle(lab, *lines)
     assert drops(rows) == [
         None,
         None,
@@ -170,14 +157,16 @@ def test_a_run_that_the_source_lacks_is_dropped_by_name(lab):
         'no NMSE in W&B (eval/normalized_mse is {"min":1})',
     ]
     for run_id in "ab":
-        lab.measure(run_id)
-    rows, _ = lab.settle(lab.old("a"), lab.old("b"), lab.line("c"))
+        lab.measured(run_id, SHARD)
+    rows, _ = settle(lab, old(lab, "a"), old(lab, "b"), logged(lab, "c"))
     assert drops(rows) == [None, None, f"no L0: not measured on {SHARD}"]
 
 
 def test_where_nothing_has_numbers_each_run_says_so(lab):
-    lab.infer("b", {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6})
-    rows, _ = lab.settle(lab.old("a"), lab.old("b"), lab.line("c", l0=None, nmse=None))
+    infer(lab, "b", {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6})
+    rows, _ = settle(
+        lab, old(lab, "a"), old(lab, "b"), logged(lab, "c", l0=None, nmse=None)
+    )
     assert [row["numbers"] for row in rows] == [None] * 3
     a, b, c = drops(rows)
     assert a == "no NMSE: not measured, not in W&B"
@@ -187,19 +176,19 @@ def test_where_nothing_has_numbers_each_run_says_so(lab):
 
 
 def test_a_run_that_was_dropped_before_has_no_say_and_keeps_what_was_logged(lab):
-    gone = lab.old("x", drop="still running", l0="NaN")
-    rows, _ = lab.settle(lab.line("a"), gone)
+    gone = old(lab, "x", drop="still running", l0="NaN")
+    rows, _ = settle(lab, logged(lab, "a"), gone)
     assert sources(rows) == [("a", 12.5, 0.25, WANDB), ("x", "NaN", None, None)]
     assert drops(rows) == [None, "still running"]
 
 
 def test_each_layer_and_each_repo_has_its_own_source(lab):
-    lab.line("a"), lab.line("b")
-    lab.measure("a")
-    lab.infer("b", 0.4)
-    lines = [lab.old("a"), lab.old("b", layer=7), lab.line("c", repo="vitb-relu")]
-    assert [row["numbers"] for row in lab.settle(*lines)[0]] == [MEASURED, DISK, WANDB]
-    assert [row["numbers"] for row in lab.settle(*lines[::-1])[0]] == [
+    logged(lab, "a"), logged(lab, "b")
+    lab.measured("a", SHARD)
+    infer(lab, "b", 0.4)
+    lines = [old(lab, "a"), old(lab, "b", layer=7), logged(lab, "c", repo="vitb-relu")]
+    assert [row["numbers"] for row in settle(lab, *lines)[0]] == [MEASURED, DISK, WANDB]
+    assert [row["numbers"] for row in settle(lab, *lines[::-1])[0]] == [
         WANDB,
         DISK,
         MEASURED,
@@ -223,22 +212,22 @@ def test_each_layer_and_each_repo_has_its_own_source(lab):
     ],
 )
 def test_a_number_that_can_t_be_drops_its_run(lab, change, drop):
-    assert drops(lab.settle(lab.line("a", **change))[0]) == [drop]
+    assert drops(settle(lab, logged(lab, "a", **change))[0]) == [drop]
 
 
 def test_a_nearly_dead_sae_is_dropped_by_what_was_measured(lab):
-    line = lab.line("a")
-    lab.measure("a", l0=0.03)
-    assert drops(lab.settle(line)[0]) == ["L0 is 0.03: a dead SAE"]
+    line = logged(lab, "a")
+    lab.measured("a", SHARD, l0=0.03)
+    assert drops(settle(lab, line)[0]) == ["L0 is 0.03: a dead SAE"]
 
 
 # ---- measurements are of these bytes ---------------------------------------------------------
 
 
 def test_a_replaced_checkpoint_s_measurement_no_longer_counts(lab):
-    line = lab.old("a")
-    lab.measure("a")
-    assert sources(lab.settle(line)[0]) == [("a", 13.0, 0.5, MEASURED)]
+    line = old(lab, "a")
+    lab.measured("a", SHARD)
+    assert sources(settle(lab, line)[0]) == [("a", 13.0, 0.5, MEASURED)]
     # Of the same size and the same time, as `cp -p` would have it.
     fpath = lab.fpath("a")
     status = fpath.stat()
@@ -246,53 +235,53 @@ def test_a_replaced_checkpoint_s_measurement_no_longer_counts(lab):
     other.write_bytes(b"x" * status.st_size)
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.replace(other, fpath)
-    rows, _ = lab.settle(line)
+    rows, _ = settle(lab, line)
     assert rows[0]["numbers"] is None and rows[0]["drop"].startswith("no NMSE")
-    rows, _ = lab.settle(line, lab.line("b"))
+    rows, _ = settle(lab, line, logged(lab, "b"))
     assert sources(rows)[1] == ("b", 12.5, 0.25, WANDB)
-    lab.measure("b")
-    rows, _ = lab.settle(line, lab.old("b"))
+    lab.measured("b", SHARD)
+    rows, _ = settle(lab, line, old(lab, "b"))
     assert drops(rows) == [f"no L0: measured on {SHARD}, but of other bytes", None]
 
 
 def test_a_measurement_needs_its_checkpoint(lab):
-    lines = [lab.old("a"), lab.old("b")]
+    lines = [old(lab, "a"), old(lab, "b")]
     for run_id in "ab":
-        lab.measure(run_id)
+        lab.measured(run_id, SHARD)
     lab.fpath("a").unlink()
-    rows, _ = lab.settle(*lines)
+    rows, _ = settle(lab, *lines)
     why = f"no L0: measured on {SHARD}, but its checkpoint: No such file or directory"
     assert drops(rows) == [why, None]
 
 
 def test_a_checkpoint_is_hashed_once(lab, monkeypatch):
-    line = lab.line("a")
-    lab.measure("a")
-    lab.settle(line)
+    line = logged(lab, "a")
+    lab.measured("a", SHARD)
+    settle(lab, line)
 
     def file_digest(*_):
         raise AssertionError("read again")
 
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
-    assert sources(lab.settle(line)[0]) == [("a", 13.0, 0.5, MEASURED)]
+    assert sources(settle(lab, line)[0]) == [("a", 13.0, 0.5, MEASURED)]
     os.utime(lab.fpath("a"), (1, 1))
     with pytest.raises(in_process.Finding, match="read again"):
-        lab.settle(line)
+        settle(lab, line)
 
 
 def test_a_measurement_on_another_shard_doesn_t_count(lab):
-    line = lab.line("a")
-    lab.measure("a", shard=OTHER)
-    assert sources(lab.settle(line)[0]) == [("a", 12.5, 0.25, WANDB)]
+    line = logged(lab, "a")
+    lab.measured("a", OTHER)
+    assert sources(settle(lab, line)[0]) == [("a", 12.5, 0.25, WANDB)]
     other = line | {"expected": {"shard": OTHER}, "nmse": None}
-    assert sources(lab.settle(other)[0]) == [("a", 13.0, 0.5, f"measured:{OTHER}")]
+    assert sources(settle(lab, other)[0]) == [("a", 13.0, 0.5, f"measured:{OTHER}")]
 
 
 def test_a_broken_record_costs_itself_alone_and_is_named(lab):
-    lines = [lab.old("a"), lab.old("b")]
-    lab.measure("a")
-    lab.measure("b", nmse=0.5, sse_recon=1.0)
-    rows, told = lab.settle(*lines)
+    lines = [old(lab, "a"), old(lab, "b")]
+    lab.measured("a", SHARD)
+    lab.measured("b", SHARD, nmse=0.5, sse_recon=1.0)
+    rows, told = settle(lab, *lines)
     assert drops(rows) == [None, f"no L0: not measured on {SHARD}"]
     fpath = measured_fpath(lab, "b")
     assert told.startswith(f"settle: vits-relu layer 6: {fpath}: nmse is not")
@@ -300,7 +289,7 @@ def test_a_broken_record_costs_itself_alone_and_is_named(lab):
 
 
 def measured_fpath(lab: Lab, run_id: str) -> pathlib.Path:
-    return lab.records_dpath / f"{run_id}@{SHARD}.json"
+    return lab.records_dpath / "measured" / f"{run_id}@{SHARD}.json"
 
 
 # ---- which shard -----------------------------------------------------------------------------
@@ -308,50 +297,52 @@ def measured_fpath(lab: Lab, run_id: str) -> pathlib.Path:
 
 def test_without_the_catalog_s_the_shard_is_the_one_that_most_runs_name(lab):
     lines = [
-        lab.old(run_id, shard=shard, expected={})
+        old(lab, run_id, shard=shard, expected={})
         for run_id, shard in (("a", OTHER), ("b", OTHER), ("c", SHARD), ("d", None))
     ]
     for run_id in "abcd":
-        lab.measure(run_id, shard=OTHER)
-        lab.measure(run_id, shard=SHARD)
-    assert {row["numbers"] for row in lab.settle(*lines)[0]} == {f"measured:{OTHER}"}
+        lab.measured(run_id, OTHER)
+        lab.measured(run_id, SHARD)
+    assert {row["numbers"] for row in settle(lab, *lines)[0]} == {f"measured:{OTHER}"}
     lines = [line | {"shard": None} for line in lines]
-    assert {row["numbers"] for row in lab.settle(*lines)[0]} == {None}
+    assert {row["numbers"] for row in settle(lab, *lines)[0]} == {None}
 
 
 def test_what_was_logged_is_of_one_shard_too(lab):
     """Runs that name none are taken as they are; the catalog's goes before the commonest."""
     named = {"a": OTHER, "b": OTHER, "c": SHARD, "d": None}
-    lines = [lab.line(run_id, shard=shard) for run_id, shard in named.items()]
-    rows, _ = lab.settle(*lines)
+    lines = [logged(lab, run_id, shard=shard) for run_id, shard in named.items()]
+    rows, _ = settle(lab, *lines)
     other = f"no NMSE of {SHARD} in W&B, which has that of {OTHER}"
     assert drops(rows) == [other, other, None, None]
-    rows, _ = lab.settle(*(line | {"expected": {}} for line in lines))
+    rows, _ = settle(lab, *(line | {"expected": {}} for line in lines))
     this = f"no NMSE of {OTHER} in W&B, which has that of {SHARD}"
     assert drops(rows) == [None, None, this, None]
 
 
 def test_nmse_shard_overrides_the_shard_of_inference_on_disk_alone(lab):
-    lines = [lab.old("a"), lab.old("b")]
+    lines = [old(lab, "a"), old(lab, "b")]
     for run_id in "ab":
-        lab.infer(run_id, 0.5)
-        lab.infer(run_id, 0.75, shard="mine")
-    rows, _ = lab.settle(*lines, NMSE_SHARD="mine")
+        infer(lab, run_id, 0.5)
+        infer(lab, run_id, 0.75, shard="mine")
+    rows, _ = settle(lab, *lines, NMSE_SHARD="mine")
     assert sources(rows)[0] == ("a", 12.5, 0.75, "disk:mine")
     for run_id in "ab":
-        lab.measure(run_id)
-    rows, _ = lab.settle(*lines, NMSE_SHARD="mine")
+        lab.measured(run_id, SHARD)
+    rows, _ = settle(lab, *lines, NMSE_SHARD="mine")
     assert sources(rows)[0] == ("a", 13.0, 0.5, MEASURED)
 
 
 @pytest.mark.parametrize("shard", ["../../etc", "a/b", ".", "a\nb"])
 def test_a_shard_is_a_plain_name(lab, shard):
-    _, told = lab.settle(lab.old("a"), NMSE_SHARD=shard, code=1)
+    _, told = settle(lab, old(lab, "a"), NMSE_SHARD=shard, code=1)
     assert "NMSE_SHARD is" in told and told.count("\n") == 1
 
 
 def test_a_shard_that_is_asked_for_needs_the_runs_root(lab):
-    _, told = lab.settle(lab.old("a"), NMSE_SHARD="mine", RUNS_ROOT="/nowhere", code=1)
+    _, told = settle(
+        lab, old(lab, "a"), NMSE_SHARD="mine", RUNS_ROOT="/nowhere", code=1
+    )
     assert told == "settle: /nowhere: no such directory; set RUNS_ROOT\n"
 
 
@@ -384,10 +375,10 @@ GOOD = checkpoints.metrics(0.5)
     ],
 )
 def test_a_metrics_file_that_cannot_be_trusted_is_refused_by_name(lab, content, why):
-    lines = [lab.old("good"), lab.old("odd1")]
-    lab.infer("good", 0.5)
-    lab.infer("odd1", content)
-    rows, told = lab.settle(*lines)
+    lines = [old(lab, "good"), old(lab, "odd1")]
+    infer(lab, "good", 0.5)
+    infer(lab, "odd1", content)
+    rows, told = settle(lab, *lines)
     assert [row["nmse"] for row in rows] == [0.5, None]
     assert rows[0]["drop"] is None
     assert rows[1]["drop"].startswith(f"no NMSE on disk of {SHARD}: ")
@@ -401,25 +392,25 @@ def test_a_metrics_file_that_cannot_be_trusted_is_refused_by_name(lab, content, 
 def test_many_of_one_kind_are_one_line(lab):
     old_form = {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6}
     for i in range(9):
-        lab.infer(f"run{i}", old_form)
-    _, told = lab.settle(*(lab.old(f"run{i}") for i in range(9)))
+        infer(lab, f"run{i}", old_form)
+    _, told = settle(lab, *(old(lab, f"run{i}") for i in range(9)))
     assert told.count("\n") == 1
     assert told.endswith(": run0 run1 run2 run3 run4 run5 and 3 more\n")
 
 
 def test_the_disk_is_not_looked_at_where_it_is_not_needed(lab):
-    lab.infer("a", "{")
-    assert lab.settle(lab.line("a"))[1] == ""
+    infer(lab, "a", "{")
+    assert settle(lab, logged(lab, "a"))[1] == ""
 
 
 def test_a_metrics_fifo_or_directory_does_not_hang(lab):
-    lines = [lab.old(run_id) for run_id in ("good", "dir1", "fifo")]
-    lab.infer("good", 0.5, shard="real")
+    lines = [old(lab, run_id) for run_id in ("good", "dir1", "fifo")]
+    infer(lab, "good", 0.5, shard="real")
     (lab.runs_root / "good/inference" / SHARD).symlink_to("real")
     (lab.runs_root / "dir1/inference" / SHARD / "metrics.json").mkdir(parents=True)
     (lab.runs_root / "fifo/inference" / SHARD).mkdir(parents=True)
     os.mkfifo(lab.runs_root / "fifo/inference" / SHARD / "metrics.json")
-    rows, told = lab.settle(*lines)
+    rows, told = settle(lab, *lines)
     assert [row["nmse"] for row in rows] == [0.5, None, None]
     assert "it is not a file: fifo\n" in told
     assert "it can't be read (Is a directory): dir1\n" in told
@@ -431,10 +422,14 @@ def test_a_metrics_fifo_or_directory_does_not_hang(lab):
 @pytest.fixture
 def checked(lab, monkeypatch):
     """A line as preflight has it, with the sha256 of its file."""
-    monkeypatch.setenv("RECORDS", str(lab.dpath / "records"))
+    monkeypatch.setenv("RECORDS", str(lab.records_dpath))
 
     def line(**changes) -> dict:
-        row = lab.line("a") | {"numbers": WANDB, "l0_logged": 12.5, "nmse_logged": 0.25}
+        row = logged(lab, "a") | {
+            "numbers": WANDB,
+            "l0_logged": 12.5,
+            "nmse_logged": 0.25,
+        }
         sha256 = hashlib.sha256(lab.fpath("a").read_bytes()).hexdigest()
         return row | {"sha256": sha256} | changes
 
@@ -447,7 +442,7 @@ def test_numbers_that_are_not_of_the_file_are_refused(lab, checked):
         f"measured on {SHARD}, but of other bytes than are there now; run: make recheck"
     )
     assert numbers.refusal(line) == other
-    lab.measure("a")
+    lab.measured("a", SHARD)
     assert numbers.refusal(line) == ""
     assert numbers.refusal(line | {"sha256": "0" * 64}) == other
     assert numbers.refusal(checked(sha256="0" * 64)) == ""
@@ -473,7 +468,7 @@ def test_what_was_measured_of_the_file_and_logged_otherwise_is_named(
     """As weights that are not the run's would show, whichever numbers were chosen by."""
     line = checked(numbers=source)
     assert numbers.warnings(line) == []
-    lab.measure("a", **measured_as)
+    lab.measured("a", SHARD, **measured_as)
     assert numbers.warnings(line) == told
     assert numbers.warnings(line | {"sha256": "0" * 64}) == []
     unlogged = line | {"l0_logged": None, "nmse_logged": None}
@@ -492,18 +487,23 @@ def test_nmse_on_disk_is_held_against_what_was_logged_too(checked):
 
 
 def test_the_source_is_told_by_layer(lab):
-    lines = [lab.line("a"), lab.line("b"), lab.old("c"), lab.line("d", drop="x")]
-    rows, _ = lab.settle(*lines)
+    lines = [
+        logged(lab, "a"),
+        logged(lab, "b"),
+        old(lab, "c"),
+        logged(lab, "d", drop="x"),
+    ]
+    rows, _ = settle(lab, *lines)
     assert numbers.describe(rows) == ("2 runs, numbers from W&B; 1 run without numbers")
     for run_id in "abc":
-        lab.measure(run_id)
-    rows, _ = lab.settle(*lines)
+        lab.measured(run_id, SHARD)
+    rows, _ = settle(lab, *lines)
     assert numbers.describe(rows) == (
         f"3 runs, measured on 1,048,576 tokens of {SHARD}"
     )
-    assert numbers.describe(lab.settle(lab.old("e"))[0]) == "1 run without numbers"
-    lab.infer("e", 0.5)
-    assert numbers.describe(lab.settle(lab.old("e"))[0]) == (
+    assert numbers.describe(settle(lab, old(lab, "e"))[0]) == "1 run without numbers"
+    infer(lab, "e", 0.5)
+    assert numbers.describe(settle(lab, old(lab, "e"))[0]) == (
         f"1 run, L0 from W&B, NMSE from inference on {SHARD}"
     )
     assert numbers.describe(rows[3:]) == "no run has numbers"
@@ -512,9 +512,9 @@ def test_the_source_is_told_by_layer(lab):
 @pytest.mark.parametrize("shard", [SHARD, None])
 def test_who_has_no_numbers_is_told_what_to_run(lab, monkeypatch, shard):
     monkeypatch.setenv("SHARDS_ROOT", str(lab.dpath / "shards"))
-    lines = [lab.old("a"), lab.old("b"), lab.old("c", layer=9)]
+    lines = [old(lab, "a"), old(lab, "b"), old(lab, "c", layer=9)]
     lines = [x | {"expected": {"shard": shard}, "shard": OTHER} for x in lines]
-    rows, _ = lab.settle(*lines)
+    rows, _ = settle(lab, *lines)
     assert all(numbers.is_lacking(row["drop"]) for row in rows)
     run = "no numbers for 3 runs; to measure them: make measure REPO=vits-relu"
     dpath = lab.dpath / "shards" / (shard or OTHER)
@@ -539,15 +539,15 @@ def test_who_has_no_numbers_is_told_what_to_run(lab, monkeypatch, shard):
 
 @pytest.mark.parametrize("key", ["expected", "l0", "shard", "drop"])
 def test_a_line_that_lacks_a_key_is_named(lab, key):
-    line = lab.line("a")
+    line = logged(lab, "a")
     del line[key]
-    _, told = lab.settle(lab.line("b"), line, code=1)
+    _, told = settle(lab, logged(lab, "b"), line, code=1)
     assert told.startswith(f'settle: stdin:2: no "{key}": {{"repo": ')
 
 
 def test_the_written_record_is_one_that_measure_would_write(lab):
-    lab.line("a")
-    lab.measure("a")
+    logged(lab, "a")
+    lab.measured("a", SHARD)
     assert measured.read(measured_fpath(lab, "a")).n_tokens == checkpoints.N_TOKENS
 
 
@@ -578,7 +578,7 @@ def whole(tmp_path_factory):
         for layer in repo.layers:
             for i in range(N_A_LAYER):
                 run_id = f"{repo.slug}-{layer}-{i}"
-                lab.line(run_id)
+                logged(lab, run_id)
                 lines.append(
                     {"repo": repo.slug, "layer": layer, "run_id": run_id}
                     | {"expected": repo.expected, "wandb": record_of(repo, layer, i)}
@@ -587,7 +587,7 @@ def whole(tmp_path_factory):
     text = "".join(jsonl.dumps(line) + "\n" for line in lines)
     for name in ("facts", "classify"):
         text = run_program(ROOT / "bin" / name, stdin=text).out
-    rows, lab.told = lab.settle(*map(json.loads, text.splitlines()))
+    rows, lab.told = settle(lab, *map(json.loads, text.splitlines()))
     lab.panels = collections.defaultdict(list)
     for row in rows:
         lab.panels[row["repo"], row["layer"]].append(row)
@@ -623,15 +623,15 @@ def record_of(repo: catalog.Repo, layer: int, i: int) -> dict:
 def leave_numbers(lab: Lab, slug: str, layer: int, i: int, run_id: str) -> None:
     l0, nmse = 2.0 ** (i + 1), 0.5 - 0.05 * i
     if slug == "vits-relu":
-        lab.measure(run_id, l0=1.25 * l0, nmse=nmse)
+        lab.measured(run_id, SHARD, l0=1.25 * l0, nmse=nmse)
     if slug == "vitb-relu":
-        lab.infer(run_id, nmse, shard=SHARDS[slug])
+        infer(lab, run_id, nmse, shard=SHARDS[slug])
         if layer == 6 and i == 0:
             old = {"normalized_mse": nmse, "sse_sae": nmse * 4e6, "sse_baseline": 4e6}
             fpath = lab.runs_root / run_id / "inference" / SHARDS[slug]
             (fpath / "metrics.json").write_text(json.dumps(old))
     if slug == "vitl-relu" and (layer < 19 or i < 5):
-        lab.measure(run_id, shard=SHARDS[slug], l0=l0, nmse=nmse)
+        lab.measured(run_id, SHARDS[slug], l0=l0, nmse=nmse)
 
 
 def test_all_24_layers_of_a_whole_lab_settle_each_on_one_source(whole):

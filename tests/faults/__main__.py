@@ -18,7 +18,9 @@ from faults import hub as faults_hub
 from faults import machine as faults_machine
 from faults import text as faults_text
 from faults import weights as faults_weights
-from kits.fault_lab import N_KBYTES, SECONDS, NotHere, Row, Seen, World
+from faults.rows import N_KBYTES, SECONDS, NotHere, Row
+from kits.lab import World
+from kits.programs import Done
 
 TABLE = {
     "Weights and numbers that are not what they claim": faults_weights.ROWS,
@@ -30,7 +32,7 @@ TABLE = {
 ROWS = [row for rows in TABLE.values() for row in rows]
 
 
-def problems(row: Row, seen: Seen) -> list[str]:
+def problems(row: Row, seen: Done) -> list[str]:
     """All that is wrong with what was seen when the row's fault was brought about."""
     told = seen.err.splitlines()
     found = []
@@ -53,7 +55,7 @@ def problems(row: Row, seen: Seen) -> list[str]:
     return found
 
 
-def shown(row: Row, seen: Seen, dpath: pathlib.Path) -> str:
+def shown(row: Row, seen: Done, dpath: pathlib.Path) -> str:
     """The line of what was seen that the table shows."""
     told = [*seen.err.splitlines(), *seen.out.splitlines()]
     line = next((line for line in told if row.says in line), " / ".join(told[:2]))

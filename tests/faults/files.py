@@ -6,8 +6,9 @@ import pickle
 
 import torch
 
+from faults.rows import Measured, Row, measured
 from kits import checkpoints as util
-from kits.fault_lab import Lab, Row, Seen, World
+from kits.lab import Lab, World
 
 HEAD = json.dumps(util.header()).encode() + b"\n"
 WIDE = 2**23
@@ -21,7 +22,7 @@ def hostile(make, d_model: int = 8, d_sae: int = 32):
     Catalog and W&B agree on the widths.
     """
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Measured:
         lab = world.lab()
         fpath = lab.fpath()
         fpath.parent.mkdir(parents=True)
@@ -31,7 +32,7 @@ def hostile(make, d_model: int = 8, d_sae: int = 32):
         line = util.line(d_model=d_model, d_sae=d_sae)
         line["expected"] |= {"d_model": d_model, "d_sae": d_sae}
         stdin = json.dumps(line) + "\n"
-        seen = lab.command("bin/preflight", stdin=stdin, measure=True)
+        seen = measured(lab, "bin/preflight", stdin=stdin)
         assert not lab.mark.exists(), "it ran code"
         assert seen.out == "", "it was passed on"
         return seen

@@ -5,8 +5,10 @@ import subprocess
 import typing as tp
 
 from faults.machine import a_hub
-from kits.fault_lab import Row, Seen, World
+from faults.rows import Row
 from kits.hub import Fault
+from kits.lab import World
+from kits.programs import Done
 
 REPO_ID = "lab/tiny"
 Spoil = tp.Callable[[tp.Any], object]
@@ -15,7 +17,7 @@ Spoil = tp.Callable[[tp.Any], object]
 def no_release(spoil: Spoil, *faults: Fault):
     """make release to a Hub where the repo is there already, after `spoil(hub)`."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.copy()
         with a_hub(lab, *faults) as (hub, env):
             hub.add_repo(REPO_ID)
@@ -25,7 +27,7 @@ def no_release(spoil: Spoil, *faults: Fault):
             after = {id_: len(r.commits) for id_, r in hub.store.repos.items()}
             assert before == after, "something was committed"
             assert not any(c["items"] for c in hub.collections()), "it was collected"
-        assert not list((lab.dpath / "records").rglob("*.json")), "it was recorded"
+        assert not list((lab.records_dpath).rglob("*.json")), "it was recorded"
         return seen
 
     return bring
@@ -45,7 +47,7 @@ def having(**facts: object) -> Spoil:
     return spoil
 
 
-def lost_answer(world: World) -> Seen:
+def lost_answer(world: World) -> Done:
     """The commit lands, and the Hub says each time that it did not."""
     lab, fault = world.copy(), Fault("commit", status=500, times=9)
     fault.before, fault.after = fault.after, fault.before
@@ -55,7 +57,7 @@ def lost_answer(world: World) -> Seen:
     return seen
 
 
-def rate_limited(world: World) -> Seen:
+def rate_limited(world: World) -> Done:
     lab = world.copy()
     fault = Fault("whoami", status=429, headers={"RateLimit": '"api";r=0;t=3'})
     with a_hub(lab, fault) as (_, env):
@@ -64,7 +66,7 @@ def rate_limited(world: World) -> Seen:
     return seen
 
 
-def told_to_wait_for_hours(world: World) -> Seen:
+def told_to_wait_for_hours(world: World) -> Done:
     lab = world.copy()
     fault = Fault("whoami", status=429, headers={"Retry-After": "7200"}, times=9)
     with a_hub(lab, fault) as (_, env):
@@ -72,7 +74,7 @@ def told_to_wait_for_hours(world: World) -> Seen:
 
 
 def with_setting(goal: str, **env: object):
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.copy()
         with a_hub(lab) as (_, of_hub):
             return lab.make(goal, **of_hub | env)
@@ -80,7 +82,7 @@ def with_setting(goal: str, **env: object):
     return bring
 
 
-def rehearsal_behind_a_proxy(world: World) -> Seen:
+def rehearsal_behind_a_proxy(world: World) -> Done:
     """Nothing of a network's settings reaches a Hub on this machine."""
     env = {"ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     env |= {"SSL_CERT_FILE": "/gone", "HF_TOKEN": ""}
@@ -93,15 +95,17 @@ def rehearsal_behind_a_proxy(world: World) -> Seen:
     return seen
 
 
-def killed_while_rendering(world: World) -> Seen:
+def killed_while_rendering(world: World) -> Done:
     """What render leaves in the stage when it is killed while it writes."""
     lab = world.copy()
-    (lab.stage / f".pareto.png.{dead_writer()}.tmp").write_bytes(b"half a picture")
+    (lab.stage_dpath / f".pareto.png.{dead_writer()}.tmp").write_bytes(
+        b"half a picture"
+    )
     with a_hub(lab) as (hub, env):
         seen = lab.make("release", **env)
         held = hub.files(REPO_ID)
     assert not any(path.endswith(".tmp") for path in held), "it was published"
-    assert not list(lab.stage.glob(".*.tmp")), "it was left there"
+    assert not list(lab.stage_dpath.glob(".*.tmp")), "it was left there"
     return seen
 
 
@@ -111,12 +115,12 @@ def dead_writer() -> str:
     return f"{os.uname().nodename}-{process.pid}"
 
 
-def record_by_hand(world: World) -> Seen:
+def record_by_hand(world: World) -> Done:
     """A record without a checkpoint in it, or without what a checkpoint loads by."""
     lab = world.copy()
     with a_hub(lab) as (_, env):
         assert lab.make("release", **env).code == 0
-        (fpath,) = (lab.dpath / "records").rglob("release.json")
+        (fpath,) = (lab.records_dpath).rglob("release.json")
         fpath.write_text(fpath.read_text().replace('"loader"', '"lodaer"'))
         return lab.make("verify", **env)
 

@@ -8,9 +8,10 @@ import os
 import subprocess
 import time
 
-from kits.fault_lab import Lab, NotHere, Row, Seen, World
+from faults.rows import NotHere, Row
 from kits.hub import Fault
-from kits.programs import bare_env
+from kits.lab import Lab, World
+from kits.programs import Done, bare_env
 from loopback_hub import LoopbackHub
 
 FULL, READ_ONLY = "No space left on device", "Read-only file system"
@@ -35,7 +36,7 @@ def own_mounts() -> tuple[str, ...]:
     raise NotHere("no right to mount a file system of its own")
 
 
-def full_disk(lab: Lab, spoil: str, goal: str, **env: object) -> Seen:
+def full_disk(lab: Lab, spoil: str, goal: str, **env: object) -> Done:
     """Run make on a disk that is full, then again when it has room."""
     script = f"""
         mkdir "$SAEPUB_BUILD.kept" && cp -a "$SAEPUB_BUILD/." "$SAEPUB_BUILD.kept"
@@ -49,12 +50,12 @@ def full_disk(lab: Lab, spoil: str, goal: str, **env: object) -> Seen:
         cp -a "$SAEPUB_BUILD/tiny" "$SAEPUB_BUILD.after"
         exit $code
     """
-    seen = lab.command(*own_mounts(), "sh", "-euc", script, **env)
+    seen = lab.program(*own_mounts(), "sh", "-euc", script, **env)
     assert seen.code != 99, "with room again, it still fails"
     return seen
 
 
-def full_while_settings_are_noted(world: World) -> Seen:
+def full_while_settings_are_noted(world: World) -> Done:
     lab = world.copy()
     goal = f"{lab.build}/tiny/selected.jsonl N=2"
     seen = full_disk(lab, 'rm "$SAEPUB_BUILD/.settings/N"', goal)
@@ -62,7 +63,7 @@ def full_while_settings_are_noted(world: World) -> Seen:
     return seen
 
 
-def full_while_a_stage_writes(world: World) -> Seen:
+def full_while_a_stage_writes(world: World) -> Done:
     lab = world.copy()
     spoil = 'rm "$SAEPUB_BUILD/tiny/candidates.jsonl"'
     seen = full_disk(lab, spoil, f"{lab.build}/tiny/selected.jsonl")
@@ -70,7 +71,7 @@ def full_while_a_stage_writes(world: World) -> Seen:
     return seen
 
 
-def full_while_the_card_is_written(world: World) -> Seen:
+def full_while_the_card_is_written(world: World) -> Done:
     lab = world.copy()
     spoil = (
         'rm "$SAEPUB_BUILD/tiny/rendered.jsonl" "$SAEPUB_BUILD/tiny/stage/pareto.png"'
@@ -87,20 +88,22 @@ def n_lines(lab: Lab, joint: str) -> int:
 
 def same_documents(world: World, stage) -> None:
     for name in ("README.md", "manifest.jsonl", "pareto.png"):
-        was, now = ((dpath / name).read_bytes() for dpath in (world.made.stage, stage))
+        was, now = (
+            (dpath / name).read_bytes() for dpath in (world.made.stage_dpath, stage)
+        )
         assert was == now, f"another {name} than before"
 
 
 def into_full_file(name: str):
     """A stage whose output goes to a disk that is full."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         made = world.made
         joints = {"extract-ids": "", "classify": "metrics", "select": "classified"}
         joint = made.build / "tiny" / f"{joints[name]}.jsonl"
         stdin = joint.read_text() if joints[name] else ""
         argv = f"bin/{name} {'' if stdin else 'tiny'} > /dev/full"
-        return made.command("sh", "-c", argv, stdin=stdin)
+        return made.program("sh", "-c", argv, stdin=stdin)
 
     return bring
 
@@ -108,7 +111,7 @@ def into_full_file(name: str):
 def read_only(*goal: str, spoil: str = ""):
     """make over a finished build directory that can't be written to."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.copy()
         script = f"""
             {spoil}
@@ -116,7 +119,7 @@ def read_only(*goal: str, spoil: str = ""):
             mount -o remount,ro,bind "$SAEPUB_BUILD"
             make {" ".join(goal)}
         """
-        return lab.command(*own_mounts(), "sh", "-euc", script)
+        return lab.program(*own_mounts(), "sh", "-euc", script)
 
     return bring
 
@@ -141,12 +144,12 @@ def a_hub(lab: Lab, *faults: Fault):
 def after_preflight(spoil, name: str, joint: str):
     """Run a stage on its joint, after `spoil(lab)`."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.copy()
         spoil(lab)
         stdin = (lab.build / "tiny" / f"{joint}.jsonl").read_text()
         with a_hub(lab) as (hub, env):
-            seen = lab.command(f"bin/{name}", stdin=stdin, **env)
+            seen = lab.program(f"bin/{name}", stdin=stdin, **env)
             assert {method for method, _ in hub.requests} <= {"GET"}, (
                 "something was sent"
             )
@@ -156,10 +159,10 @@ def after_preflight(spoil, name: str, joint: str):
     return bring
 
 
-def plot_settings(world: World) -> Seen:
+def plot_settings(world: World) -> Done:
     """A user's own settings of matplotlib, and a backend that isn't there."""
     lab = world.copy()
-    plot_fpath = lab.stage / "pareto.png"
+    plot_fpath = lab.stage_dpath / "pareto.png"
     before = plot_fpath.read_bytes()
     plot_fpath.unlink()
     rc_fpath = lab.dpath / "matplotlibrc"
@@ -167,13 +170,13 @@ def plot_settings(world: World) -> Seen:
     env = {"MATPLOTLIBRC": rc_fpath, "MPLBACKEND": "module://no.such.backend"}
     argv = ("bin/render", "--account", lab.build / "tiny" / "account.jsonl")
     stdin = (lab.build / "tiny" / "staged.jsonl").read_text()
-    seen = lab.command(*argv, stdin=stdin, **env)
+    seen = lab.program(*argv, stdin=stdin, **env)
     assert plot_fpath.read_bytes() == before, "the plot has other bytes"
     return seen
 
 
 def staged(lab: Lab):
-    return lab.stage / "layer_6" / "run0" / "sae.pt"
+    return lab.stage_dpath / "layer_6" / "run0" / "sae.pt"
 
 
 def lose(lab: Lab) -> None:
@@ -197,28 +200,28 @@ def write_on(lab: Lab) -> None:
 
 
 def edit_card(lab: Lab) -> None:
-    with open(lab.stage / "README.md", "a") as fd:
+    with open(lab.stage_dpath / "README.md", "a") as fd:
         fd.write("P.S.\n")
 
 
-def edited_card(world: World) -> Seen:
+def edited_card(world: World) -> Done:
     """And the command that the message names makes it good."""
     seen = after_preflight(edit_card, "push", "rendered")(world)
     lab = world.copy()
     edit_card(lab)
     assert lab.make("recheck", "REPO=tiny").code == 0
-    same_documents(world, lab.stage)
+    same_documents(world, lab.stage_dpath)
     return seen
 
 
 def add_secret(lab: Lab) -> None:
-    (lab.stage / ".env").write_text("HF_TOKEN=hf_secret\n")
+    (lab.stage_dpath / ".env").write_text("HF_TOKEN=hf_secret\n")
 
 
 # ---- two at once -----------------------------------------------------------------------------
 
 
-def two_releases(world: World) -> Seen:
+def two_releases(world: World) -> Done:
     """A release that starts while another of the same repo waits for the Hub."""
     lab, fault = world.copy(), Fault("commit", stall=True)
     with a_hub(lab, fault) as (hub, env):
@@ -237,7 +240,7 @@ def two_releases(world: World) -> Seen:
     return seen
 
 
-def two_dry_runs(world: World) -> Seen:
+def two_dry_runs(world: World) -> Done:
     """Both start on the same half-made build; what they leave must be whole."""
     lab = world.copy()
     (lab.build / "tiny" / "checked.jsonl").touch()
@@ -247,7 +250,7 @@ def two_dry_runs(world: World) -> Seen:
         held = "is at work on it" in told
         assert process.returncode == 0 or held, f"one of the two failed: {told}"
     seen = lab.make("dry-run")
-    same_documents(world, lab.stage)
+    same_documents(world, lab.stage_dpath)
     return seen
 
 
@@ -272,12 +275,12 @@ def wait_for(is_there, process: subprocess.Popen) -> None:
 # ---- clocks ----------------------------------------------------------------------------------
 
 
-def clock_set_back(world: World) -> Seen:
+def clock_set_back(world: World) -> Done:
     """All that make made has times to come; then the sweep and the catalog change."""
     lab = world.copy()
     later = time.time() + YEAR
     for fpath in lab.build.rglob("*"):
-        if lab.stage not in fpath.parents:  # those are the checkpoints themselves
+        if lab.stage_dpath not in fpath.parents:  # those are the checkpoints themselves
             os.utime(fpath, (later, later))
     lab.sweep = {6: ["run0", "run1", "run2", "run3"]}
     lab.records["run3"] = copy.deepcopy(lab.records["run2"]) | {"name": "run3"}
@@ -290,11 +293,11 @@ def clock_set_back(world: World) -> Seen:
     seen = lab.make(goal)
     run_ids = [json.loads(text)["run_id"] for text in goal.read_text().splitlines()]
     assert run_ids == ["run0", "run1", "run2", "run3"], f"it trusted {run_ids}"
-    assert "Another title" not in (lab.stage / "README.md").read_text()
+    assert "Another title" not in (lab.stage_dpath / "README.md").read_text()
     return seen
 
 
-def sweep_from_next_year(world: World) -> Seen:
+def sweep_from_next_year(world: World) -> Done:
     lab = world.copy()
     lab.sweep = {6: ["run0", "run1"]}
     lab.write()

@@ -2,9 +2,11 @@
 
 import json
 
+from faults.rows import Row
 from kits import checkpoints as util
-from kits.fault_lab import SELECTION, Lab, Row, Seen, World
 from kits.hostile_text import texts
+from kits.lab import SELECTION, Lab, World
+from kits.programs import Done
 
 ONE = 'run_ids = {6: ["aaaaaaaa"]}\n'
 CHANGES = (
@@ -19,7 +21,7 @@ CHANGES = (
 def in_sweep(name: str):
     """As a run's id."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         lab.sweep[6].append(texts(lab.mark)[name])
@@ -31,13 +33,13 @@ def in_sweep(name: str):
 def as_sweep(text: str, **entry: object):
     """A sweep file of these lines, with run aaaaaaaa under layer 6."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         lab.entry |= entry
         lab.write()
         (lab.saev_dir / "sweep.py").write_text(text)
-        return lab.command("bin/extract-ids", "tiny")
+        return lab.program("bin/extract-ids", "tiny")
 
     return bring
 
@@ -45,7 +47,7 @@ def as_sweep(text: str, **entry: object):
 def in_record(*path: str, name: str):
     """In what W&B has of a run; another run of its layer is good."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         inner = lab.run("bbbbbbbb", l0=9, nmse=0.1)
@@ -60,7 +62,7 @@ def in_record(*path: str, name: str):
 def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
     """In a checkpoint's header."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         inner = head = util.header()
@@ -72,7 +74,7 @@ def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
         seen = ran_nothing(lab, lab.stages(*SELECTION, "preflight", *steps))
         if steps:
             assert seen.code == 0, seen.err
-            card = (lab.stage / "README.md").read_text()
+            card = (lab.stage_dpath / "README.md").read_text()
             assert "49" not in card.split("## Use")[0], "the card obeyed it"
         return seen
 
@@ -82,7 +84,7 @@ def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
 def in_catalog(key: str, text: str):
     """In the catalog, which make reads too."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         lab.entry[key] = text.format(mark=lab.mark)
@@ -92,7 +94,7 @@ def in_catalog(key: str, text: str):
 
 
 def in_setting(setting: str, text: str, *goal: str):
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.copy()
         value = text.format(mark=lab.mark)
         if goal:
@@ -103,17 +105,17 @@ def in_setting(setting: str, text: str, *goal: str):
     return bring
 
 
-def in_path(world: World) -> Seen:
+def in_path(world: World) -> Done:
     """On a line that somebody wrote by hand, where a checkpoint goes in its repo."""
     made = world.made
     line = json.loads(
         (made.build / "tiny" / "staged.jsonl").read_text().splitlines()[0]
     )
     line["path"] = "../../../escaped"
-    return made.command("bin/render", stdin=json.dumps(line) + "\n")
+    return made.program("bin/render", stdin=json.dumps(line) + "\n")
 
 
-def ran_nothing(lab: Lab, seen: Seen) -> Seen:
+def ran_nothing(lab: Lab, seen: Done) -> Done:
     assert not lab.mark.exists(), "it was run"
     assert not list(lab.dpath.parent.glob("escaped*")), "it left its directory"
     return seen

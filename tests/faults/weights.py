@@ -4,8 +4,10 @@ import functools
 import json
 import os
 
+from faults.rows import Row
 from kits import checkpoints as util
-from kits.fault_lab import MTIME, SELECTION, Lab, Row, Seen, World
+from kits.lab import MTIME, SELECTION, Lab, World
+from kits.programs import Done
 
 DAY = 86400
 DRY_RUN = (*SELECTION, "preflight")
@@ -14,7 +16,7 @@ DRY_RUN = (*SELECTION, "preflight")
 def with_saev(fault: str):
     """A saev that loads checkpoints wrongly."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         util.write_saev(lab.saev_dir, fault)
@@ -26,7 +28,7 @@ def with_saev(fault: str):
 def with_weights(spoil):
     """A checkpoint whose weights `spoil` changed before they were saved."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         lab.run()
         state = util.weights()
@@ -40,7 +42,7 @@ def with_weights(spoil):
 def with_header(expected: str = "relu", **header):
     """A checkpoint that is whole, and not what catalog and W&B say."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         config = lab.run()["config"]["sae"]
         lab.entry["activation"] = expected.replace("-", "")
@@ -54,7 +56,7 @@ def with_header(expected: str = "relu", **header):
 def with_config(**changes):
     """A W&B config that is not what the catalog says."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         config = lab.run()["config"]
         for key, value in changes.items():
@@ -64,7 +66,7 @@ def with_config(**changes):
     return bring
 
 
-def same_file_twice(world: World) -> Seen:
+def same_file_twice(world: World) -> Done:
     lab = world.lab()
     lab.run("run1")
     lab.run("run2", l0=9, nmse=0.1)
@@ -106,27 +108,26 @@ def odd_lab(world: World) -> Lab:
     lab.touch("older", MTIME - 9 * DAY)
     # Weights that are not those that the numbers were logged of.
     add("random", 17)["config"]["val_data"] = {"shards": "/scratch/val"}
-    record = util.measurement(lab.fpath("random"), "random", "val", l0=4, nmse=31.5)
-    util.measure(lab.dpath / "records", "random", "val", record)
+    lab.measured("random", "val", l0=4, nmse=31.5)
     add("another", 17, l0=4.0, nmse=0.2)
     return lab
 
 
 @functools.cache
-def reports(world: World) -> tuple[Seen, Seen]:
+def reports(world: World) -> tuple[Done, Done]:
     """Two dry runs of `odd_lab`; the second redoes nothing."""
     lab = odd_lab(world)
-    env = {"RECORDS": lab.dpath / "records"}
+    env = {"RECORDS": lab.records_dpath}
     return lab.make("dry-run", **env), lab.make("dry-run", **env)
 
 
-def report(world: World) -> Seen:
+def report(world: World) -> Done:
     first, second = reports(world)
     assert first.out == second.out, "the second report is another"
     return second
 
 
-def report_of_good_runs(world: World) -> Seen:
+def report_of_good_runs(world: World) -> Done:
     seen = report(world)
     assert "warning: layer 6" not in seen.out, "a warning without a reason"
     return seen
@@ -138,7 +139,7 @@ def report_of_good_runs(world: World) -> Seen:
 def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
     """Runs a to e of one layer, of which W&B has the NMSE of some, the disk of some."""
 
-    def bring(world: World) -> Seen:
+    def bring(world: World) -> Done:
         lab = world.lab()
         for i, run_id in enumerate("abcde"):
             summary = lab.run(run_id, l0=2.0**i, nmse=0.5 - i / 10)["summary"]
@@ -157,7 +158,7 @@ def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
     return bring
 
 
-def mse_alone(world: World) -> Seen:
+def mse_alone(world: World) -> Done:
     lab = world.lab()
     del lab.run()["summary"]["eval/normalized_mse"]
     return lab.stages(*SELECTION)

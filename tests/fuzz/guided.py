@@ -28,7 +28,7 @@ def main() -> None:
         for found in pkgutil.walk_packages([str(PACKAGE)], "saepub."):
             importlib.import_module(found.name)
     from fuzz.targets import targets
-    from kits.fault_lab import World
+    from kits.lab import World
 
     name, seconds = sys.argv[1:]
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="saepub-fuzz-"))

@@ -33,8 +33,8 @@ def main() -> int:
     p.add_argument("--out", type=pathlib.Path, default=TESTS.parent / "build/fuzz")
     args = p.parse_args()
     from fuzz.targets import targets
-    from kits.fault_lab import World
     from kits.in_process import Watch
+    from kits.lab import World
     from loopback_hub import LoopbackHub
 
     n_found = 0

@@ -10,8 +10,8 @@ import typing as tp
 import numpy as np
 
 from fuzz import mutate
-from kits.fault_lab import World
 from kits.in_process import Finding, judge, run
+from kits.lab import World
 from kits.programs import ROOT
 from saepub import settings
 from saepub.cli import UserError

@@ -8,6 +8,7 @@
     write_saev(dpath, fault="")                           a SAEV_DIR whose saev reads all schemas
     run_dir(root, run_id)                                 RUNS_ROOT/<run_id>/checkpoint/sae.pt
     line(...)                                             a select line that agrees with write()
+    entry(...)                                            a catalog's entry that does
 
 `FILES` is the directory with one real checkpoint of each schema and `expected.json`, what
 today's saev computes from them.
@@ -18,9 +19,11 @@ import io
 import json
 import pathlib
 import textwrap
+import typing as tp
 import zipfile
 
-import torch
+if tp.TYPE_CHECKING:
+    import torch
 
 FILES = pathlib.Path(__file__).parents[1] / "checkpoints"
 EXPECTED = json.loads((FILES / "expected.json").read_text())
@@ -75,8 +78,10 @@ def weights(
     activation: str = "relu",
     seed: int = 0,
     unit_norm: bool = True,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, "torch.Tensor"]:
     """A state dict of random weights, decoder rows of unit norm."""
+    import torch  # not before it is needed: it takes seconds
+
     rng = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(d_sae, d_model, generator=rng)
     if unit_norm:
@@ -96,6 +101,8 @@ def weights(
 
 def archive(state: object) -> bytes:
     """What torch.save writes for it."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -174,6 +181,34 @@ def line(run_id: str = "aaaaaaaa", activation: str = "relu", **changes: object) 
         "wandb_url": None,
         "drop": None,
     } | changes
+
+
+def entry(slug: str = "tiny", **changes: object) -> dict:
+    """A repo's entry in the catalog, at one with `line`'s defaults."""
+    return {
+        "slug": slug,
+        "repo_id": f"lab/{slug}",
+        "title": "Tiny SAEs",
+        "base_model": "lab/vit",
+        "sweep": "sweep.py",
+        "variable": "run_ids",
+        "objective": "matryoshka",
+        "activation": "relu",
+        "layers": [6],
+        "d_model": 8,
+        "d_sae": 32,
+    } | changes
+
+
+def facts(fpath: pathlib.Path) -> dict[str, object]:
+    """What preflight adds to a line of the file itself."""
+    info = fpath.stat()
+    return {
+        "checkpoint": str(fpath),
+        "bytes": info.st_size,
+        "mtime_ns": str(info.st_mtime_ns),
+        "sha256": hashlib.sha256(fpath.read_bytes()).hexdigest(),
+    }
 
 
 SAEV = '''

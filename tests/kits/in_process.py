@@ -9,9 +9,10 @@ import pathlib
 import signal
 import sys
 import tempfile
+import typing as tp
 import unittest.mock
 
-import matplotlib.ticker  # noqa: F401  It makes directories of its own, once.
+import matplotlib.font_manager  # noqa: F401  It makes directories of its own, once.
 
 from saepub import cli
 
@@ -49,22 +50,27 @@ class Hung(BaseException):
 class Watch:
     """What may change while a stage runs. An audit hook, once set, can't be taken back."""
 
-    dpath: pathlib.Path | None = None
+    dpaths: tuple[pathlib.Path, ...] = ()
+    """Below which; none while no stage runs."""
     hub_dpath: pathlib.Path | None = None
     """Of a Hub that runs in this process, and writes there."""
-    records_dpath: pathlib.Path | None = None
-    """Where the stage keeps records, if that is set."""
     broken: list[str] = []
 
 
 def run(
-    name: str, *argv: str, stdin: bytes, env: dict[str, object], seconds: int = 20
+    name: str,
+    *argv: str,
+    stdin: bytes,
+    env: dict[str, object],
+    seconds: int = 20,
+    writes: tp.Sequence[pathlib.Path] = (),
 ) -> tuple[int, bytes, str]:
     """Run a stage as its program in bin/ does.
 
     Args:
-        env: All of its settings; BUILD is the one directory that it may write to.
+        env: All of its settings; it may write to BUILD and RECORDS.
         seconds: How long it may take.
+        writes: What else it may write to.
 
     Returns:
         Exit code, stdout and stderr.
@@ -84,14 +90,14 @@ def run(
     }
     env = {"PATH": os.environ["PATH"]} | in_environment(env)
     code = None
-    records = env.get("RECORDS")
-    Watch.records_dpath = pathlib.Path(records).resolve() if records else None
+    if "RECORDS" in env:
+        writes = (*writes, pathlib.Path(env["RECORDS"]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(unittest.mock.patch.dict(os.environ, env, clear=True))
         for key, value in streams.items():
             stack.enter_context(unittest.mock.patch.object(sys, key, value))
         stack.enter_context(_time_limit(seconds))
-        stack.enter_context(_watched(pathlib.Path(env["SAEPUB_BUILD"])))
+        stack.enter_context(_watched(pathlib.Path(env["SAEPUB_BUILD"]), *writes))
         try:
             cli.main(name)
         except SystemExit as end:
@@ -140,22 +146,23 @@ def _time_limit(seconds: int):
 
 
 @contextlib.contextmanager
-def _watched(build_dpath: pathlib.Path):
-    """Raises Finding if anything is run, or changed outside of `build_dpath`."""
-    scratch = build_dpath / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    Watch.broken, Watch.dpath = [], build_dpath.resolve()
-    try:
-        with unittest.mock.patch.object(tempfile, "tempdir", str(scratch)):
-            yield
-    finally:
-        Watch.dpath = None
+def _watched(build_dpath: pathlib.Path, *dpaths: pathlib.Path):
+    """Raises Finding if anything is run, or changed outside of these."""
+    with tempfile.TemporaryDirectory() as scratch:
+        dpaths = (build_dpath, *dpaths, pathlib.Path(scratch))
+        dpaths += (Watch.hub_dpath,) if Watch.hub_dpath else ()
+        Watch.broken, Watch.dpaths = [], tuple(dpath.resolve() for dpath in dpaths)
+        try:
+            with unittest.mock.patch.object(tempfile, "tempdir", scratch):
+                yield
+        finally:
+            Watch.dpaths = ()
     if Watch.broken:
         raise Finding("; ".join(Watch.broken))
 
 
 def _hook(event: str, args: tuple) -> None:
-    if Watch.dpath is None:
+    if not Watch.dpaths:
         return
     if event == "open" and (args[2] or 0) & WRITES:
         _hold(event, args[0])
@@ -178,12 +185,7 @@ def _hold(event: str, path: object) -> None:
     fpath = pathlib.Path(os.path.realpath(parent), name)
     if "__pycache__" in fpath.parts or fpath.is_relative_to("/dev"):
         return
-    if Watch.hub_dpath is not None and fpath.is_relative_to(Watch.hub_dpath):
-        return
-    records = Watch.records_dpath
-    if records is not None and fpath.is_relative_to(records):
-        return
-    if not fpath.is_relative_to(Watch.dpath):
+    if not any(fpath.is_relative_to(dpath) for dpath in Watch.dpaths):
         Watch.broken.append(f"{event} {path!r}")
 
 

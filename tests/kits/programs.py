@@ -1,11 +1,31 @@
 """Running a program as its user does, with a bare environment."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict]:
+        return [json.loads(text) for text in self.out.splitlines()]
+
+    @property
+    def last(self) -> str:
+        """The last line told."""
+        return self.err.splitlines()[-1] if self.err else ""
 
 
 def bare_env(**settings: object) -> dict[str, str]:

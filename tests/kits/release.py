@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 
-from kits.programs import ROOT, bare_env, run_program
+from kits.programs import ROOT, Done, bare_env, run_program
 from loopback_hub import Drop, LoopbackHub
 from loopback_hub.access import User
 
@@ -59,22 +59,6 @@ WRITES = (
 
 
 # ---- stages -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict]:
-        return [json.loads(text) for text in self.out.splitlines()]
-
-    @property
-    def last(self) -> str:
-        """The last line told."""
-        return self.err.splitlines()[-1] if self.err else ""
 
 
 class Running:

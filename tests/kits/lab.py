@@ -1,5 +1,13 @@
-"""A small lab to break things in: a catalog, a sweep, runs with real checkpoints, an export of
-W&B, a saev that loads every schema, and a copy of the tree to run over them."""
+"""A small lab: a catalog, a sweep, runs with real checkpoints, an export of W&B, shards, a saev
+that loads every schema; and every way to run the toolkit over it.
+
+    lab = Lab(tmp_path)
+    lab.run("aaaa")                            a run with a good checkpoint, in sweep and export
+    lab.line("aaaa", "top-k")                  a line of one, its checkpoint written
+    lab.call("settle", line, …)                a stage in this process, on lines
+    lab.program("bin/settle", …)               a program, in a process
+    lab.stages(*SELECTION), lab.make("plan")   a pipe of them, and all of it
+"""
 
 import dataclasses
 import functools
@@ -9,10 +17,10 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import typing as tp
 
 from kits import checkpoints as util
-from kits.programs import ROOT, bare_env
+from kits import in_process, shards
+from kits.programs import ROOT, Done, bare_env
 
 CREATED_AT = "2026-01-10T00:00:00Z"
 MTIME = 1768003200 + 3600
@@ -26,51 +34,9 @@ SELECTION = (
 PARTS = ("Makefile", "bin", "jq", "py", "templates", "catalog.json")
 PARTS += ("requirements.txt", "constraints.txt")
 
-SECONDS, N_KBYTES = 5, 1_000_000
-"""Within which a hostile file must be refused: CPU time, which does not depend on what else
-the machine is doing, and the memory of all that runs. What hangs meets a timeout."""
 
-MEASURE = """
-import os, resource, subprocess, sys
-code = subprocess.call(sys.argv[2:])
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-with open(sys.argv[1], "w") as fd:
-    print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=fd)
-sys.exit(code)
-"""
-"""Runs a command from a process so small that it does not count as the command's memory."""
-
-
-@dataclasses.dataclass
-class Seen:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float = 0.0
-    n_kbytes: int = 0
-
-    @property
-    def lines(self) -> list[dict]:
-        return [json.loads(text) for text in self.out.splitlines()]
-
-
-class NotHere(Exception):
-    """Why a fault can't be brought about on this machine."""
-
-
-class Row(tp.NamedTuple):
-    """A fault, and what must be seen when it is brought about."""
-
-    fault: str
-    says: str
-    """Stands in a line of stderr, or of the dry run's report where `code` is 0."""
-    bring: tp.Callable[["World"], Seen]
-    """Raises AssertionError where something else is not as it must be, and NotHere."""
-    code: int = 1
-    is_file: bool = False
-    """A hostile file: refused within SECONDS and N_KBYTES, in one line that names it."""
+def text_of(lines: list[dict]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def copy_tree(dpath: pathlib.Path) -> pathlib.Path:
@@ -103,41 +69,32 @@ def record(run_id: str, layer: int = 6, l0: object = 3.5, nmse: object = 0.25) -
 class Lab:
     """One lab, under a directory of its own.
 
-    Call `run` for each run, change `records`, `entries` and files as you like, then any of
-    `program`, `stages` or `make`.
+    Call `run` for each run, change `records`, `catalog` and files as you like.
     """
 
-    def __init__(self, dpath: pathlib.Path, tree_dpath: pathlib.Path):
+    def __init__(self, dpath: pathlib.Path, tree_dpath: pathlib.Path = ROOT):
         self.dpath, self.tree_dpath = dpath, tree_dpath
-        self.build = dpath / "build"
-        self.stage = self.build / "tiny" / "stage"
-        self.runs_root = dpath / "runs"
-        self.saev_dir = dpath / "saev"
+        self.build, self.runs_root = dpath / "build", dpath / "runs"
+        self.stage_dpath = self.build / "tiny" / "stage"
+        self.records_dpath, self.shards_root = dpath / "records", dpath / "shards"
+        self.catalog_fpath, self.saev_dir = dpath / "catalog.json", dpath / "saev"
         self.mark = dpath / "ran"
         """Made by any hostile text or file that gets itself run."""
         self.sweep = {}
         """Run ids by layer."""
         self.records = {}
         """W&B's, by run id."""
-        self.entry = {
-            "slug": "tiny",
-            "repo_id": "lab/tiny",
-            "title": "Tiny SAEs",
-            "base_model": "lab/vit",
-            "sweep": "sweep.py",
-            "variable": "run_ids",
-            "objective": "matryoshka",
-            "activation": "relu",
-            "layers": [],
-            "d_model": 8,
-            "d_sae": 32,
-        }
+        self.entry = util.entry()
+        self.catalog = {"repos": [self.entry]}
+        self.env = {}
+        """Settings besides those that say where the lab is."""
         self.runs_root.mkdir(parents=True)
         util.write_saev(self.saev_dir)
 
     def run(self, run_id: str = "aaaaaaaa", layer: int = 6, **metrics: object) -> dict:
         """Add a run with a good checkpoint; its record, which may be changed."""
         self.sweep.setdefault(layer, []).append(run_id)
+        self.entry["layers"] = sorted(self.sweep)
         self.records[run_id] = record(run_id, layer, **metrics)
         util.write(self.fpath(run_id), seed=len(self.records))
         self.touch(run_id)
@@ -146,22 +103,41 @@ class Lab:
     def fpath(self, run_id: str = "aaaaaaaa") -> pathlib.Path:
         return util.run_dir(self.runs_root, run_id)
 
+    def line(
+        self, run_id: str = "aaaaaaaa", activation: str = "relu", schema=5, **changes
+    ) -> dict:
+        """A line as select passes it on, its checkpoint written; `seed` is of its weights."""
+        sizes = {key: changes[key] for key in ("d_model", "d_sae") if key in changes}
+        how = sizes | {"activation": activation, "seed": changes.pop("seed", 0)}
+        util.write(self.fpath(run_id), schema, **how)
+        line = util.line(run_id, activation, **changes)
+        return line | {"expected": line["expected"] | sizes}
+
+    def put(self, run_id: str, content: bytes) -> pathlib.Path:
+        """Anything in a checkpoint's place."""
+        self.fpath(run_id).parent.mkdir(parents=True, exist_ok=True)
+        self.fpath(run_id).write_bytes(content)
+        return self.fpath(run_id)
+
+    def shard(self, x, shard: str = "52ec5790", **how) -> pathlib.Path:
+        """Activations of (n_tokens, d_model) as shards of saev's; see `shards.write`."""
+        return shards.write(self.shards_root / shard, x, **how)
+
+    def measured(self, run_id: str, shard: str, l0=13.0, nmse=0.5, **changes) -> None:
+        """Leave a record of what `measure` found of a run's very bytes."""
+        record = util.measurement(self.fpath(run_id), run_id, shard, l0, nmse)
+        util.measure(self.records_dpath, run_id, shard, record | changes)
+
     def touch(self, run_id: str, seconds: float = MTIME) -> None:
         os.utime(self.fpath(run_id), (seconds, seconds))
 
     def write(self) -> None:
         """Sweep, export and catalog as files, dated before anything made from them."""
-        files = {
-            "saev/sweep.py": f"run_ids = {self.sweep!r}\n",
-            "snapshot.jsonl": "".join(
-                json.dumps(r) + "\n" for r in self.records.values()
-            ),
-            "catalog.json": json.dumps(
-                {"repos": [self.entry | {"layers": sorted(self.sweep)}]}
-            ),
-        }
-        for name, text in files.items():
-            fpath = self.dpath / name
+        for fpath, text in (
+            (self.saev_dir / "sweep.py", f"run_ids = {self.sweep!r}\n"),
+            (self.dpath / "snapshot.jsonl", text_of(self.records.values())),
+            (self.catalog_fpath, json.dumps(self.catalog)),
+        ):
             if not fpath.exists() or fpath.read_text() != text:
                 fpath.write_text(text)
                 os.utime(fpath, (MTIME, MTIME))
@@ -170,44 +146,52 @@ class Lab:
     def settings(self) -> dict[str, object]:
         return {
             "BUILD": self.build,
-            "RECORDS": self.dpath / "records",
-            "CATALOG": self.dpath / "catalog.json",
+            "RECORDS": self.records_dpath,
+            "CATALOG": self.catalog_fpath,
             "METRICS_SNAPSHOT": self.dpath / "snapshot.jsonl",
             "RUNS_ROOT": self.runs_root,
             "SAEV_DIR": self.saev_dir,
             "VENV": sys.prefix,
-        }
+        } | self.env
 
-    def command(
-        self, *argv: object, stdin: str = "", measure: bool = False, **env: object
-    ) -> Seen:
+    def call(
+        self, name: str, *rows: dict, argv=(), code: int = 0, writes=(), **env: object
+    ) -> Done:
+        """Run a stage on lines in this process; it must exit with `code`.
+
+        Args:
+            writes: What it may write to besides BUILD and RECORDS.
+        """
+        done = in_process.run(
+            name,
+            *map(str, argv),
+            stdin=text_of(rows).encode(),
+            env=self.settings | env,
+            writes=writes,
+        )
+        done = Done(done[0], done[1].decode(), done[2])
+        assert done.code == code, done.err
+        return done
+
+    def program(self, *argv: object, stdin: str = "", **env: object) -> Done:
         """Run a command in the tree."""
-        argv, said = list(map(str, argv)), self.dpath / "measured"
-        if measure:
-            argv = [sys.executable, "-S", "-c", MEASURE, str(said), *argv]
         done = subprocess.run(
-            argv,
+            list(map(str, argv)),
             input=stdin.encode(),
             capture_output=True,
             cwd=self.tree_dpath,
             env=bare_env(**self.settings | env),
             timeout=120,
         )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        seen = Seen(done.returncode, out, err)
-        if measure:
-            seconds, n_kbytes = said.read_text().split()
-            seen.seconds, seen.n_kbytes = float(seconds), int(n_kbytes)
-            said.unlink()
-        return seen
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def stages(self, *names: str, stdin: str = "", **env: object) -> Seen:
+    def stages(self, *names: str, stdin: str = "", **env: object) -> Done:
         """Run stages as a pipe does, each on what the one before wrote; the first that fails."""
         self.write()
         told = ""
         for name in names:
             argv = ["tiny"] if name == "extract-ids" else []
-            seen = self.command(f"bin/{name}", *argv, stdin=stdin, **env)
+            seen = self.program(f"bin/{name}", *argv, stdin=stdin, **env)
             told, stdin = told + seen.err, seen.out
             if seen.code != 0:
                 break
@@ -219,9 +203,9 @@ class Lab:
         assert seen.code == 0, seen.err
         return seen.out
 
-    def make(self, *goals: str, **env: object) -> Seen:
+    def make(self, *goals: str, **env: object) -> Done:
         self.write()
-        return self.command("make", *goals, **env)
+        return self.program("make", *goals, **env)
 
     def left(self) -> dict[str, tuple]:
         """Every file outside of build/, with what would show a change."""
@@ -263,6 +247,7 @@ class World:
         """A lab as `made` is, to change: make sees nothing to do there."""
         made, lab = self.made, self.lab()
         lab.sweep, lab.records = dict(made.sweep), dict(made.records)
+        lab.entry |= made.entry
         shutil.rmtree(lab.dpath)
         shutil.copytree(made.dpath, lab.dpath, symlinks=True)
         for fpath in (*lab.build.rglob("*.jsonl"), *lab.build.glob(".settings/*")):
