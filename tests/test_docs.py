@@ -11,9 +11,10 @@ import pytest
 from kits import checkpoints as util
 from kits import reader
 from kits.hub import Client
-from kits.programs import ROOT, run_program
+from kits.lab import Lab, text_of
+from kits.programs import Done
 from loopback_hub import LoopbackHub
-from saepub.release import record as release
+from saepub.release import record as record_of
 from saepub.stages import docs
 
 PAGE = """\
@@ -64,120 +65,102 @@ REPOS = {
 }
 
 
-class Lab:
-    """A catalog of three repos, their records of release, and a checkout of saev."""
-
-    def __init__(self, dpath: pathlib.Path):
-        self.build, self.saev = dpath / "build", dpath / "saev"
-        self.records = dpath / "records"
-        self.page = self.saev / docs.PAGE
-        self.page.parent.mkdir(parents=True)
-        self.page.write_bytes(PAGE.encode())
-        self.catalog = dpath / "catalog.json"
-        entries = [
-            {
-                "slug": slug,
-                "repo_id": f"lab/SAE_{slug}",
-                "title": "SAE",
-                "base_model": "facebook/dinov3",
-                "sweep": "sweep.py",
-                "variable": "run_ids",
-                "objective": "matryoshka",
-                "activation": "relu",
-                "layers": list(layers),
-                "d_model": 8,
-                "d_sae": 32,
-            }
-            for slug, layers in REPOS.items()
-        ]
-        self.catalog.write_text(json.dumps({"collections": [], "repos": entries}))
-
-    def stage(self, slug: str) -> tuple[pathlib.Path, list[dict]]:
-        """What a repo holds, and its lines as verify sees them."""
-        dpath, rows = self.build / slug / "stage", []
-        for layer, run_ids in REPOS[slug].items():
-            for i, run_id in enumerate(run_ids):
-                path = f"layer_{layer}/{run_id}/sae.pt"
-                fpath = util.write(dpath / path, seed=layer * 10 + i)
-                row = {"path": path, "bytes": fpath.stat().st_size}
-                row["sha256"] = hashlib.sha256(fpath.read_bytes()).hexdigest()
-                row |= {"run_id": run_id, "layer": layer, "l0": 2.0**i, "nmse": 0.5**i}
-                row |= {"repo": slug, "loader": "builtin", "commit": "c" * 40}
-                rows.append(row)
-        keys = ("run_id", "layer", "l0", "nmse", "path", "sha256")
-        for name, text in {
-            "README.md": f"---\nlicense: mit\n---\n# {slug}\n",
-            "manifest.jsonl": "".join(
-                json.dumps({key: row[key] for key in keys}) + "\n" for row in rows
-            ),
-        }.items():
-            (dpath / name).write_text(text)
-        documents = {
-            f.name: {"bytes": f.stat().st_size, "sha256": "0" * 64}
-            for f in (dpath / "README.md", dpath / "manifest.jsonl")
-        }
-        return dpath, [row | {"documents": documents} for row in rows]
-
-    def release(self, monkeypatch, *slugs: str) -> None:
-        monkeypatch.setenv("RECORDS", str(self.records))
-        for slug in slugs:
-            _, rows = self.stage(slug)
-            record = release.from_lines(f"lab/SAE_{slug}", rows)
-            verified = {"loaded": rows[0]["path"], "loader": "builtin", "extra": []}
-            release.write(record, verified, 1.0, "https://hub")
-
-    def docs(self, *argv: str, **settings):
-        env = {"BUILD": self.build, "CATALOG": self.catalog, "SAEV_DIR": self.saev}
-        env |= {"RECORDS": self.records}
-        return run_program(ROOT / "bin/docs", *argv, **(env | settings))
-
-    @property
-    def text(self) -> str:
-        return self.page.read_bytes().decode()
-
-
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path)
+    """A catalog of three repos, and a checkout of saev."""
+    lab = Lab(tmp_path)
+    repos = [util.entry(slug, layers=list(of)) for slug, of in REPOS.items()]
+    lab.catalog = {"repos": repos}
+    lab.write()
+    page_fpath(lab).parent.mkdir(parents=True)
+    page_fpath(lab).write_bytes(PAGE.encode())
+    return lab
 
 
 @pytest.fixture
-def released(lab, monkeypatch):
-    lab.release(monkeypatch, "vits-relu", "vitl-topk")
+def released(lab):
+    release(lab, "vits-relu", "vitl-topk")
     return lab
+
+
+def page_fpath(lab: Lab) -> pathlib.Path:
+    return lab.saev_dir / docs.PAGE
+
+
+def page_text(lab: Lab) -> str:
+    return page_fpath(lab).read_bytes().decode()
+
+
+def run(lab: Lab, *argv: str, code: int = 0, **env: object) -> Done:
+    writes = (page_fpath(lab).resolve().parent,)
+    return lab.call("docs", argv=argv, code=code, writes=writes, **env)
+
+
+def stage(lab: Lab, slug: str) -> tuple[pathlib.Path, list[dict]]:
+    """What a repo holds, and its lines as verify sees them."""
+    dpath, rows = lab.build / slug / "stage", []
+    for layer, run_ids in REPOS[slug].items():
+        for i, run_id in enumerate(run_ids):
+            path = f"layer_{layer}/{run_id}/sae.pt"
+            row = util.facts(util.write(dpath / path, seed=layer * 10 + i))
+            row |= {"run_id": run_id, "layer": layer, "l0": 2.0**i, "nmse": 0.5**i}
+            row |= {"path": path, "repo": slug, "loader": "builtin", "commit": "c" * 40}
+            rows.append(row)
+    keys = ("run_id", "layer", "l0", "nmse", "path", "sha256")
+    manifest = text_of([{key: row[key] for key in keys} for row in rows])
+    (dpath / "manifest.jsonl").write_text(manifest)
+    (dpath / "README.md").write_text(f"---\nlicense: mit\n---\n# {slug}\n")
+    documents = {
+        f.name: {"bytes": f.stat().st_size, "sha256": "0" * 64}
+        for f in (dpath / "README.md", dpath / "manifest.jsonl")
+    }
+    return dpath, [row | {"documents": documents} for row in rows]
+
+
+def release(lab: Lab, *slugs: str) -> None:
+    for slug in slugs:
+        _, rows = stage(lab, slug)
+        record = record_of.from_lines(f"lab/{slug}", rows)
+        verified = {"loaded": rows[0]["path"], "loader": "builtin", "extra": []}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RECORDS", str(lab.records_dpath))
+            record_of.write(record, verified, 1.0, "https://hub")
 
 
 # ---- where the section goes ------------------------------------------------------------------
 
 
 def test_section_ends_the_part_under_its_heading_and_touches_nothing_else(released):
-    done = released.docs()
-    assert done.returncode == 0 and not done.out, done.err
-    text = released.text
+    done = run(released)
+    assert not done.out
+    text = page_text(released)
     before, after = text.index(docs.START), text.index(docs.END) + len(docs.END)
     assert text[:before] == BEFORE + "\n"
     assert text[after:] == "\n\n## Get the Code" + AFTER
 
 
 def test_a_second_run_changes_no_byte(released):
-    released.docs()
-    once = released.text
-    done = released.docs()
-    assert released.text == once and "up to date" in done.err
-    assert released.docs("--dry-run").out == ""
+    run(released)
+    once = page_text(released)
+    done = run(released)
+    assert page_text(released) == once and "up to date" in done.err
+    assert run(released, "--dry-run").out == ""
 
 
-def test_a_later_release_rewrites_the_section_in_its_place(lab, monkeypatch):
-    lab.release(monkeypatch, "vitl-topk")
-    lab.docs()
-    assert "SAE_vits-relu" not in lab.text
-    outside = lab.text.partition(docs.START)[0], lab.text.partition(docs.END)[2]
-    lab.release(monkeypatch, "vits-relu")
-    lab.docs()
-    assert "SAE_vits-relu" in lab.text and lab.text.count(docs.START) == 1
+def test_a_later_release_rewrites_the_section_in_its_place(lab):
+    release(lab, "vitl-topk")
+    run(lab)
+    assert "vits-relu" not in page_text(lab)
+    outside = (
+        page_text(lab).partition(docs.START)[0],
+        page_text(lab).partition(docs.END)[2],
+    )
+    release(lab, "vits-relu")
+    run(lab)
+    assert "vits-relu" in page_text(lab) and page_text(lab).count(docs.START) == 1
     assert (
-        lab.text.partition(docs.START)[0],
-        lab.text.partition(docs.END)[2],
+        page_text(lab).partition(docs.START)[0],
+        page_text(lab).partition(docs.END)[2],
     ) == outside
 
 
@@ -226,33 +209,37 @@ def test_what_was_written_by_hand_gives_its_place_once(where, newline):
 
 
 def test_what_is_replaced_is_told_and_shown_before(released):
-    released.page.write_text(
+    page_fpath(released).write_text(
         PAGE.replace("It is large.\n", f"It is large.\n\n{BY_HAND}")
     )
-    old = released.text
-    done = released.docs(DRY_RUN="1")
+    old = page_text(released)
+    done = run(released, DRY_RUN="1")
     assert "inference.md:19: takes the place of what was written by hand" in done.err
-    assert "\n-path = hf_hub_download(" in done.out and released.text == old
-    released.docs()
-    assert "layer_23/dead" not in released.text and docs.START in released.text
-    assert "by hand" not in released.docs().err
+    assert "\n-path = hf_hub_download(" in done.out and page_text(released) == old
+    run(released)
+    assert "layer_23/dead" not in page_text(released) and docs.START in page_text(
+        released
+    )
+    assert "by hand" not in run(released).err
 
 
 def test_a_page_without_the_heading_is_refused_and_left(released):
-    released.page.write_text("# Inference\n\n```\n## Download a Checkpoint\n```\n")
-    old = released.text
-    done = released.docs()
-    assert done.returncode == 1 and released.text == old
+    page_fpath(released).write_text(
+        "# Inference\n\n```\n## Download a Checkpoint\n```\n"
+    )
+    old = page_text(released)
+    done = run(released, code=1)
+    assert page_text(released) == old
     assert 'no heading "## Download a Checkpoint"; add one' in done.err
     assert len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("left", (docs.START, docs.END, docs.END + docs.START))
 def test_half_a_section_is_refused_and_left(released, left):
-    released.page.write_text(PAGE.replace("It is large.", left))
-    old = released.text
-    done = released.docs()
-    assert done.returncode == 1 and released.text == old
+    page_fpath(released).write_text(PAGE.replace("It is large.", left))
+    old = page_text(released)
+    done = run(released, code=1)
+    assert page_text(released) == old
     assert "delete what is left of it" in done.err
 
 
@@ -266,47 +253,47 @@ def test_half_a_section_is_refused_and_left(released, left):
     ids=("lf", "crlf", "eof"),
 )
 def test_dry_run_prints_a_diff_that_git_applies_and_writes_nothing(released, how, page):
-    released.page.write_bytes(page.encode())
+    page_fpath(released).write_bytes(page.encode())
     settings = dict(how)
-    done = released.docs(*settings.pop("argv", ()), **settings)
-    assert done.returncode == 0 and released.text == page
-    patch = done.stdout
+    done = run(released, *settings.pop("argv", ()), **settings)
+    assert page_text(released) == page
+    patch = done.out
     git = ["git", "-c", "core.autocrlf=false", "apply", "--whitespace=nowarn", "-"]
-    subprocess.run(git, cwd=released.saev, input=patch, check=True)
-    applied = released.text
-    released.page.write_bytes(page.encode())
-    released.docs(DRY_RUN="0")
-    assert released.text == applied != page
+    subprocess.run(git, cwd=released.saev_dir, input=patch.encode(), check=True)
+    applied = page_text(released)
+    page_fpath(released).write_bytes(page.encode())
+    run(released, DRY_RUN="0")
+    assert page_text(released) == applied != page
 
 
 def test_a_page_behind_a_symlink_stays_behind_it(released):
-    real = released.page.with_name("real.md")
-    released.page.rename(real)
-    released.page.symlink_to(real)
-    released.docs()
-    assert released.page.is_symlink() and docs.START in real.read_text()
+    real = page_fpath(released).with_name("real.md")
+    page_fpath(released).rename(real)
+    page_fpath(released).symlink_to(real)
+    run(released)
+    assert page_fpath(released).is_symlink() and docs.START in real.read_text()
 
 
 # ---- what the section says -------------------------------------------------------------------
 
 
 def test_only_released_repos_are_listed_with_their_layers(released):
-    released.docs()
+    run(released)
     listed = re.findall(
-        r"^\| \[`(.*?)`\]\((.*?)\) \| (.*?) \| (\d+) \|$", released.text, re.M
+        r"^\| \[`(.*?)`\]\((.*?)\) \| (.*?) \| (\d+) \|$", page_text(released), re.M
     )
     assert listed == [
-        ("lab/SAE_vits-relu", "https://huggingface.co/lab/SAE_vits-relu", "6, 11", "5"),
-        ("lab/SAE_vitl-topk", "https://huggingface.co/lab/SAE_vitl-topk", "13", "1"),
+        ("lab/vits-relu", "https://huggingface.co/lab/vits-relu", "6, 11", "5"),
+        ("lab/vitl-topk", "https://huggingface.co/lab/vitl-topk", "13", "1"),
     ]
-    assert "never-released" not in released.text
+    assert "never-released" not in page_text(released)
 
 
 def test_slugs_choose_among_the_released(released):
-    done = released.docs("vitl-topk")
-    assert done.returncode == 0 and "SAE_vits-relu" not in released.text
-    done = released.docs("vitl-topc")
-    assert done.returncode == 2 and "did you mean vitl-topk?" in done.err
+    done = run(released, "vitl-topk")
+    assert "vits-relu" not in page_text(released)
+    done = run(released, "vitl-topc", code=2)
+    assert "did you mean vitl-topk?" in done.err
 
 
 def test_the_example_is_in_the_middle_of_the_last_layers_l0_range():
@@ -319,9 +306,9 @@ def test_the_example_is_in_the_middle_of_the_last_layers_l0_range():
 
 
 def test_the_section_links_within_saevs_own_docs(released):
-    released.docs()
-    assert "[Get Activations](#get-activations)" in released.text
-    assert "[Evaluation](guide.md#evaluation)" in released.text
+    run(released)
+    assert "[Get Activations](#get-activations)" in page_text(released)
+    assert "[Evaluation](guide.md#evaluation)" in page_text(released)
 
 
 class Record:
@@ -333,8 +320,8 @@ class Record:
 
 
 def test_without_any_release_it_says_what_to_do(lab):
-    done = lab.docs()
-    assert done.returncode == 1 and lab.text == PAGE
+    done = run(lab, code=1)
+    assert page_text(lab) == PAGE
     assert re.search(
         r"release\.json: no record .*; run make release first\n$", done.err
     )
@@ -342,32 +329,32 @@ def test_without_any_release_it_says_what_to_do(lab):
 
 
 def test_a_record_that_names_no_repo_of_the_hub_is_refused(released):
-    fpath = released.records / "vits-relu" / "release.json"
+    fpath = released.records_dpath / "vits-relu" / "release.json"
     record = json.loads(fpath.read_text())
     for repo_id in ("a/b`](javascript:x)", 7):
         fpath.write_text(json.dumps(record | {"repo_id": repo_id}))
-        done = released.docs()
-        assert done.returncode == 1 and '"repo_id" is ' in done.err
-    assert released.text == PAGE
+        done = run(released, code=1)
+        assert '"repo_id" is ' in done.err
+    assert page_text(released) == PAGE
 
 
 def test_without_a_checkout_it_says_what_to_set(released, tmp_path):
-    done = released.docs(SAEV_DIR=tmp_path / "elsewhere")
-    assert done.returncode == 1 and "set SAEV_DIR to a checkout of saev" in done.err
+    done = run(released, SAEV_DIR=tmp_path / "elsewhere", code=1)
+    assert "set SAEV_DIR to a checkout of saev" in done.err
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_every_snippet_runs_by_itself_on_what_was_released(released, tmp_path):
     """By a reader, with the real client, over the loopback Hub."""
-    released.docs()
-    dpath, rows = released.stage("vits-relu")
+    run(released)
+    dpath, rows = stage(released, "vits-relu")
     tokens = {TOKEN: {"name": "lab", "role": "write"}}
     with LoopbackHub(tmp_path / "hub", tokens=tokens) as hub:
         client = Client(tmp_path / "client", "lfs").use(hub, TOKEN)
-        client.create_repo(repo_id="lab/SAE_vits-relu")
-        client.upload_folder(repo_id="lab/SAE_vits-relu", folder_path=str(dpath))
+        client.create_repo(repo_id="lab/vits-relu")
+        client.upload_folder(repo_id="lab/vits-relu", folder_path=str(dpath))
         client.close()
-        section = released.text.split(docs.START)[1].split(docs.END)[0]
+        section = page_text(released).split(docs.START)[1].split(docs.END)[0]
         runs = [(code, "right") for code in reader.blocks(section, "py")]
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": tmp_path / "home"}
         choose, layer = reader.run(tmp_path, runs, HF_HUB_DISABLE_XET=1, **env)
