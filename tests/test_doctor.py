@@ -1,6 +1,5 @@
 """doctor tells what is ready and what to do, whatever state the rest is in."""
 
-import json
 import os
 import pathlib
 import pty
@@ -13,6 +12,7 @@ import pytest
 
 from kits import checkpoints as util
 from kits.hub import Fault
+from kits.lab import Lab, text_of
 from kits.programs import ROOT, bare_env, run_program
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
@@ -32,76 +32,47 @@ WHATS = (
 )
 
 
-class Lab:
-    """A lab's own data: a catalog of two repos, a saev, a runs root."""
-
-    def __init__(self, dpath: pathlib.Path):
-        self.dpath, self.build, self.runs = dpath, dpath / "build", dpath / "runs"
-        self.saev = util.write_saev(dpath / "saev")
-        self.sweep = self.saev / "sweep.py"
-        self.sweep.write_text('run_ids = {6: ["aaaa", "bbbb", "cccc", "dddd"]}\n')
-        repos = [
-            {
-                "slug": slug,
-                "repo_id": f"{namespace}/SAE",
-                "title": "SAE",
-                "base_model": "facebook/dinov3",
-                "sweep": "sweep.py",
-                "variable": "run_ids",
-                "objective": "matryoshka",
-                "activation": "relu",
-                "layers": [6],
-                "d_model": 8,
-                "d_sae": 32,
-                "license": "mit",
-            }
-            for slug, namespace in (("one", "lab"), ("two", "osunlp"))
-        ]
-        self.catalog = dpath / "catalog.json"
-        collections = [{"namespace": "osunlp", "title": "SAEs"}]
-        self.catalog.write_text(
-            json.dumps(
-                {
-                    "lab": {"entity": "samuelstevens", "project": "saev"},
-                    "collections": collections,
-                    "repos": repos,
-                }
-            )
-        )
-        self.build.mkdir()
-        self.choose("one", "aaaa", "bbbb")
-        self.choose("two", "cccc")
-        for run_id in ("aaaa", "bbbb", "cccc"):
-            util.write(util.run_dir(self.runs, run_id))
-
-    def choose(self, slug: str, *run_ids: str) -> None:
-        fpath = self.build / slug / "selected.jsonl"
-        fpath.parent.mkdir(exist_ok=True)
+def full_lab(dpath: pathlib.Path) -> Lab:
+    """A catalog of two repos, a checkpoint for three of four candidates, a choice of them."""
+    lab = Lab(dpath)
+    for run_id in ("aaaa", "bbbb", "cccc"):
+        lab.run(run_id)
+    lab.sweep[6].append("dddd")
+    lab.catalog = {
+        "lab": {"entity": "samuelstevens", "project": "saev"},
+        "collections": [{"namespace": "osunlp", "title": "SAEs"}],
+        "repos": [
+            util.entry("one", license="mit"),
+            util.entry("two", license="mit", repo_id="osunlp/SAE"),
+        ],
+    }
+    lab.write()
+    lab.env = {"HOME": dpath, "METRICS_SNAPSHOT": lab.catalog_fpath}
+    for slug, run_ids in (("one", ("aaaa", "bbbb")), ("two", ("cccc",))):
         rows = [{"repo": slug, "run_id": i, "expected": {}} for i in run_ids]
-        fpath.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (lab.build / slug).mkdir(parents=True)
+        (lab.build / slug / "selected.jsonl").write_text(text_of(rows))
+    return lab
 
-    def settings(self, **settings) -> dict[str, str]:
-        found = {
-            "SAEV_DIR": self.saev,
-            "RUNS_ROOT": self.runs,
-            "CATALOG": self.catalog,
-            "BUILD": self.build,
-            "HOME": self.dpath,
-            "METRICS_SNAPSHOT": self.catalog,
-        } | settings
-        return {name: str(value) for name, value in found.items() if value is not None}
 
-    def doctor(self, **settings):
-        return told(run_program(ROOT / "bin/doctor", **self.settings(**settings)))
+def settings_of(lab: Lab, **settings: object) -> dict[str, object]:
+    """None takes one out."""
+    found = lab.settings | settings
+    return {name: value for name, value in found.items() if value is not None}
 
-    def look_at(self, what: str, root=ROOT, **settings) -> list[tuple[str, str]]:
-        """What doctor says of one thing: levels and texts."""
-        env = self.settings(PYTHONPATH=root / "py", **settings)
-        done = told(run_program(sys.executable, "-c", LOOK_AT, what, **env))
-        assert not done.err
-        assert done.returncode == any(level == "bad" for level, _ in done.lines[what])
-        assert KEY not in done.out and TOKEN not in done.out
-        return done.lines[what]
+
+def doctor(lab: Lab, **settings: object):
+    return told(run_program(ROOT / "bin/doctor", **settings_of(lab, **settings)))
+
+
+def look_at(lab: Lab, what: str, root=ROOT, **settings) -> list[tuple[str, str]]:
+    """What doctor says of one thing: levels and texts."""
+    env = settings_of(lab, PYTHONPATH=root / "py", **settings)
+    done = told(run_program(sys.executable, "-c", LOOK_AT, what, **env))
+    assert not done.err
+    assert done.returncode == any(level == "bad" for level, _ in done.lines[what])
+    assert KEY not in done.out and TOKEN not in done.out
+    return done.lines[what]
 
 
 LOOK_AT = """
@@ -124,16 +95,16 @@ def told(done):
 
 @pytest.fixture(scope="module")
 def shared_lab(tmp_path_factory):
-    return Lab(tmp_path_factory.mktemp("lab"))
+    return full_lab(tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path)
+    return full_lab(tmp_path)
 
 
 def test_all_is_told_in_aligned_lines_and_exit_is_0(shared_lab):
-    done = shared_lab.doctor()
+    done = doctor(shared_lab)
     assert done.returncode == 0 and not done.err, done.out
     assert tuple(done.lines) == WHATS
     levels = {level for found in done.lines.values() for level, _ in found}
@@ -165,7 +136,7 @@ def test_before_there_is_a_demo_it_says_what_makes_it(tmp_path):
 
 def test_nothing_is_left_behind(lab):
     before = {f: f.stat().st_nlink for f in lab.dpath.rglob("*") if f.is_file()}
-    lab.doctor()
+    doctor(lab)
     after = {f: f.stat().st_nlink for f in lab.dpath.rglob("*") if f.is_file()}
     assert before == {f: n for f, n in after.items() if "__pycache__" not in f.parts}
 
@@ -186,23 +157,23 @@ def tools(dpath: pathlib.Path, *names: str, **scripts: str) -> pathlib.Path:
 
 def test_missing_tools_are_bad_with_how_to_get_them(lab):
     path = tools(lab.dpath / "bin")
-    ((level, text),) = lab.look_at("jq", PATH=path)
+    ((level, text),) = look_at(lab, "jq", PATH=path)
     assert level == "bad" and "apt install jq" in text
-    ((level, text),) = lab.look_at("make", PATH=path)
+    ((level, text),) = look_at(lab, "make", PATH=path)
     assert level == "bad" and "brew install make" in text
 
 
 def test_an_old_make_is_bad_unless_a_new_one_goes_by_another_name(lab):
     old, new = "echo GNU Make 3.81", "echo GNU Make 4.4.1"
-    ((level, _),) = lab.look_at("make", PATH=tools(lab.dpath / "a", make=old))
+    ((level, _),) = look_at(lab, "make", PATH=tools(lab.dpath / "a", make=old))
     assert level == "bad"
     path = tools(lab.dpath / "b", make=old, gmake=new)
-    assert lab.look_at("make", PATH=path) == [("ok", "4.4, as gmake")]
+    assert look_at(lab, "make", PATH=path) == [("ok", "4.4, as gmake")]
 
 
 def test_a_jq_that_cannot_run_the_filters_is_bad(lab):
     path = tools(lab.dpath / "bin", jq="echo jq-1.3; exit 2")
-    ((level, text),) = lab.look_at("jq", PATH=path)
+    ((level, text),) = look_at(lab, "jq", PATH=path)
     assert level == "bad" and text.startswith("1.3 does not run bin/classify")
 
 
@@ -211,22 +182,22 @@ def test_packages_are_held_to_their_pins(lab):
     shutil.copytree(ROOT / "py", tree / "py")
     pins = (ROOT / "requirements.txt").read_text()
     (tree / "requirements.txt").write_text(re.sub("torch==.*", "torch==9.9.9", pins))
-    ((level, text),) = lab.look_at("packages", tree)
+    ((level, text),) = look_at(lab, "packages", tree)
     assert level == "todo" and "(pinned: 9.9.9)" in text and "make setup" in text
     (tree / "requirements.txt").write_text(pins + "no-such-package==1.0\n")
-    ((level, text),) = lab.look_at("packages", tree)
+    ((level, text),) = look_at(lab, "packages", tree)
     assert level == "bad" and text.startswith("not installed: no-such-package;")
 
 
 def test_the_kind_of_links_that_a_stage_will_hold_is_told(lab):
-    assert "hard links" in lab.look_at("disk")[1][1]
+    assert "hard links" in look_at(lab, "disk")[1][1]
     elsewhere = pathlib.Path("/dev/shm")
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == lab.dpath.stat().st_dev:
         pytest.skip("no second file system")
     runs = elsewhere / f"saepub-{os.getpid()}"
     try:
-        shutil.copytree(lab.runs, runs)
-        level, text = lab.look_at("disk", RUNS_ROOT=runs)[1]
+        shutil.copytree(lab.runs_root, runs)
+        level, text = look_at(lab, "disk", RUNS_ROOT=runs)[1]
     finally:
         shutil.rmtree(runs)
     assert level == "ok" and "symlinks into the runs root (tmpfs)" in text
@@ -236,32 +207,32 @@ def test_the_kind_of_links_that_a_stage_will_hold_is_told(lab):
 
 
 def test_chosen_checkpoints_are_counted_and_the_missing_named(lab):
-    assert "3 of 3 chosen checkpoints there" in lab.look_at("runs")[0][1]
-    shutil.rmtree(lab.runs / "bbbb")
-    ((level, text),) = lab.look_at("runs")
+    assert "3 of 3 chosen checkpoints there" in look_at(lab, "runs")[0][1]
+    shutil.rmtree(lab.runs_root / "bbbb")
+    ((level, text),) = look_at(lab, "runs")
     assert level == "bad" and "2 of 3 chosen checkpoints there" in text
     assert text.endswith('EXCLUDE="bbbb"')
     shutil.rmtree(lab.build / "one")
     shutil.rmtree(lab.build / "two")
-    assert "nothing is chosen yet" in lab.look_at("runs")[0][1]
+    assert "nothing is chosen yet" in look_at(lab, "runs")[0][1]
 
 
 def test_the_saev_at_hand_is_tried_on_each_schema(lab):
-    assert lab.look_at("saev") == [
+    assert look_at(lab, "saev") == [
         ("ok", "saev (commit unknown) (SAEV_DIR) loads checkpoints of every schema")
     ]
-    util.write_saev(lab.saev, "old")
-    ((level, text),) = lab.look_at("saev")
+    util.write_saev(lab.saev_dir, "old")
+    ((level, text),) = look_at(lab, "saev")
     assert level == "todo" and "loads checkpoints without a schema" in text
     assert text.endswith("those of schema 1, 2, 3, 4, 5 need a newer checkout")
-    util.write_saev(lab.saev, "import")
-    ((level, text),) = lab.look_at("saev")
+    util.write_saev(lab.saev_dir, "import")
+    ((level, text),) = look_at(lab, "saev")
     assert level == "bad" and "a_package_that_is_not_there" in text
 
 
 def test_without_a_checkout_the_released_saev_is_tried(lab):
-    shutil.rmtree(lab.saev / "src")
-    ((level, text),) = lab.look_at("saev")
+    shutil.rmtree(lab.saev_dir / "src")
+    ((level, text),) = look_at(lab, "saev")
     assert text.startswith("saev 0.1.0 (installed) loads checkpoints without a schema")
     assert level == "todo" and text.endswith("5 need SAEV_DIR set to a checkout")
 
@@ -269,20 +240,20 @@ def test_without_a_checkout_the_released_saev_is_tried(lab):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     (
-        (lambda lab: lab.catalog.write_text("{"), "not JSON"),
-        (lambda lab: lab.catalog.unlink(), "No such file or directory"),
+        (lambda lab: lab.catalog_fpath.write_text("{"), "not JSON"),
+        (lambda lab: lab.catalog_fpath.unlink(), "No such file or directory"),
     ),
 )
 def test_a_broken_catalog_is_bad(lab, spoil, said):
     spoil(lab)
-    ((level, text),) = lab.look_at("catalog")
+    ((level, text),) = look_at(lab, "catalog")
     assert level == "bad" and said in text
 
 
 def test_what_of_a_catalog_is_ready_is_told_for_each_repo(lab):
-    found = lab.look_at("catalog")
+    found = look_at(lab, "catalog")
     assert found[0][1].endswith("catalog.json: 2 repos, 2 layers")
-    text = f"4 candidates, 3 with a checkpoint under {lab.runs}"
+    text = f"4 candidates, 3 with a checkpoint under {lab.runs_root}"
     assert found[1:] == [("ok", f"one: {text}"), ("ok", f"two: {text}")]
 
 
@@ -300,27 +271,26 @@ def test_what_of_a_catalog_is_ready_is_told_for_each_repo(lab):
     ],
 )  # fmt: skip
 def test_what_of_a_repo_is_not_ready_is_told(lab, change, said):
-    raw = json.loads(lab.catalog.read_text())
-    raw["repos"][0] |= change
-    lab.catalog.write_text(json.dumps(raw))
-    found = lab.look_at("catalog")
+    lab.catalog["repos"][0] |= change
+    lab.write()
+    found = look_at(lab, "catalog")
     level, text = said
     assert [where for where, what in found if text in what] == [level], found
 
 
 def test_a_runs_root_that_is_not_there_is_told_for_each_repo(lab):
-    found = lab.look_at("catalog", RUNS_ROOT=lab.dpath / "gone")
+    found = look_at(lab, "catalog", RUNS_ROOT=lab.dpath / "gone")
     assert [level for level, _ in found] == ["ok", "bad", "bad"]
     assert "gone: no such directory; RUNS_ROOT or runs_root names it" in found[1][1]
-    found = lab.look_at("catalog", RUNS_ROOT="")
+    found = look_at(lab, "catalog", RUNS_ROOT="")
     assert 'one: no RUNS_ROOT; write "runs_root" in the catalog, or set' in found[1][1]
 
 
 def test_a_broken_catalog_breaks_only_what_needs_it(lab):
     snapshot = lab.dpath / "snapshot.jsonl"
     snapshot.touch()
-    lab.catalog.write_text("{")
-    done = lab.doctor(METRICS_SNAPSHOT=snapshot, HF_TOKEN=TOKEN)
+    lab.catalog_fpath.write_text("{")
+    done = doctor(lab, METRICS_SNAPSHOT=snapshot, HF_TOKEN=TOKEN)
     assert done.returncode == 1 and not done.err and tuple(done.lines) == WHATS
     not_ok = {what for what, found in done.lines.items() if found[0][0] != "ok"}
     assert not_ok == {"catalog", "runs", "Hub"}
@@ -329,7 +299,7 @@ def test_a_broken_catalog_breaks_only_what_needs_it(lab):
 def test_settings_that_cannot_be_read_are_bad_and_the_rest_is_looked_at(lab):
     shutil.copytree(ROOT / "py", lab.dpath / "tree/py")
     (lab.dpath / "tree/.env").write_text(f"HF_TOKEN={TOKEN}\n")
-    env = lab.settings(PYTHONPATH=lab.dpath / "tree/py")
+    env = settings_of(lab, PYTHONPATH=lab.dpath / "tree/py")
     done = told(run_program(sys.executable, "-c", LOOK_AT, "runs", **env))
     ((level, text),) = done.lines["settings"]
     assert level == "bad" and "read from the environment only" in text
@@ -348,7 +318,7 @@ def test_the_wandb_key_and_project_are_tried(shared_lab):
                 "WANDB_BASE_URL": server.url,
                 "METRICS_SNAPSHOT": None,
             } | settings
-            ((level, text),) = shared_lab.look_at("W&B", **settings)
+            ((level, text),) = look_at(shared_lab, "W&B", **settings)
             return level, text
 
         level, text = wandb(WANDB_API_KEY=KEY)
@@ -364,7 +334,7 @@ def test_the_wandb_key_and_project_are_tried(shared_lab):
 
 
 def test_a_missing_export_of_metrics_is_bad(shared_lab):
-    ((level, text),) = shared_lab.look_at("W&B", METRICS_SNAPSHOT="/nowhere")
+    ((level, text),) = look_at(shared_lab, "W&B", METRICS_SNAPSHOT="/nowhere")
     assert level == "bad" and "METRICS_SNAPSHOT names it" in text
 
 
@@ -399,7 +369,7 @@ def test_the_tokens_rights_are_told_for_each_namespace(
 ):
     tokens = {TOKEN: {"name": "lab"} | user} if user else {}
     with LoopbackHub(tmp_path, tokens=tokens) as hub:
-        found = shared_lab.look_at("Hub", HF_TOKEN=TOKEN, HF_ENDPOINT=hub.endpoint)
+        found = look_at(shared_lab, "Hub", HF_TOKEN=TOKEN, HF_ENDPOINT=hub.endpoint)
         assert {kind for _, kind in hub.requests} == {"whoami"}
     assert len(found) == len(expected)
     for (level, text), (level_expected, said) in zip(found, expected, strict=True):
@@ -417,7 +387,8 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
         LoopbackHub(tmp_path, tokens=tokens, faults=[stall]) as hub,
     ):
         wandb.faults.default_factory = lambda: [HANG] * 9
-        settings = shared_lab.settings(
+        settings = settings_of(
+            shared_lab,
             METRICS_SNAPSHOT=None,
             WANDB_BASE_URL=wandb.url,
             WANDB_API_KEY=KEY,
@@ -501,7 +472,7 @@ def test_color_is_for_terminals(shared_lab):
             [ROOT / "bin/doctor"],
             stdout=theirs,
             stdin=subprocess.DEVNULL,
-            env=bare_env(**shared_lab.settings(**settings)),
+            env=bare_env(**settings_of(shared_lab, **settings)),
         ):
             os.close(theirs)
             text = b""
@@ -515,4 +486,4 @@ def test_color_is_for_terminals(shared_lab):
 
     assert "\x1b[32mok  \x1b[0m  python" in on_a_terminal()
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")
-    assert "\x1b" not in shared_lab.doctor().out
+    assert "\x1b" not in doctor(shared_lab).out
