@@ -19,8 +19,8 @@ import torch
 
 from kits import checkpoints as util
 from kits import shards as kit
-from kits.in_process import run as in_process
-from kits.programs import ROOT, bare_env, run_program
+from kits.lab import Lab, text_of
+from kits.programs import run_program
 from saepub import checkpoint, measured
 from saepub.activations import measure, partial, remake, shards
 from saepub.cli import UserError
@@ -61,82 +61,47 @@ def is_measured(line: dict) -> bool:
     return line["numbers"].startswith("measured:")
 
 
-class Lab:
-    """Runs' checkpoints with their lines, and shards; all in one directory."""
-
-    def __init__(self, dpath: pathlib.Path):
-        self.dpath = dpath
-        self.root = dpath / "shards"
-        self.root.mkdir()
-        self.records = dpath / "records" / "measured"
-        self.settings = {
-            "RUNS_ROOT": dpath / "runs",
-            "SHARDS_ROOT": self.root,
-            "RECORDS": dpath / "records",
-            "BUILD": dpath / "build",
-            "SAEPUB_BUILD": dpath / "build",
-            "CATALOG": "none",
-            "TOKENS": 1000,
-        }
-
-    def line(self, run_id: str = "aaaaaaaa", activation="relu", schema=5, **changes):
-        """A classified line, its checkpoint written."""
-        fpath = util.run_dir(self.dpath / "runs", run_id)
-        d_model = changes.get("d_model", D_MODEL)
-        util.write(
-            fpath, schema, d_model, activation=activation, seed=self.seed_of(run_id)
-        )
-        line = util.line(run_id, activation, **({"shard": SHARD} | changes))
-        line["expected"] |= {"shard": line["shard"]}
-        return line
-
-    def seed_of(self, run_id: str) -> int:
-        return len(run_id)
-
-    def fpath_of(self, run_id: str) -> pathlib.Path:
-        return util.run_dir(self.dpath / "runs", run_id)
-
-    def shard(self, x: np.ndarray, shard=SHARD, **how) -> pathlib.Path:
-        return kit.write(self.root / shard, x, **how)
-
-    def measure(self, *lines: dict, argv=(), code=0, **settings):
-        """bin/measure, in this process."""
-        stdin = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        env = self.settings | settings
-        found, out, told = in_process(
-            "measure",
-            *map(str, argv),
-            stdin=stdin,
-            env=env,
-        )
-        assert found == code, told
-        return [json.loads(line) for line in out.splitlines()], told
-
-    def record(self, run_id: str, shard=SHARD) -> dict:
-        return json.loads((self.records / f"{run_id}@{shard}.json").read_text())
-
-    def dates(self) -> dict[str, int]:
-        return {f.name: f.stat().st_mtime_ns for f in self.records.iterdir()}
-
-    def state_of(self, line: dict) -> dict:
-        return util.weights(
-            line["d_model"],
-            activation=line["activation"]["key"],
-            seed=self.seed_of(line["run_id"]),
-        )
-
-    def assert_measured(self, line: dict, x: np.ndarray, **how) -> None:
-        l0, nmse, n_dead = twin(
-            self.state_of(line), x, line["activation"]["key"], **how
-        )
-        assert line["l0"] == pytest.approx(l0, rel=1e-3)
-        assert line["nmse"] == pytest.approx(nmse, rel=1e-6)
-        assert line["n_tokens"] == len(x) and line["n_dead"] == n_dead
-
-
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path)
+    lab = Lab(tmp_path)
+    lab.shards_root.mkdir()
+    lab.env = {"SHARDS_ROOT": lab.shards_root, "TOKENS": 1000}
+    return lab
+
+
+def classified(lab: Lab, run_id: str = "aaaaaaaa", activation="relu", **changes):
+    """A line of a run, whose seed is the length of its id, and its checkpoint."""
+    changes = {"shard": SHARD, "seed": len(run_id)} | changes
+    line = lab.line(run_id, activation, **changes)
+    line["expected"] |= {"shard": line["shard"]}
+    return line
+
+
+def measure_all(lab: Lab, *lines: dict, **how) -> tuple[list[dict], str]:
+    """bin/measure, in this process."""
+    done = lab.call("measure", *lines, **how)
+    return done.rows, done.err
+
+
+def records_dpath(lab: Lab) -> pathlib.Path:
+    return lab.records_dpath / "measured"
+
+
+def record_of(lab: Lab, run_id: str, shard=SHARD) -> dict:
+    return json.loads((records_dpath(lab) / f"{run_id}@{shard}.json").read_text())
+
+
+def dates(lab: Lab) -> dict[str, int]:
+    return {f.name: f.stat().st_mtime_ns for f in records_dpath(lab).iterdir()}
+
+
+def assert_measured(line: dict, x: np.ndarray, **how) -> None:
+    key, seed = line["activation"]["key"], len(line["run_id"])
+    state = util.weights(line["d_model"], activation=key, seed=seed)
+    l0, nmse, n_dead = twin(state, x, key, **how)
+    assert line["l0"] == pytest.approx(l0, rel=1e-3)
+    assert line["nmse"] == pytest.approx(nmse, rel=1e-6)
+    assert line["n_tokens"] == len(x) and line["n_dead"] == n_dead
 
 
 # ---- numbers ---------------------------------------------------------------------------------
@@ -146,13 +111,13 @@ def test_measures_every_activation_as_a_naive_twin_does(lab):
     x = activations()
     lab.shard(x, layers=(6,))
     lines = [
-        lab.line("a", "relu"),
-        lab.line("bb", "top-k"),
-        lab.line("ccc", "batch-top-k"),
+        classified(lab, "a", "relu"),
+        classified(lab, "bb", "top-k"),
+        classified(lab, "ccc", "batch-top-k"),
     ]
-    found, _ = lab.measure(*lines)
+    found, _ = measure_all(lab, *lines)
     for line in found:
-        lab.assert_measured(line, x)
+        assert_measured(line, x)
         assert line["numbers"] == f"measured:{SHARD}"
         assert (line["l0_logged"], line["nmse_logged"]) == (3.5, 0.25)
     assert found[1]["l0"] == 4
@@ -161,9 +126,9 @@ def test_measures_every_activation_as_a_naive_twin_does(lab):
 def test_a_record_says_all_that_was_done(lab):
     x = activations()
     lab.shard(x, layers=(3, 6))
-    (line,), _ = lab.measure(lab.line("a"), TOKENS=100)
-    record = lab.record("a")
-    body = lab.fpath_of("a").read_bytes()
+    (line,), _ = measure_all(lab, classified(lab, "a"), TOKENS=100)
+    record = record_of(lab, "a")
+    body = lab.fpath("a").read_bytes()
     assert record["sha256"] == hashlib.sha256(body).hexdigest()
     assert record["bytes"] == len(body)
     assert (record["l0"], record["nmse"]) == (line["l0"], line["nmse"])
@@ -189,19 +154,19 @@ def test_shards_of_three_models_serve_all_their_layers_and_repos(lab):
     ):
         for layer in layers:
             x_of[shard, layer] = activations(120, len(x_of), d_model)
-        kit.write_layers(lab.root / shard, {i: x_of[shard, i] for i in layers})
+        kit.write_layers(lab.shards_root / shard, {i: x_of[shard, i] for i in layers})
         for layer in layers:
             for repo in ("one", "two"):
                 run_id = f"{repo}-{shard}-{layer}"
                 changes = {"shard": shard, "layer": layer, "repo": repo + shard}
-                line = lab.line(run_id, d_model=d_model, **changes)
+                line = classified(lab, run_id, d_model=d_model, **changes)
                 lines.append(line)
-    found, told = lab.measure(*lines)
+    found, told = measure_all(lab, *lines)
     assert len(found) == 8 and not told.count("warning")
     for line, given in zip(found, lines, strict=True):
-        lab.assert_measured(line, x_of[line["shard"], line["layer"]])
+        assert_measured(line, x_of[line["shard"], line["layer"]])
         assert line["run_id"] == given["run_id"]
-    assert len(list(lab.records.iterdir())) == 8
+    assert len(list(records_dpath(lab).iterdir())) == 8
 
 
 def sae_of(
@@ -272,21 +237,25 @@ def test_where_memory_is_short_fewer_share_a_pass_and_all_are_measured(
         ),
     )
     monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
-    found, _ = lab.measure(*[lab.line("a" * n) for n in range(1, 6)])
+    found, _ = measure_all(lab, *[classified(lab, "a" * n) for n in range(1, 6)])
     assert n_passes == [1] * 5
     for line in found:
-        lab.assert_measured(line, x)
+        assert_measured(line, x)
 
 
 def test_a_file_of_before_the_forward_changed_is_measured_as_it_was_trained(lab):
     x = activations()
     lab.shard(x, layers=(6,))
-    lines = [lab.line("a", schema=None), lab.line("bb", schema=1), lab.line("ccc")]
-    found, told = lab.measure(*lines)
-    lab.assert_measured(found[0], x, takes_b_dec=True)
-    lab.assert_measured(found[1], x, takes_b_dec=True)
-    lab.assert_measured(found[2], x)
-    assert [lab.record(r)["subtracts_b_dec"] for r in ("a", "bb", "ccc")] == [
+    lines = [
+        classified(lab, "a", schema=None),
+        classified(lab, "bb", schema=1),
+        classified(lab, "ccc"),
+    ]
+    found, told = measure_all(lab, *lines)
+    assert_measured(found[0], x, takes_b_dec=True)
+    assert_measured(found[1], x, takes_b_dec=True)
+    assert_measured(found[2], x)
+    assert [record_of(lab, r)["subtracts_b_dec"] for r in ("a", "bb", "ccc")] == [
         True,
         True,
         False,
@@ -344,8 +313,8 @@ def test_only_the_sampled_examples_are_read(lab, monkeypatch):
     x = activations(30 * 10)
     x.reshape(30, 10, -1)[np.arange(30) % 10 != 0] = np.nan
     lab.shard(x, layers=(3, 6))
-    (line,), _ = lab.measure(lab.line("a"), TOKENS=30)
-    lab.assert_measured(line, x.reshape(30, 10, -1)[::10].reshape(30, -1))
+    (line,), _ = measure_all(lab, classified(lab, "a"), TOKENS=30)
+    assert_measured(line, x.reshape(30, 10, -1)[::10].reshape(30, -1))
 
 
 # ---- where activations come from -------------------------------------------------------------
@@ -353,19 +322,21 @@ def test_only_the_sampled_examples_are_read(lab, monkeypatch):
 
 @pytest.mark.parametrize("name", ("tiny/layer_6.npy", "layer_6.npy"))
 def test_a_repos_own_directory_goes_before_the_shared_one(lab, name):
-    kit.write_npy(lab.root / "layer_6.npy", activations(seed=1))
-    kit.write_npy(lab.root / name, activations(seed=2))
-    (line,), _ = lab.measure(lab.line("a"), argv=("--shards", lab.root))
-    lab.assert_measured(line, activations(seed=2))
+    kit.write_npy(lab.shards_root / "layer_6.npy", activations(seed=1))
+    kit.write_npy(lab.shards_root / name, activations(seed=2))
+    (line,), _ = measure_all(
+        lab, classified(lab, "a"), argv=("--shards", lab.shards_root)
+    )
+    assert_measured(line, activations(seed=2))
     assert line["numbers"] == "measured:shards"
-    assert not lab.records.exists()  # it is not the shard that the line names
+    assert not records_dpath(lab).exists()  # it is not the shard that the line names
 
 
 def test_one_npy_file_is_measured_on_without_a_record(lab):
-    fpath = kit.write_npy(lab.root / "held out.npy", activations())
-    (line,), _ = lab.measure(lab.line("a"), argv=("--shards", fpath))
-    lab.assert_measured(line, activations())
-    assert line["numbers"] == "measured:held-out" and not lab.records.exists()
+    fpath = kit.write_npy(lab.shards_root / "held out.npy", activations())
+    (line,), _ = measure_all(lab, classified(lab, "a"), argv=("--shards", fpath))
+    assert_measured(line, activations())
+    assert line["numbers"] == "measured:held-out" and not records_dpath(lab).exists()
 
 
 @pytest.mark.parametrize("below", (True, False))
@@ -373,26 +344,26 @@ def test_the_lines_own_shard_is_found_wherever_it_is(lab, below):
     other = lab.dpath / "elsewhere"
     kit.write(other / SHARD, activations(), layers=(6,))
     argv = ("--shards", other if below else other / SHARD)
-    (line,), _ = lab.measure(lab.line("a"), argv=argv)
-    lab.assert_measured(line, activations())
-    assert lab.record("a")["shard"] == SHARD
+    (line,), _ = measure_all(lab, classified(lab, "a"), argv=argv)
+    assert_measured(line, activations())
+    assert record_of(lab, "a")["shard"] == SHARD
 
 
 def test_the_catalogs_shard_goes_before_what_wandb_names(lab):
     lab.shard(activations(seed=1), "from-catalog", layers=(6,))
     lab.shard(activations(seed=2), layers=(6,))
-    line = lab.line("a")
+    line = classified(lab, "a")
     line["expected"]["shard"] = "from-catalog"
-    (found,), _ = lab.measure(line)
-    lab.assert_measured(found, activations(seed=1))
+    (found,), _ = measure_all(lab, line)
+    assert_measured(found, activations(seed=1))
     del line["expected"]["shard"]
-    (found,), _ = lab.measure(line)
-    lab.assert_measured(found, activations(seed=2))
+    (found,), _ = measure_all(lab, line)
+    assert_measured(found, activations(seed=2))
 
 
 def test_a_layer_without_any_shard_is_told(lab):
-    line = lab.line("a", shard=None)
-    _, told = lab.measure(line, code=1)
+    line = classified(lab, "a", shard=None)
+    _, told = measure_all(lab, line, code=1)
     assert 'tiny layer 6: no shard; W&B names none, so write "shard"' in told
 
 
@@ -451,16 +422,18 @@ def test_a_last_file_that_is_listed_without_examples_is_passed_over(tmp_path):
 
 
 def test_dropped_runs_and_other_layers_pass_on_as_they_came(lab):
-    kit.write_layers(lab.root / SHARD, {6: activations(), 7: activations()})
+    kit.write_layers(lab.shards_root / SHARD, {6: activations(), 7: activations()})
     lines = [
-        lab.line("a"),
-        lab.line("bb", drop="not Matryoshka"),
-        lab.line("ccc", layer=7),
-        lab.line("dddd", drop="no NMSE: not measured, not in W&B", mine={"a": [1]}),
+        classified(lab, "a"),
+        classified(lab, "bb", drop="not Matryoshka"),
+        classified(lab, "ccc", layer=7),
+        classified(
+            lab, "dddd", drop="no NMSE: not measured, not in W&B", mine={"a": [1]}
+        ),
     ]
-    found, _ = lab.measure(*lines, LAYERS="6 8, 6", code=1)
+    found, _ = measure_all(lab, *lines, LAYERS="6 8, 6", code=1)
     assert not found
-    found, _ = lab.measure(*lines, LAYERS="6")
+    found, _ = measure_all(lab, *lines, LAYERS="6")
     assert [is_measured(line) for line in found] == [
         True,
         False,
@@ -472,14 +445,14 @@ def test_dropped_runs_and_other_layers_pass_on_as_they_came(lab):
 
 def test_a_run_that_cannot_be_measured_costs_itself_only(lab):
     lab.shard(activations(), layers=(6,))
-    lines = [lab.line("a" * n) for n in range(1, 6)]
-    lab.fpath_of("a").unlink()
-    lab.fpath_of("aa").write_bytes(b"{}\n")
-    util.write(lab.fpath_of("aaa"), d_model=4)
+    lines = [classified(lab, "a" * n) for n in range(1, 6)]
+    lab.fpath("a").unlink()
+    lab.fpath("aa").write_bytes(b"{}\n")
+    util.write(lab.fpath("aaa"), d_model=4)
     state = util.weights()
     state["W_enc"][0, 0] = float("nan")
-    util.write_raw(lab.fpath_of("aaaa"), util.header(), util.archive(state))
-    found, told = lab.measure(*lines, code=1)
+    util.write_raw(lab.fpath("aaaa"), util.header(), util.archive(state))
+    found, told = measure_all(lab, *lines, code=1)
     assert [is_measured(line) for line in found] == [False] * 4 + [True]
     for run_id, why in (
         ("a", "No such file"),
@@ -494,11 +467,11 @@ def test_a_run_that_cannot_be_measured_costs_itself_only(lab):
 
 def test_a_run_that_diverged_is_told_and_is_no_failure(lab):
     lab.shard(activations(), layers=(6,))
-    line = lab.line("a")
+    line = classified(lab, "a")
     state = util.weights()
     state["b_enc"] += 3e38
-    util.write_raw(lab.fpath_of("a"), util.header(), util.archive(state))
-    found, told = lab.measure(line, lab.line("bb"))
+    util.write_raw(lab.fpath("a"), util.header(), util.archive(state))
+    found, told = measure_all(lab, line, classified(lab, "bb"))
     assert found[0] == line and "not finite" in told
     assert is_measured(found[1])
 
@@ -509,31 +482,31 @@ def test_a_run_that_diverged_is_told_and_is_no_failure(lab):
 def test_what_was_measured_is_never_measured_twice(lab):
     x = activations()
     lab.shard(x, layers=(6,))
-    first, second = lab.line("a"), lab.line("bb")
-    lab.measure(first)
-    before = lab.dates()
-    found, told = lab.measure(first, second)
+    first, second = classified(lab, "a"), classified(lab, "bb")
+    measure_all(lab, first)
+    before = dates(lab)
+    found, told = measure_all(lab, first, second)
     assert "1 run measured before" in told
-    assert lab.dates().items() > before.items() and len(lab.dates()) == 2
+    assert dates(lab).items() > before.items() and len(dates(lab)) == 2
     for line in found:
-        lab.assert_measured(line, x)
+        assert_measured(line, x)
 
 
 def test_what_was_measured_needs_no_shard(lab):
     fpath = lab.shard(activations(), layers=(6,))
-    (found,), _ = lab.measure(lab.line("a"))
+    (found,), _ = measure_all(lab, classified(lab, "a"))
     fpath.rename(fpath.with_name("cleaned"))
-    (again,), _ = lab.measure(lab.line("a"))
+    (again,), _ = measure_all(lab, classified(lab, "a"))
     assert again == found
 
 
 def test_a_checkpoint_replaced_after_it_was_measured_is_measured_again(lab):
     x = activations()
     lab.shard(x, layers=(6,))
-    line = lab.line("a")
-    (old,), _ = lab.measure(line)
-    util.write(lab.fpath_of("a"), seed=9)
-    (new,), told = lab.measure(line)
+    line = classified(lab, "a")
+    (old,), _ = measure_all(lab, line)
+    util.write(lab.fpath("a"), seed=9)
+    (new,), told = measure_all(lab, line)
     assert "measured before" not in told
     assert new["nmse"] == pytest.approx(twin(util.weights(seed=9), x, "relu")[1])
     assert new["nmse"] != old["nmse"]
@@ -542,18 +515,15 @@ def test_a_checkpoint_replaced_after_it_was_measured_is_measured_again(lab):
 def test_a_number_counts_for_the_bytes_that_were_measured_and_no_others(lab):
     """Random weights with W&B's numbers are never taken for measured ones."""
     lab.shard(activations(), layers=(6,))
-    found, _ = lab.measure(lab.line("a"))
+    found, _ = measure_all(lab, classified(lab, "a"))
 
     def settle() -> dict:
-        text = json.dumps(found[0]).encode()
-        code, out, told = in_process("settle", stdin=text, env=lab.settings)
-        assert code == 0, told
-        return json.loads(out)
+        return lab.call("settle", found[0]).rows[0]
 
     settled = settle()
     assert settled == found[0] | {"drop": None}
     assert (settled["l0_logged"], settled["nmse_logged"]) == (3.5, 0.25)
-    util.write(lab.fpath_of("a"), seed=9)
+    util.write(lab.fpath("a"), seed=9)
     settled = settle()
     assert (settled["numbers"], settled["l0"], settled["nmse"]) == ("wandb", 3.5, 0.25)
     assert settled["n_tokens"] is None
@@ -562,47 +532,36 @@ def test_a_number_counts_for_the_bytes_that_were_measured_and_no_others(lab):
 @pytest.mark.parametrize("change", ({"TOKENS": 100}, {"layer": 3}, {"grown": True}))
 def test_other_tokens_are_measured_again(lab, change):
     x = activations(330)
-    kit.write_layers(lab.root / SHARD, {3: x[:300], 6: x[:300]})
-    lab.measure(lab.line("a"))
-    before = lab.record("a")
+    kit.write_layers(lab.shards_root / SHARD, {3: x[:300], 6: x[:300]})
+    measure_all(lab, classified(lab, "a"))
+    before = record_of(lab, "a")
     if "grown" in change:
-        kit.write_layers(lab.root / SHARD, {3: x, 6: x})
-    line = lab.line("a", layer=change.get("layer", 6))
-    lab.measure(line, TOKENS=change.get("TOKENS", 1000))
-    assert lab.record("a")["tokens"] != before["tokens"]
+        kit.write_layers(lab.shards_root / SHARD, {3: x, 6: x})
+    line = classified(lab, "a", layer=change.get("layer", 6))
+    measure_all(lab, line, TOKENS=change.get("TOKENS", 1000))
+    assert record_of(lab, "a")["tokens"] != before["tokens"]
 
 
 def test_a_record_that_cannot_be_read_is_told_and_made_again(lab):
     lab.shard(activations(), layers=(6,))
-    lab.measure(lab.line("a"))
-    (lab.records / f"a@{SHARD}.json").write_text("{")
-    _, told = lab.measure(lab.line("a"))
-    assert f"a@{SHARD}.json: not JSON" in told and lab.record("a")["run_id"] == "a"
+    measure_all(lab, classified(lab, "a"))
+    (records_dpath(lab) / f"a@{SHARD}.json").write_text("{")
+    _, told = measure_all(lab, classified(lab, "a"))
+    assert f"a@{SHARD}.json: not JSON" in told and record_of(lab, "a")["run_id"] == "a"
 
 
-def start(lab, *lines: dict, **settings) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [ROOT / "bin/measure"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=bare_env(**(lab.settings | settings)),
-        text=True,
-    )
-    process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
-    process.stdin.close()
-    process.stdin = None
-    return process
+def start(lab: Lab, *lines: dict, **settings) -> subprocess.Popen:
+    return lab.start("bin/measure", stdin=text_of(lines), **settings)
 
 
 def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
     """Killed while it waits for a layer that another one has, the other being done."""
     for shard, layer in (("one", 6), ("two", 7)):
-        kit.write_layers(lab.root / shard, {layer: activations(seed=layer)})
+        kit.write_layers(lab.shards_root / shard, {layer: activations(seed=layer)})
     lines = [
-        lab.line("a", shard="one"),
-        lab.line("bb", shard="two", layer=7),
-        lab.line("ccc", shard="one"),
+        classified(lab, "a", shard="one"),
+        classified(lab, "bb", shard="two", layer=7),
+        classified(lab, "ccc", shard="one"),
     ]
     lock = lab.dpath / "build/.measure/two-7.lock"
     lock.parent.mkdir(parents=True)
@@ -614,16 +573,16 @@ def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
                 break
         process.kill()
         process.wait()
-    before = lab.dates()
+    before = dates(lab)
     assert sorted(before) == ["a@one.json", "ccc@one.json"]
-    leftover = lab.records / ".bb@two.json.4711.tmp"
+    leftover = records_dpath(lab) / ".bb@two.json.4711.tmp"
     leftover.write_text('{"run_id": ')
-    found, told = lab.measure(*lines)
+    found, told = measure_all(lab, *lines)
     assert "2 runs measured before" in told and "1 run measured" in told
     assert not leftover.exists()
-    assert lab.dates().items() > before.items()
+    assert dates(lab).items() > before.items()
     for line in found:
-        lab.assert_measured(line, activations(seed=line["layer"]))
+        assert_measured(line, activations(seed=line["layer"]))
 
 
 def passing(lab, monkeypatch) -> list[dict]:
@@ -632,18 +591,22 @@ def passing(lab, monkeypatch) -> list[dict]:
     monkeypatch.setattr(measure, "READ_TOKENS", 50)
     monkeypatch.setattr(measure, "BATCH_BYTES", 4 * 512 * 20)
     lab.shard(activations(), layers=(6,))
-    lines = [lab.line("a"), lab.line("bb", "top-k"), lab.line("ccc", "batch-top-k")]
-    lines.append(lab.line("dddd"))  # few of its features fire
+    lines = [
+        classified(lab, "a"),
+        classified(lab, "bb", "top-k"),
+        classified(lab, "ccc", "batch-top-k"),
+    ]
+    lines.append(classified(lab, "dddd"))  # few of its features fire
     state = util.weights(D_MODEL, 512, "relu", 4)
     state["b_enc"] -= 8
     head = util.header(5, D_MODEL, 512)
-    util.write_raw(lab.fpath_of("dddd"), head, util.archive(state))
+    util.write_raw(lab.fpath("dddd"), head, util.archive(state))
     return lines
 
 
 def records(lab) -> dict[str, dict]:
     """All but their dates."""
-    found = (json.loads(f.read_text()) for f in lab.records.iterdir())
+    found = (json.loads(f.read_text()) for f in records_dpath(lab).iterdir())
     return {record["run_id"]: record | {"date": ""} for record in found}
 
 
@@ -662,7 +625,7 @@ def kill(lab, lines: list[dict], n_kept: int) -> None:
 
         np.savez = save
         try:
-            lab.measure(*lines)
+            measure_all(lab, *lines)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
@@ -674,17 +637,17 @@ def test_killed_in_the_middle_of_a_pass_it_goes_on_to_the_very_same_sums(
     lab, monkeypatch, n_kept
 ):
     lines = passing(lab, monkeypatch)
-    lab.measure(*lines)
+    measure_all(lab, *lines)
     straight = records(lab)
-    shutil.rmtree(lab.records)
+    shutil.rmtree(records_dpath(lab))
     kill(lab, lines, n_kept)
-    assert not lab.records.exists()
+    assert not records_dpath(lab).exists()
     read = []
     batches = shards.batches
     monkeypatch.setattr(
         shards, "batches", lambda s, of, n: read.append(len(of)) or batches(s, of, n)
     )
-    _, told = lab.measure(*lines)
+    _, told = measure_all(lab, *lines)
     n_done = 50 * ((n_kept - 1) // 4)  # of all four runs
     assert read == [(300 - n_done) // 10]
     assert (f"layer 6 of {SHARD}: goes on after {n_done} of 300" in told) == (
@@ -699,14 +662,14 @@ def test_killed_in_the_middle_of_a_pass_it_goes_on_to_the_very_same_sums(
 def test_what_is_left_of_a_pass_serves_other_passes(lab, monkeypatch):
     """Memory may have become short since; and Slurm's tasks share the runs anew."""
     lines = passing(lab, monkeypatch)
-    lab.measure(*lines)
+    measure_all(lab, *lines)
     straight = records(lab)
-    shutil.rmtree(lab.records)
+    shutil.rmtree(records_dpath(lab))
     kill(lab, lines, 14)
     # dddd has a pass of its own, and would, of its size, change how many tokens are one batch
     monkeypatch.setattr(measure, "batch_tokens", lambda d_sae: 20)
     monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
-    _, told = lab.measure(*lines)
+    _, told = measure_all(lab, *lines)
     assert told.count("goes on after") == 4 and records(lab) == straight
 
 
@@ -717,7 +680,7 @@ def test_sums_that_depend_on_what_has_changed_are_removed(lab, monkeypatch, chan
     lefts = sorted((lab.dpath / "build/.measure").glob("*.npz"))
     assert len(lefts) == 4
     if change == "checkpoint":
-        util.write(lab.fpath_of("a"), seed=9)
+        util.write(lab.fpath("a"), seed=9)
         kill(lab, lines, 3)  # while it is behind the others
     elif change == "shard":
         lab.shard(activations(seed=1), layers=(6,))
@@ -726,21 +689,21 @@ def test_sums_that_depend_on_what_has_changed_are_removed(lab, monkeypatch, chan
     elif change == "torn":
         lefts[0].write_bytes(lefts[0].read_bytes()[:-40])
     n_tokens = 200 if change == "TOKENS" else 1000
-    _, told = lab.measure(*lines, TOKENS=n_tokens)
+    _, told = measure_all(lab, *lines, TOKENS=n_tokens)
     assert ("goes on after 100 of" in told) == (change == "checkpoint")
     found = records(lab)
-    shutil.rmtree(lab.records)
-    lab.measure(*lines, TOKENS=n_tokens)
+    shutil.rmtree(records_dpath(lab))
+    measure_all(lab, *lines, TOKENS=n_tokens)
     assert records(lab) == found
 
 
 def test_two_at_once_measure_each_run_once(lab):
     lines = [
-        lab.line("a" * n, shard=shard, layer=6 + n % 2)
+        classified(lab, "a" * n, shard=shard, layer=6 + n % 2)
         for n, shard in enumerate(("one", "two", "one", "two"), start=1)
     ]
     for shard, layer in (("one", 7), ("two", 6)):
-        kit.write_layers(lab.root / shard, {layer: activations(seed=layer)})
+        kit.write_layers(lab.shards_root / shard, {layer: activations(seed=layer)})
     ends = [p.communicate() for p in (start(lab, *lines), start(lab, *lines))]
     outs = [sorted(out.splitlines()) for out, _ in ends]
     assert outs[0] == outs[1] and len(outs[0]) == 4, ends
@@ -748,7 +711,7 @@ def test_two_at_once_measure_each_run_once(lab):
     n_measured = [
         int(n) for n in re.findall(r"^measure: (\d+) runs? measured$", told, re.M)
     ]
-    assert sum(n_measured) == 4 and len(lab.dates()) == 4
+    assert sum(n_measured) == 4 and len(dates(lab)) == 4
 
 
 @pytest.mark.parametrize("kind", ("local", "slurm"))
@@ -761,24 +724,24 @@ def test_an_executors_tasks_measure_and_keep_records(lab, kind, request):
     lab.shard(x, layers=(6,))
     lab.shard(np.ones((300, D_MODEL), np.float32), "flat", layers=(7,))
     lines = [
-        lab.line("a"),
-        lab.line("bb", "top-k"),
-        lab.line("ccc", shard="flat", layer=7),
-        lab.line("dddd"),
+        classified(lab, "a"),
+        classified(lab, "bb", "top-k"),
+        classified(lab, "ccc", shard="flat", layer=7),
+        classified(lab, "dddd"),
     ]
-    lab.fpath_of("dddd").unlink()
-    first = lab.measure(lines[0])
+    lab.fpath("dddd").unlink()
+    first = measure_all(lab, lines[0])
     process = start(lab, *lines, **settings)
     out, told = process.communicate()
     assert process.returncode == 1, told
     found = [json.loads(line) for line in out.splitlines()]
     assert [line["run_id"] for line in found] == ["a", "bb", "ccc", "dddd"]
     assert found[0] == first[0][0]
-    lab.assert_measured(found[1], x)
+    assert_measured(found[1], x)
     assert found[2:] == lines[2:]
     assert "tiny layer 7 ccc: " in told and "all activations are the same" in told
     assert "tiny layer 6 dddd: " in told and "No such file" in told
-    assert sorted(lab.dates()) == [f"a@{SHARD}.json", f"bb@{SHARD}.json"]
+    assert sorted(dates(lab)) == [f"a@{SHARD}.json", f"bb@{SHARD}.json"]
 
 
 # ---- what is refused, before anything is measured --------------------------------------------
@@ -789,10 +752,10 @@ def test_every_missing_or_misfit_shard_is_told_at_once(lab):
     lab.shard(activations(0), "empty", layers=(6,), n_examples=0)
     lab.shard(activations(), "other-layer", layers=(3,))
     lines = [
-        lab.line(shard[:3], shard=shard, repo=shard)
+        classified(lab, shard[:3], shard=shard, repo=shard)
         for shard in ("narrow", "empty", "other-layer", "gone")
     ]
-    _, told = lab.measure(*lines, code=1)
+    _, told = measure_all(lab, *lines, code=1)
     for text in (
         "300 tokens of width 4, where narrow layer 6 takes width 8",
         "empty/metadata.json: 0 tokens",
@@ -801,7 +764,7 @@ def test_every_missing_or_misfit_shard_is_told_at_once(lab):
         "4 problems; nothing was measured",
     ):
         assert text in told
-    assert not lab.records.exists()
+    assert not records_dpath(lab).exists()
 
 
 METADATA = {
@@ -820,17 +783,17 @@ METADATA = {
 
 def test_a_shard_that_is_gone_is_told_with_saevs_command_for_it(lab):
     lines = [
-        lab.line("a", **{remake.METADATA: METADATA}),
-        lab.line("bb", layer=7, **{remake.METADATA: METADATA}),
+        classified(lab, "a", **{remake.METADATA: METADATA}),
+        classified(lab, "bb", layer=7, **{remake.METADATA: METADATA}),
     ]
-    _, told = lab.measure(*lines, code=1)
+    _, told = measure_all(lab, *lines, code=1)
     assert (
-        f"{lab.root}/{SHARD}: no such shard. It must hold layers 6, 7 of dinov3"
+        f"{lab.shards_root}/{SHARD}: no such shard. It must hold layers 6, 7 of dinov3"
         " /models/dinov3 vits16.pth on the validation split of ILSVRC/imagenet-1k"
         in told
     )
     assert (
-        f"uv run launch.py shards --shards-root {lab.root} --family dinov3"
+        f"uv run launch.py shards --shards-root {lab.shards_root} --family dinov3"
         " --ckpt '/models/dinov3 vits16.pth' --d-model 8 --layers 5 6 7"
         " --content-tokens-per-example 256 --max-tokens-per-shard 500000"
         " data:imagenet --data.split validation" in told
@@ -882,11 +845,13 @@ def test_a_pickle_in_place_of_numbers_is_refused_and_does_not_run(
     ),
 )
 def test_activations_without_a_meaning_are_refused_in_one_line(lab, spoil, said):
-    fpath = kit.write_npy(lab.root / "layer_6.npy", activations())
+    fpath = kit.write_npy(lab.shards_root / "layer_6.npy", activations())
     spoil(fpath)
     code = 0 if said == "not finite" else 1
     with warnings.catch_warnings(action="error"):
-        found, told = lab.measure(lab.line("a"), argv=("--shards", lab.root), code=code)
+        found, told = measure_all(
+            lab, classified(lab, "a"), argv=("--shards", lab.shards_root), code=code
+        )
     assert said in told
     assert not any(map(is_measured, found))
 
@@ -928,5 +893,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_told(tmp_path):
 @pytest.mark.parametrize("name", ("TOKENS", "JOBS", "SLURM_CPUS"))
 def test_a_setting_that_is_no_number_is_exit_2(lab, name):
     lab.shard(activations(), layers=(6,))
-    _, told = lab.measure(lab.line("a"), code=2, EXECUTOR="local", **{name: "many"})
+    _, told = measure_all(
+        lab, classified(lab, "a"), code=2, EXECUTOR="local", **{name: "many"}
+    )
     assert f"{name} is 'many'; it takes a whole number" in told

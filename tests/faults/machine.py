@@ -11,7 +11,7 @@ import time
 from faults.rows import NotHere, Row
 from kits.hub import Fault
 from kits.lab import Lab, World
-from kits.programs import Done, bare_env
+from kits.programs import Done
 from loopback_hub import LoopbackHub
 
 FULL, READ_ONLY = "No space left on device", "Read-only file system"
@@ -225,7 +225,7 @@ def two_releases(world: World) -> Done:
     """A release that starts while another of the same repo waits for the Hub."""
     lab, fault = world.copy(), Fault("commit", stall=True)
     with a_hub(lab, fault) as (hub, env):
-        first = start(lab, "release", **env)
+        first = lab.start("make", "release", **env)
         try:
             wait_for(lambda: ("POST", "commit") in hub.requests, first)
             seen = lab.make("release", **env)
@@ -244,7 +244,7 @@ def two_dry_runs(world: World) -> Done:
     """Both start on the same half-made build; what they leave must be whole."""
     lab = world.copy()
     (lab.build / "tiny" / "checked.jsonl").touch()
-    both = [start(lab, "dry-run"), start(lab, "dry-run")]
+    both = [lab.start("make", "dry-run"), lab.start("make", "dry-run")]
     for process in both:
         told = process.communicate()[1]
         held = "is at work on it" in told
@@ -252,18 +252,6 @@ def two_dry_runs(world: World) -> Done:
     seen = lab.make("dry-run")
     same_documents(world, lab.stage_dpath)
     return seen
-
-
-def start(lab: Lab, goal: str, **env: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        ["make", goal],
-        cwd=lab.tree_dpath,
-        env=bare_env(**lab.settings | env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def wait_for(is_there, process: subprocess.Popen) -> None:

@@ -17,6 +17,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 from kits import checkpoints as util
 from kits import in_process, shards
@@ -184,6 +185,22 @@ class Lab:
             timeout=120,
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def start(self, *argv: object, stdin: str = "", **env: object) -> subprocess.Popen:
+        """Start a command in the tree, in a session of its own."""
+        with tempfile.TemporaryFile("w+") as fd:
+            fd.write(stdin)
+            fd.seek(0)
+            return subprocess.Popen(
+                list(map(str, argv)),
+                stdin=fd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=self.tree_dpath,
+                env=bare_env(**self.settings | env),
+                start_new_session=True,
+                text=True,
+            )
 
     def stages(self, *names: str, stdin: str = "", **env: object) -> Done:
         """Run stages as a pipe does, each on what the one before wrote; the first that fails."""
