@@ -1,7 +1,5 @@
 """EXECUTOR does what the pool does, elsewhere; a killed task costs only its own work."""
 
-import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -9,14 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import pytest
 
 from kits import checkpoints as util
 from kits import executor as executor_kit
-from kits.programs import ROOT, bare_env, run_program
+from kits.lab import Lab, text_of
+from kits.programs import run_program
 from kits.slurm import Site
 from saepub import machine
 from saepub.checkpoint import saev as saev_loader
@@ -25,82 +23,57 @@ from saepub.slurm import array, executor
 from saepub.slurm import tasks as executor_tasks
 from saepub.stages import preflight
 
-ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}
 KINDS = ("local", "slurm")
 REST = "what is done is kept: the same command does only the rest"
 
 
-class Lab:
-    """Checkpoints run0, run1, …, and a saev that spies. The i-th has a d_sae of 16 (i + 1)."""
+def spying_lab(dpath: pathlib.Path, kind: str, slurm_conf: str = "") -> Lab:
+    """A lab for runs run0, run1, …, the i-th with a d_sae of 16 (i + 1); its saev spies."""
+    lab = Lab(dpath)
+    executor_kit.spy(lab.saev_dir)
+    lab.env = {"EXECUTOR": kind} | ({"SLURM_CONF": slurm_conf} if slurm_conf else {})
+    return lab
 
-    def __init__(self, dpath: pathlib.Path, kind: str, slurm_conf: str):
-        self.runs, self.build = dpath / "runs", dpath / "build"
-        self.saev_dir = executor_kit.spy(util.write_saev(dpath / "saev"))
-        self.settings = {"RUNS_ROOT": self.runs, "BUILD": self.build}
-        self.settings |= {"SAEV_DIR": self.saev_dir, "EXECUTOR": kind}
-        self.kind, self.slurm_env = kind, {}
-        if kind == "slurm":
-            self.slurm_env = os.environ | {"SLURM_CONF": slurm_conf}
-            self.settings["SLURM_CONF"] = slurm_conf
 
-    def line(self, i: int) -> dict:
-        d_sae = 16 * (i + 1)
-        util.write(util.run_dir(self.runs, f"run{i}"), d_sae=d_sae, seed=i)
-        line = util.line(f"run{i}", d_sae=d_sae)
-        return line | {"expected": line["expected"] | {"d_sae": d_sae}}
+def line_of(lab: Lab, i: int) -> dict:
+    return lab.line(f"run{i}", d_sae=16 * (i + 1), seed=i)
 
-    def loads(self) -> list[tuple[int, int, dict]]:
-        """What tasks loaded so far: which run, the process, its environment."""
-        text = (self.saev_dir / "loads").read_text()
-        loads = [json.loads(row) for row in text.splitlines()]
-        return [(d_sae // 16 - 1, pid, env) for d_sae, pid, env in loads]
 
-    def hang(self, i: int) -> pathlib.Path:
-        """Let the task that comes to the i-th run stay there while this file is there."""
-        fpath = self.saev_dir / f"hang-{16 * (i + 1)}"
-        fpath.touch()
-        return fpath
+def loads(lab: Lab) -> list[tuple[int, int, dict]]:
+    """What tasks loaded so far: which run, the process, its environment."""
+    text = (lab.saev_dir / "loads").read_text()
+    found = [json.loads(row) for row in text.splitlines()]
+    return [(d_sae // 16 - 1, pid, env) for d_sae, pid, env in found]
 
-    @contextlib.contextmanager
-    def start(self, lines: list[dict], *argv: str, **settings):
-        """bin/preflight in a session of its own, with its lines; its `told` at its end."""
-        with (
-            tempfile.TemporaryFile("w+") as stdin,
-            subprocess.Popen(
-                ["bin/preflight", *argv],
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=ROOT,
-                env=bare_env(**self.settings | settings),
-                start_new_session=True,
-            ) as program,
-        ):
-            stdin.write(text_of(lines))
-            stdin.seek(0)
-            yield program
 
-    def until_hanging(self, program, i: int, n_others: int) -> tuple[int, dict]:
-        """Wait until run i hangs and others are done; its task's process and environment."""
+def hang(lab: Lab, i: int) -> pathlib.Path:
+    """Let the task that comes to the i-th run stay there while this file is there."""
+    fpath = lab.saev_dir / f"hang-{16 * (i + 1)}"
+    fpath.touch()
+    return fpath
 
-        def hangs():
-            assert program.poll() is None, program.stderr.read()
-            n_done = len(list(self.build.glob("executor/*.json")))
-            return n_done == n_others and i in [j for j, _, _ in self.loads()]
 
-        until(hangs)
-        return next((pid, env) for j, pid, env in self.loads() if j == i)
+def start(lab: Lab, lines: list[dict], *argv: str, **env) -> subprocess.Popen:
+    return lab.start("bin/preflight", *argv, stdin=text_of(lines), **env)
 
-    def scancel(self, *argv: str) -> None:
-        subprocess.run(["scancel", *argv], check=True, env=self.slurm_env)
 
-    def queue(self) -> list[str]:
-        """Slurm's jobs that have not ended."""
-        command = ["squeue", "--noheader", "--array", "--format=%T"]
-        done = subprocess.run(command, check=True, env=self.slurm_env, stdout=-1)
-        return done.stdout.decode().split()
+def until_hanging(lab: Lab, program, i: int, n_others: int) -> tuple[int, dict]:
+    """Wait until run i hangs and others are done; its task's process and environment."""
+
+    def hangs():
+        assert program.poll() is None, program.stderr.read()
+        n_done = len(list(lab.build.glob("executor/*.json")))
+        return n_done == n_others and i in [j for j, _, _ in loads(lab)]
+
+    until(hangs)
+    return next((pid, env) for j, pid, env in loads(lab) if j == i)
+
+
+def slurm(lab: Lab, *argv: str) -> str:
+    """What a command of Slurm's prints."""
+    env = os.environ | {"SLURM_CONF": lab.env["SLURM_CONF"]}
+    return subprocess.run(argv, check=True, env=env, text=True, stdout=-1).stdout
 
 
 def until(is_so) -> None:
@@ -110,44 +83,37 @@ def until(is_so) -> None:
         time.sleep(0.05)
 
 
-def text_of(lines: list[dict]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def facts_of(fpath: pathlib.Path) -> dict:
-    """What preflight adds to a line of `Lab`."""
-    info = fpath.stat()
+def checked(lab: Lab, line: dict) -> dict:
+    """The line with what preflight adds to it, but for the probe and saev."""
+    fpath = lab.fpath(line["run_id"])
     header = json.loads(fpath.read_bytes().partition(b"\n")[0])
-    return {
-        "checkpoint": str(fpath),
-        "bytes": info.st_size,
-        "mtime_ns": str(info.st_mtime_ns),
-        "sha256": hashlib.sha256(fpath.read_bytes()).hexdigest(),
-        "schema": 5,
-        "activation_config": header["cfg"]["activation"],
-        "loader": "saev (commit unknown)",
-        "warnings": [],
-    }
+    more = {"schema": 5, "activation_config": header["cfg"]["activation"]}
+    more |= {"loader": "saev (commit unknown)", "warnings": []}
+    return line | util.facts(fpath) | more
 
 
 @pytest.fixture(params=KINDS)
-def lab(request, tmp_path):
-    is_slurm = request.param == "slurm"
-    conf = request.getfixturevalue("slurm_conf") if is_slurm else ""
-    return Lab(tmp_path, request.param, conf)
+def kind(request):
+    return request.param
 
 
-def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab):
-    lines = [lab.line(i) for i in range(6)]
-    bad = util.run_dir(lab.runs, "run2")
+@pytest.fixture
+def lab(request, kind, tmp_path):
+    conf = request.getfixturevalue("slurm_conf") if kind == "slurm" else ""
+    return spying_lab(tmp_path, kind, conf)
+
+
+def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
+    lines = [line_of(lab, i) for i in range(6)]
+    bad = lab.fpath("run2")
     bad.write_bytes(bad.read_bytes()[:-100])
-    hang = lab.hang(3)
+    stays = hang(lab, 3)
     # Two tasks: run0, run2, run4 and run1, run3, run5.
-    with lab.start(lines, "--jobs", "2", **CANARIES) as program:
-        pid, env = lab.until_hanging(program, 3, n_others=4)
-        if lab.kind == "slurm":
+    with start(lab, lines, "--jobs", "2", **CANARIES) as program:
+        pid, env = until_hanging(lab, program, 3, n_others=4)
+        if kind == "slurm":
             task = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-            lab.scancel(task)
+            slurm(lab, "scancel", task)
         else:
             task = env["SUBMITIT_LOCAL_JOB_ID"]
             os.kill(pid, signal.SIGKILL)
@@ -155,22 +121,22 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab):
     assert (program.returncode, out) == (1, "")
     # On a slow machine, progress is told in between.
     sent, *told = [s for s in err.splitlines() if not s.endswith(" left")]
-    who = f"Slurm job {task.split('_')[0]}" if lab.kind == "slurm" else "this machine"
+    who = f"Slurm job {task.split('_')[0]}" if kind == "slurm" else "this machine"
     logs = sent.removeprefix(f"preflight: 6 lines as 2 tasks of {who}; logs in ")
     assert pathlib.Path(logs).parent == lab.build / "executor" / "logs"
     assert told[0].startswith(f"preflight: tiny layer 6 run2: {bad}: ")
     assert told[1] == (
         'preflight: to go on without: make dry-run REPO=tiny EXCLUDE="run2"'
     )
-    how = "ended (cancelled)" if lab.kind == "slurm" else "ended"
+    how = "ended (cancelled)" if kind == "slurm" else "ended"
     for row, i in zip(told[2:4], (3, 5), strict=True):
-        why = f"not done: {lab.kind} task {task} {how}; see {logs}/{task}_0_log.err"
+        why = f"not done: {kind} task {task} {how}; see {logs}/{task}_0_log.err"
         assert row.startswith(f"preflight: tiny layer 6 run{i}: {why}")
     assert told[4:] == [f"preflight: 2 problems; {REST}"]
-    assert sorted(i for i, _, _ in lab.loads()) == [0, 1, 3, 4]
+    assert sorted(i for i, _, _ in loads(lab)) == [0, 1, 3, 4]
 
     # Neither the nodes nor what lies on the disk for them have seen a secret.
-    for _, _, env in lab.loads():
+    for _, _, env in loads(lab):
         assert not CANARIES.keys() & env.keys()
         assert env["SAEV_DIR"] == str(lab.saev_dir)
     left = [fpath for fpath in lab.build.rglob("*") if fpath.is_file()]
@@ -182,57 +148,55 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab):
     assert sum(f.stat().st_size for f in sent) < 2000 + len(text_of(lines))
 
     # The same command, but for the bad run: only what is missing, in the lines' order.
-    hang.unlink()
+    stays.unlink()
     del lines[2]
-    with lab.start(lines, JOBS="2", **CANARIES) as program:
+    with start(lab, lines, JOBS="2", **CANARIES) as program:
         out, err = program.communicate()
     assert program.returncode == 0
     assert err.startswith(
         "preflight: 3 lines done before\npreflight: 2 lines as 2 tasks"
     )
-    assert sorted(i for i, _, _ in lab.loads()) == [0, 1, 3, 3, 4, 5]
-    checked = [json.loads(row) for row in out.splitlines()]
-    assert all(os.path.isfile(row.pop("probe")) for row in checked)
-    assert all(row.pop("saev")["requirement"] is None for row in checked)
-    assert checked == [
-        line | facts_of(util.run_dir(lab.runs, line["run_id"])) for line in lines
-    ]
+    assert sorted(i for i, _, _ in loads(lab)) == [0, 1, 3, 3, 4, 5]
+    rows = [json.loads(row) for row in out.splitlines()]
+    assert all(os.path.isfile(row.pop("probe")) for row in rows)
+    assert all(row.pop("saev")["requirement"] is None for row in rows)
+    assert rows == [checked(lab, line) for line in lines]
     (left,) = (lab.build / "executor" / "logs").iterdir()
     assert str(left) == logs  # those of a run that went well are gone
 
 
-def test_interrupt_cancels_the_tasks(lab):
-    lines = [lab.line(i) for i in range(2)]
-    lab.hang(0), lab.hang(1)
-    with lab.start(lines, "--jobs", "2") as program:
-        pid, _ = lab.until_hanging(program, 0, n_others=0)
+def test_interrupt_cancels_the_tasks(lab, kind):
+    lines = [line_of(lab, i) for i in range(2)]
+    hang(lab, 0), hang(lab, 1)
+    with start(lab, lines, "--jobs", "2") as program:
+        pid, _ = until_hanging(lab, program, 0, n_others=0)
         os.killpg(program.pid, signal.SIGINT)  # as a terminal does
         out, err = program.communicate()
     assert (program.returncode, out) == (130, "")
     assert err.splitlines()[1:] == ["preflight: interrupted"]
-    until(lambda: lab.kind == "local" or not lab.queue())
+    until(lambda: kind == "local" or not slurm(lab, "squeue", "--noheader"))
     until(lambda: not os.path.exists(f"/proc/{pid}"))
     assert not any("Traceback" in f.read_text() for f in lab.build.rglob("*.err"))
 
 
 def test_preempted_task_is_named(tmp_path, slurm_conf):
-    lab = Lab(tmp_path, "slurm", slurm_conf)
-    lines = [lab.line(0)]
-    lab.hang(0)
-    with lab.start(lines, SLURM_PARTITION="debug") as program:
-        lab.until_hanging(program, 0, n_others=0)
+    lab = spying_lab(tmp_path, "slurm", slurm_conf)
+    lines = [line_of(lab, 0)]
+    hang(lab, 0)
+    with start(lab, lines, SLURM_PARTITION="debug") as program:
+        until_hanging(lab, program, 0, n_others=0)
         urgent = ["sbatch", "--partition=urgent", "--exclusive", "--wrap=true"]
         urgent += ["--output=/dev/null"]
-        subprocess.run(urgent, check=True, env=lab.slurm_env, stdout=-1)
+        slurm(lab, *urgent)
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
     assert re.search(r"run0: not done: slurm task \d+_0 ended \(preempted\); see ", err)
 
 
 def test_saev_that_cannot_be_imported_sends_nothing(tmp_path):
-    lab = Lab(tmp_path, "local", "")
+    lab = spying_lab(tmp_path, "local")
     util.write_saev(lab.saev_dir, "import")
-    with lab.start([lab.line(0)]) as program:
+    with start(lab, [line_of(lab, 0)]) as program:
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
     assert len(err.splitlines()) == 1 and "a_package_that_is_not_there" in err
@@ -240,15 +204,13 @@ def test_saev_that_cannot_be_imported_sends_nothing(tmp_path):
 
 
 def test_stage_splits_between_repos_and_not_within_one(tmp_path):
-    lab = Lab(tmp_path, "", "")
+    lab = Lab(tmp_path)
     lines = []
     for i, slug in enumerate(("one", "one", "two")):
-        row = lab.line(i) | {"repo": slug}
-        lines.append(row | facts_of(util.run_dir(lab.runs, row["run_id"])))
+        lines.append(checked(lab, line_of(lab, i) | {"repo": slug}))
 
     def staged(lines):
-        done = run_program("bin/stage", stdin=text_of(lines), **lab.settings)
-        assert done.returncode == 0
+        lab.call("stage", *lines)
         return sorted(f.parent.name for f in lab.build.rglob("sae.pt"))
 
     assert staged(lines[:2]) == ["run0", "run1"]
