@@ -218,6 +218,25 @@ def test_a_page_that_is_too_slow_is_asked_for_again_and_smaller(fetch, client):
         assert server.pages == [(1, 125)]
 
 
+def test_what_a_job_left_in_the_environment_is_no_hindrance(fetch, tmp_path):
+    """Settings of runs that are being logged, a cache that can't be, a settings file of nonsense."""
+    env = {"WANDB_MODE": "none", "WANDB_RUN_ID": "", "WANDB_RESUME": "maybe"}
+    env |= {"WANDB_CACHE_DIR": "/proc/none", "WANDB_CONFIG_DIR": tmp_path / "config"}
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/settings").write_text("[default]\nbase_url = none\n")
+    with FakeWandb([run("aaaa1111")]) as server:
+        done = fetch(["aaaa1111"], **login(server), **env)
+    assert (done.returncode, done.err) == (0, "")
+    assert l0_of(done.rows[0]) == 12.5
+
+
+def test_a_setting_that_the_client_cannot_read_is_named(fetch):
+    done = fetch(["aaaa1111"], WANDB_API_KEY="f" * 40, WANDB_HTTP_TIMEOUT="10s")
+    told = "fetch-metrics: WANDB_HTTP_TIMEOUT: W&B's client can't read it: "
+    assert (done.returncode, done.out, done.err.count("\n")) == (1, "", 1)
+    assert done.err.startswith(told)
+
+
 def test_a_wrong_key_is_one_line(fetch, client):
     with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(

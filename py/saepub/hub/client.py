@@ -5,8 +5,6 @@ The token comes from HF_TOKEN in the environment and goes into the client's head
 else: not the client's stored login, no file, no argument.
 """
 
-import datetime
-import email.utils
 import functools
 import importlib.util
 import logging
@@ -16,8 +14,9 @@ import sys
 import typing as tp
 import urllib.parse
 import urllib.request
+import warnings
 
-from .. import patience, settings
+from .. import __version__, patience, settings
 from ..cli import UserError, again, scrub
 from ..text import one_line, say
 
@@ -38,8 +37,10 @@ os.environ |= {
 }
 
 try:
-    import huggingface_hub as huggingface_hub  # for our other modules, as below
-    from huggingface_hub import constants
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of older settings that do nothing any more
+        import huggingface_hub as huggingface_hub  # for our other modules, as below
+        from huggingface_hub import constants
 except ValueError as err:
     # A number in one of its settings is none, and it does not say in which.
     given = {
@@ -56,11 +57,14 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: E402
     disable_progress_bars,
     get_session,
     hf_raise_for_status,
-    parse_ratelimit_headers,
 )
 
 if not sys.stderr.isatty():
-    disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # that HF_HUB_DISABLE_PROGRESS_BARS says otherwise
+        disable_progress_bars()
 # The client tells each of its own retries in two lines, with URLs that are signed. We tell
 # ours, and of the client's only a wait that the Hub has asked for: it may be minutes.
 logging.getLogger("huggingface_hub.utils._http").addFilter(
@@ -71,6 +75,9 @@ TransportError = errors.HfHubHTTPError.__bases__[0]
 """The HTTP library's own base of errors; 1.x and 2.x of the client use different ones."""
 
 NETWORK = (TransportError, ConnectionError, TimeoutError)
+
+NOT_SENT = {"LocalProtocolError", "UnsupportedProtocol", "TooManyRedirects"}
+"""Errors of that library, by name, that no other try would mend: a header that can't be, say."""
 
 PAUSES = (2.0, 4.0, 8.0, 16.0)
 """Seconds between the tries of a call whose own retries, in the client, have all failed."""
@@ -162,9 +169,11 @@ def token() -> str:
         UserError: It can't be a token.
     """
     text = os.environ.get("HF_TOKEN", "").strip()
-    if not re.fullmatch(r"[!-~]*", text):
+    if not re.fullmatch(r"[\w.~+/=-]*", text, re.ASCII):
         # No header can hold it, and the error of whoever tries would show it.
-        raise UserError("HF_TOKEN holds a space or what is not ASCII; copy it again")
+        raise UserError(
+            "HF_TOKEN holds a space, a quote or what else no token has; copy it again"
+        )
     return text
 
 
@@ -181,13 +190,17 @@ def api() -> huggingface_hub.HfApi:
             " https://huggingface.co"
         )
     _set_up()
-    return huggingface_hub.HfApi(token=token() or False, library_name="saepub")
+    return huggingface_hub.HfApi(token=token() or False, **US)
+
+
+US = {"library_name": "saepub", "library_version": __version__}
+"""Who asks, for the Hub's own statistics."""
 
 
 def post(path: str, body: dict[str, tp.Any]) -> tp.Any:
     """The answer to a POST that the client has no method for. Raises what the client raises."""
     api()
-    headers = build_hf_headers(token=token() or False, library_name="saepub")
+    headers = build_hf_headers(token=token() or False, **US)
     response = get_session().post(endpoint() + path, headers=headers, json=body)
     hf_raise_for_status(response)
     return response.json()
@@ -229,6 +242,8 @@ def is_passing(err: BaseException) -> bool:
     if status is not None:
         return status in (408, 429) or status >= 500
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in _causes(err)):
+        return False
+    if any(type(cause).__name__ in NOT_SENT for cause in _causes(err)):
         return False
     # The Xet library tells some of its troubles as RuntimeError.
     kinds = (*NETWORK, RuntimeError)
@@ -309,21 +324,7 @@ def _asked(err: Exception) -> float | None:
 
 
 def _asked_by(response: tp.Any) -> float | None:
-    """The seconds that an answer of "busy" asks us to wait; None where it names none.
-
-    The Hub says it in `RateLimit: "api";r=0;t=12`, others in Retry-After, as seconds or as
-    a date.
-    """
+    """The seconds that an answer of "busy" asks us to wait; None where it names none."""
     if response.status_code != 429 and response.status_code < 500:
         return None
-    limit = parse_ratelimit_headers(response.headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        date = email.utils.parsedate_to_datetime(text)
-        return max((date - datetime.datetime.now(datetime.UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return None
+    return patience.asked_by(response.headers)

@@ -36,6 +36,18 @@ CLIENT_SETTINGS = {
     "WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS": "20",
 }
 
+OF_A_RUN = (
+    "MODE",
+    "DISABLED",
+    "CONSOLE",
+    "RESUME",
+    "RUN_ID",
+    "SWEEP_ID",
+    "START_METHOD",
+)
+"""Settings of the client, after WANDB_, for runs that are being logged. A job may leave them in
+the environment, and the client stops at one that it can't read, though it reads runs only."""
+
 PAUSES = (0.5, 1, 2, 4)
 """Seconds between our tries, of which there is one more than pauses."""
 
@@ -88,6 +100,8 @@ def _ask(
     """The record of each of a project's runs that one of the filters lets through."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
+    for name in OF_A_RUN:
+        os.environ.pop(f"WANDB_{name}", None)
     # The client makes a directory for each run that it sees, and goes on where it can't.
     os.environ["WANDB_DIR"] = os.devnull
     if not settings.get("WANDB_BASE_URL"):
@@ -98,7 +112,8 @@ def _ask(
 
         try:
             login = functools.partial(wandb.Api, {"entity": entity, "project": project})
-            api = _patiently(login, LOGIN_PATIENCE)
+            with _stderr_closed():
+                api = _patiently(login, LOGIN_PATIENCE)
             found = _records(api, entity, project, filters)
             if n_most is not None:
                 found = progress(found, n_most, "runs from W&B")
@@ -117,6 +132,20 @@ def _quiet() -> tp.Iterator[None]:
             yield
     finally:
         sys.stdin = stdin
+
+
+@contextlib.contextmanager
+def _stderr_closed() -> tp.Iterator[None]:
+    """Keep to itself what the client, and the process that it starts, say of its own files."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _records(
@@ -238,13 +267,13 @@ def _may_pass(err: BaseException) -> bool:
     return _is_transport(err) and _status(err) not in REFUSED
 
 
-def _retry_after(err: BaseException) -> int:
+def _retry_after(err: BaseException) -> float | None:
     """The seconds that the server wants us to wait, where the client tells."""
     for e in _chain(err):
         headers = getattr(getattr(e, "response", None), "headers", {})
-        if headers.get("Retry-After", "").isdecimal():
-            return int(headers["Retry-After"])
-    return 0
+        if (seconds := patience.asked_by(headers)) is not None:
+            return seconds
+    return None
 
 
 def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError:
@@ -257,6 +286,8 @@ def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError
     # "POST …: Post …: dial tcp …: connection refused" says it all at its end.
     reason = f"HTTP {status}" if status else text.rsplit(": ", 1)[-1].rstrip(".")
     detail = f"HTTP {status}: {text}" if status else text
+    if isinstance(err, ValueError) and (names := _named_in(err)):
+        return UserError(f"{names}: W&B's client can't read it: {detail[:200]}")
     if isinstance(err, wandb.errors.UsageError) and "api" in str(err).lower():
         return UserError(f"no API key for {where}; export WANDB_API_KEY {OFFLINE}")
     if status in (401, 403) or isinstance(root, wandb.errors.AuthenticationError):
@@ -274,3 +305,10 @@ def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError
             f" WANDB_BASE_URL, {OFFLINE}"
         )
     return UserError(f"{where}: wandb {wandb.__version__} gives up: {detail[:200]}")
+
+
+def _named_in(err: Exception) -> str:
+    """The client's settings whose value an error cites."""
+    text = str(err)
+    given = {k: v for k, v in os.environ.items() if k.startswith("WANDB_")}
+    return " and ".join(k for k, v in given.items() if v and repr(v) in text)
