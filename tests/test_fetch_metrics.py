@@ -224,7 +224,7 @@ def test_what_a_job_left_in_the_environment_is_no_hindrance(fetch, tmp_path):
     env |= {"WANDB_CACHE_DIR": "/proc/none", "WANDB_CONFIG_DIR": tmp_path / "config"}
     (tmp_path / "config").mkdir()
     (tmp_path / "config/settings").write_text("[default]\nbase_url = none\n")
-    with FakeWandb([run("aaaa1111")]) as server:
+    with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(["aaaa1111"], **login(server), **env)
     assert (done.returncode, done.err) == (0, "")
     assert l0_of(done.rows[0]) == 12.5
