@@ -41,6 +41,7 @@ def reason($excluded):
   elif .train_layer != .layer then odds("layer"; .train_layer; .layer)
   elif .d_model != .expected.d_model then odds("d_model"; .d_model; .expected.d_model)
   elif .d_sae != .expected.d_sae then odds("d_sae"; .d_sae; .expected.d_sae)
+  elif .scaling | type == "string" then "trained on scaled activations: \(.scaling)"
   else null
   end;
 

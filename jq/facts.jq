@@ -67,6 +67,18 @@ def shard_metadata:
     | select(type == "object") | {of: $of} + .
   ) // null;
 
+# How the activations were changed before the run saw them. saev could do so until July 2025;
+# since then its loaders refuse to. What it divided by is in no checkpoint.
+def scaling:
+  first(
+    ("train_data", "data", "val_data") as $of | .[$of] | object | to_entries[]
+    | select(
+        (.key | IN("scale_mean", "scale_norm")) and (.value | . != null and . != false)
+        or .key == "clamp" and (.value | is_finite and . < 1e5)
+      )
+    | "\($of).\(.key) is \(.value | show)"
+  ) // null;
+
 # The first thing in the record that is not of the kind that it should be.
 def fault($named):
   if type != "object" then null
@@ -105,6 +117,7 @@ def facts:
     d_model: $d_model,
     d_sae: d_sae($sae; $d_model),
     train_layer: ($train_data.layer | whole),
+    scaling: ($config | scaling),
     shard_metadata: ($config | shard_metadata),
     shard: ($config.val_data | object | .shards | shard),
     state: ($run.state | text),

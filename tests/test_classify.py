@@ -68,6 +68,11 @@ DROPS = [
     ({"d_model": 16}, "at odds with the catalog: d_model 16, not 8"),
     ({"d_sae": 64}, "at odds with the catalog: d_sae 64, not 32"),
     ({"d_sae": None}, "at odds with the catalog: d_sae null, not 32"),
+    (
+        {"scaling": "train_data.scale_norm is true"},
+        "trained on scaled activations: train_data.scale_norm is true",
+    ),
+    ({"scaling": None}, None),
     # The first that holds.
     ({"state": "running", "objective": "vanilla", "d_sae": 64}, "still running"),
     ({"objective": "vanilla", "activation": None}, "not Matryoshka"),

@@ -45,6 +45,7 @@ FACTS = {
     "d_model": 8,
     "d_sae": 32,
     "train_layer": 6,
+    "scaling": None,
     "shard": "52ec5790",
     "shard_metadata": None,
     "state": "finished",
@@ -152,6 +153,27 @@ CASES = [
             val_data={"metadata": {"ckpt": "vits"}},
         ),
         {"shard_metadata": {"of": "val_data", "ckpt": "vits"}, "shard": None},
+    ),
+    # What saev's loaders once did to activations.
+    (
+        config(data={"scale_mean": True, "layer": 6}),
+        {"scaling": "data.scale_mean is true"},
+    ),
+    (
+        config(train_data={"layer": 6, "scale_norm": "norm.pt"}),
+        {"scaling": 'train_data.scale_norm is "norm.pt"'},
+    ),
+    (
+        config(val_data={"scale_norm": True}),
+        {"scaling": "val_data.scale_norm is true", "shard": None},
+    ),
+    (
+        config(train_data={"layer": 6, "clamp": 10}),
+        {"scaling": "train_data.clamp is 10"},
+    ),
+    (
+        config(train_data={"layer": 6, "scale_norm": False, "clamp": 1e5}),
+        {"scaling": None},
     ),
     # Matryoshka means that the objective has prefixes.
     (config(objective={}), {"objective": "vanilla", "n_prefixes": None}),

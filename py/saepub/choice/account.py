@@ -27,6 +27,7 @@ MENDS = {
     "wrong objective": "check CATALOG",
     "not Matryoshka": "check CATALOG",
     "wrong aux": "check CATALOG",
+    "trained on scaled activations": "nothing to do: the scale is in no checkpoint",
 }
 """By how a reason to drop a run begins, what to do about it. Every reason has its row."""
 
