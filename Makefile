@@ -130,14 +130,13 @@ init: setup ## start a catalog of your own: CATALOG=ours.json SWEEP=… VARIABLE
 demo: setup ## make the demo: sweeps, small real SAEs, a snapshot of W&B
 	@bin/demo
 
-dry-run: $(BUILD)/known-ids $(if $(is_demo),show/demo) $(CHOSEN:%=show/%) $(BUILD)/report.html ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
-	@echo "To choose by eye: $(BUILD)/report.html"
+# A repo that can't be released yet doesn't keep the others from being shown, on the page too.
+dry-run: $(BUILD)/known-ids $(if $(is_demo),show/demo) ## show what each repo would publish; REPO=, N=, PIN=, EXCLUDE=
+	@$(MAKE) --keep-going show || { bin/report --partial --out $(BUILD)/report.html $(CHOSEN); exit 1; }
 
-# A repo that can't be released yet doesn't keep the others from being shown.
-ifneq ($(filter dry-run,$(MAKECMDGOALS)),)
-MAKEFLAGS += --keep-going
-endif
-.PHONY: show/demo $(CHOSEN:%=show/%)
+.PHONY: show show/demo $(CHOSEN:%=show/%)
+show: $(CHOSEN:%=show/%) $(BUILD)/report.html
+	@echo "To choose by eye: $(BUILD)/report.html"
 show/demo: ; @cat templates/demo.txt
 $(CHOSEN:%=show/%): show/%: $(BUILD)/%/summary.txt
 	@cat $<

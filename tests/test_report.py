@@ -5,6 +5,7 @@ import collections
 import hashlib
 import html.parser
 import json
+import os
 import re
 
 import pytest
@@ -442,3 +443,21 @@ def test_any_measures_have_places_and_any_axis_has_numbers(measures):
     if panel.points:
         assert 1 <= len(panel.x_ticks) <= report_panel.N_TICKS + 2
         assert 1 <= len(panel.y_ticks) <= report_panel.N_TICKS + 2
+
+
+def test_the_repos_that_are_whole_are_shown_and_the_others_named(tmp_path):
+    other = [line | {"repo": "vitb-relu"} for line in ACCOUNT]
+    leave(tmp_path, [*ACCOUNT, *other])
+    (tmp_path / "vits-relu/summary.txt").touch()
+    argv = ("--partial", "vits-relu", "vitb-relu")
+    done = report(tmp_path, *argv)
+    assert done.returncode == 1
+    assert "vitb-relu: can't be released yet" in done.err
+    why = "vitb-relu: its dry run failed; to see why: make dry-run REPO=vitb-relu"
+    assert f"Not shown: {why}" in done.html
+    assert 'id="repo-vits-relu"' in done.html and 'id="repo-vitb-relu"' not in done.html
+    # A joint was made anew, and what follows it was not.
+    time = (tmp_path / "vits-relu/summary.txt").stat().st_mtime + 1
+    os.utime(tmp_path / "vits-relu/account.jsonl", (time, time))
+    done = report(tmp_path, *argv)
+    assert done.returncode == 1 and "vits-relu, vitb-relu: nothing to show" in done.err

@@ -594,6 +594,19 @@ def whole(tmp_path_factory):
     return lab
 
 
+def test_a_run_that_diverged_does_not_keep_the_others_from_their_measurements(lab):
+    """Its weights are NaN, so that it can't be measured; W&B has its NaN."""
+    lines = [lab.line("a"), lab.line("b"), lab.line("c", nmse="NaN")]
+    for run_id in "ab":
+        lab.measure(run_id)
+    rows, _ = lab.settle(*lines)
+    assert [row["numbers"] for row in rows] == [MEASURED] * 3
+    assert [row["drop"] for row in rows] == [None, None, "not finite: NMSE NaN"]
+    lab.measure("c")  # only its evaluation was NaN
+    rows, _ = lab.settle(*lines)
+    assert [row["drop"] for row in rows] == [None] * 3
+
+
 def record_of(repo: catalog.Repo, layer: int, i: int) -> dict:
     """A run's record in W&B as saev of its day left it."""
     is_old = repo.slug in ("vits-relu", "vitb-relu")

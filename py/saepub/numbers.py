@@ -96,7 +96,9 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     """Settle the runs of one (repo, layer) on one source, and drop those that it lacks.
 
     That is the first source that has every eligible run, else the one that has most; the
-    earlier wins a tie. Runs dropped before have no say, and keep what was logged.
+    earlier wins a tie. Runs dropped before have no say, and keep what was logged. Neither
+    has a run that diverged by what was logged: its weights may be NaN, and no source has
+    numbers of those.
 
     Args:
         runs: All candidates of the (repo, layer). Changed in place.
@@ -116,6 +118,8 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
         of_catalog if jsonl.is_id(of_catalog) else most_named(x.shard for x in eligible)
     )
     place = {"repo": repo, "expected": expected}
+    sound = {run.run_id for run in eligible if not _has_diverged(run)}
+    sound = sound or {run.run_id for run in eligible}
     said: list[str] = []
     tried: list[Source] = []
     for source_of, of in (
@@ -124,9 +128,9 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
         (_on_disk, nmse_shard or shard),
     ):
         tried.append(source_of(eligible, of, place, said))
-        if len(tried[-1].found) == len(eligible):
+        if sound <= tried[-1].found.keys():
             break
-    best = max(tried, key=lambda source: len(source.found))
+    best = max(tried, key=lambda source: len(sound & source.found.keys()))
     if not best.found:
         for run in eligible:
             _drop_without(run, tried)
@@ -134,7 +138,8 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     for run in eligible:
         run.numbers = best.name
         if run.run_id not in best.found:
-            run.drop = best.why_not[run.run_id]
+            logged = _cannot_be(Found(run.l0, run.nmse)) if _has_diverged(run) else None
+            run.drop = logged or best.why_not[run.run_id]
             continue
         found = best.found[run.run_id]
         run.l0, run.nmse, run.n_tokens = found.l0, found.nmse, found.n_tokens
@@ -161,6 +166,11 @@ def _drop_without(run: Run, tried: list[Source]) -> None:
     on_disk = f", on disk {disk.partition(': ')[2]}" if ": " in disk else ""
     fault = f" ({run.fault})" if run.fault else ""
     run.drop = f"{lack}: not measured, not in W&B{fault}{on_disk}"
+
+
+def _has_diverged(run: Run) -> bool:
+    """Whether training logged that it isn't finite."""
+    return isinstance(run.l0, str) or isinstance(run.nmse, str)
 
 
 def _cannot_be(found: Found) -> str | None:

@@ -203,8 +203,16 @@ def web_url(text: str | None) -> str:
     return text if parts.scheme in ("http", "https") and parts.netloc else ""
 
 
-def html(sections: list[Section], *, is_demo: bool) -> str:
-    """The page: one file that asks for nothing else. The same input gives the same bytes."""
+def html(
+    sections: list[Section], missing: tp.Sequence[str] = (), *, is_demo: bool
+) -> str:
+    """The page: one file that asks for nothing else. The same input gives the same bytes.
+
+    Args:
+        sections: One a repo.
+        missing: Of each repo that can't be shown, what to do about it.
+        is_demo: Whether they are the demo's.
+    """
     import jinja2  # slow to import
 
     templates_dpath = pathlib.Path(settings.ROOT) / "templates"
@@ -222,6 +230,7 @@ def html(sections: list[Section], *, is_demo: bool) -> str:
     n = settings.get("N")
     return env.get_template("report.html").render(
         sections=sections,
+        missing=missing,
         is_demo=is_demo,
         owners=" and ".join(
             dict.fromkeys(s.repo.repo_id.split("/")[0] for s in sections)

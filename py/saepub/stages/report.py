@@ -10,6 +10,12 @@ from ..jsonl import CHOSEN, PINNED
 from ..page import page
 from ..text import human, n_of, say
 
+JOINTS = (
+    *("candidates", "runs", "metrics", "classified", "settled", "selected", "account"),
+    *("checked", "staged", "rendered"),
+)
+"""A dry run's files before summary.txt, which is older than they are once one has failed."""
+
 
 def main(argv: list[str]) -> None:
     p = parser(
@@ -23,6 +29,12 @@ def main(argv: list[str]) -> None:
         help="with each other repo that a dry run has left whole",
     )
     p.add_argument(
+        "--partial",
+        action="store_true",
+        help="without the repos whose dry run has failed: the page names them, and so does"
+        " the error with which this ends",
+    )
+    p.add_argument(
         "--out",
         metavar="FILE",
         help="where to write it (report.html in the build directory)",
@@ -31,18 +43,47 @@ def main(argv: list[str]) -> None:
     settings.load()
     cat = catalog.load()
     wanted = {cat.get(slug).slug for slug in args.slugs}
+    missing = [
+        repo.slug
+        for repo in cat.repos
+        if args.partial and repo.slug in wanted and not is_whole(repo.slug)
+    ]
     repos = [
         repo
         for repo in cat.repos
-        if repo.slug in wanted or (args.others and is_whole(repo.slug))
+        if repo.slug in wanted - set(missing)
+        or ((args.others or args.partial) and is_whole(repo.slug))
     ]
+    if not repos:
+        raise UserError(
+            f"{', '.join(missing)}: nothing to show; what to do is said above"
+        )
     out_fpath = args.out or settings.build_dpath() / "report.html"
     is_demo = settings.is_demo_fpath(cat.fpath)
-    html = page.html([section(repo) for repo in repos], is_demo=is_demo)
+    html = page.html(
+        [section(repo) for repo in repos],
+        [mend(slug) for slug in missing],
+        is_demo=is_demo,
+    )
     with write_aside(out_fpath) as fd:
         fd.write(html)
     n_repos = n_of(len(repos), "repo")
     say(f"report: {out_fpath}: {n_repos}, {human(len(html.encode()))}")
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: can't be released yet; {out_fpath} shows the rest, and"
+            " says what to do"
+        )
+
+
+def mend(slug: str) -> str:
+    """What to do about a repo whose dry run has failed."""
+    fpath = settings.build_dpath() / slug / "settled.jsonl"
+    if fpath.is_file():
+        lines = jsonl.read_file(fpath, "repo", "layer", "expected", "shard", "drop")
+        if lacking := [line for line in lines if numbers.is_lacking(line["drop"])]:
+            return numbers.mend(lacking)
+    return f"{slug}: its dry run failed; to see why: make dry-run REPO={slug}"
 
 
 def section(repo: catalog.Repo) -> page.Section:
@@ -63,11 +104,14 @@ def section(repo: catalog.Repo) -> page.Section:
 
 def is_whole(slug: str) -> bool:
     """Whether a dry run of the repo has ended, and none since has failed."""
+    dpath = settings.build_dpath() / slug
     try:
         read(slug)
-    except UserError:
+        ended = (dpath / "summary.txt").stat().st_mtime_ns
+    except (UserError, OSError):
         return False
-    return (settings.build_dpath() / slug / "summary.txt").is_file()
+    joints = (dpath / f"{name}.jsonl" for name in JOINTS)
+    return all(f.stat().st_mtime_ns <= ended for f in joints if f.exists())
 
 
 def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
