@@ -3,31 +3,16 @@ settings. Nothing in it needs torch: the pipe is run as far as the candidates.""
 
 import json
 import pathlib
-import shutil
 import subprocess
 
-from .programs import ROOT, bare_env
+from .checkpoints import entry
+from .programs import bare_env, checkout
 
-PARTS = ("Makefile", "bin", "jq", "py", "templates", "catalog.json", "requirements.txt")
-PARTS += ("requirements-dev.txt", "constraints.txt")
 SWEEP = 'run_ids = {{6: ["{0}aaa", "{0}bbb"]}}\n'
-COMMON = {
-    "title": "SAE",
-    "base_model": "lab/vit",
-    "variable": "run_ids",
-    "objective": "matryoshka",
-    "activation": "relu",
-    "layers": [6],
-    "d_model": 8,
-    "d_sae": 32,
-}
 
 
 def catalog(*slugs: str) -> str:
-    repos = [
-        {"slug": slug, "repo_id": f"lab/{slug}", "sweep": f"{slug}.py"} | COMMON
-        for slug in slugs
-    ]
+    repos = [entry(slug, sweep=f"{slug}.py") for slug in slugs]
     return json.dumps({"lab": {"license": "mit"}, "repos": repos})
 
 
@@ -36,13 +21,7 @@ class Bare:
 
     def __init__(self, dpath: pathlib.Path, saev_dir: pathlib.Path | None = None):
         self.dpath, self.build = dpath, dpath / "build"
-        for name in PARTS:
-            if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / name, dpath / name, ignore=ignored)
-            else:
-                dpath.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, dpath / name)
+        checkout(dpath)
         self.saev_dir = saev_dir or dpath / "saev"
         self.saev_dir.mkdir(parents=True)
         for slug in ("one", "two"):

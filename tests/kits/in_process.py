@@ -62,7 +62,7 @@ def run(
     *argv: str,
     stdin: bytes,
     env: dict[str, object],
-    seconds: int = 20,
+    seconds: int = 100,
     writes: tp.Sequence[pathlib.Path] = (),
 ) -> tuple[int, bytes, str]:
     """Run a stage as its program in bin/ does.

@@ -21,7 +21,7 @@ import tempfile
 
 from kits import checkpoints as util
 from kits import in_process, shards
-from kits.programs import ROOT, Done, bare_env
+from kits.programs import ROOT, Done, bare_env, checkout
 
 CREATED_AT = "2026-01-10T00:00:00Z"
 MTIME = 1768003200 + 3600
@@ -32,24 +32,9 @@ SELECTION = (
 )
 """The stages up to the choice."""
 
-PARTS = ("Makefile", "bin", "jq", "py", "templates", "catalog.json")
-PARTS += ("requirements.txt", "constraints.txt")
-
 
 def text_of(lines: list[dict]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def copy_tree(dpath: pathlib.Path) -> pathlib.Path:
-    """The toolkit as a fresh checkout has it: no .env, no build."""
-    for name in PARTS:
-        source, target = ROOT / name, dpath / name
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    return dpath
 
 
 def record(run_id: str, layer: int = 6, l0: object = 3.5, nmse: object = 0.25) -> dict:
@@ -243,7 +228,7 @@ class World:
 
     def __init__(self, dpath: pathlib.Path):
         self.dpath = dpath
-        self.tree_dpath = copy_tree(dpath / "tree")
+        self.tree_dpath = checkout(dpath / "tree")
         self.n_labs = 0
 
     def lab(self) -> Lab:

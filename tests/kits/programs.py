@@ -4,10 +4,27 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+PARTS = ("Makefile", "bin", "jq", "py", "templates", "catalog.json", "requirements.txt")
+PARTS += ("requirements-dev.txt", "constraints.txt")
+
+
+def checkout(dpath: pathlib.Path) -> pathlib.Path:
+    """The toolkit as a fresh checkout has it: no .env, no build."""
+    dpath.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, dpath / name, ignore=ignored)
+        else:
+            shutil.copy2(ROOT / name, dpath / name)
+    return dpath
 
 
 @dataclasses.dataclass
