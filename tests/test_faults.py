@@ -1,11 +1,14 @@
 """Every fault of the table is told as the table says, and does no harm."""
 
+import json
 import warnings
 
 import pytest
 
 from faults import __main__ as faults
+from faults.machine import a_hub
 from faults.rows import Measured, NotHere
+from kits import jq
 from kits.lab import World
 from saepub.stages import push
 
@@ -23,6 +26,29 @@ def test_fault(world, row):
         warnings.warn(f"not tried: {row.fault}: {why}", stacklevel=1)
         pytest.skip(str(why))
     assert not faults.problems(row, seen), seen.err + seen.out
+
+
+def test_no_line_of_the_pipe_holds_a_number_that_jq_rounds(world):
+    """From every joint of a dry run to what plan, push and verify pass on."""
+    lab = world.copy()
+    joints = sorted((lab.build / "tiny").glob("*.jsonl"))
+    assert len(joints) == 10
+    assert all(jq.check(fpath.read_text(), fpath.name) for fpath in joints)
+    jq.check((lab.stage_dpath / "manifest.jsonl").read_text(), "manifest.jsonl")
+    stdin = (lab.build / "tiny/rendered.jsonl").read_text()
+    with a_hub(lab) as (_, env):
+        files = lab.program("bin/plan", "--files", stdin=stdin, **env)
+        jq.check(files.out, "plan --files")
+        for name in ("plan", "push", "verify"):
+            done = lab.program(f"bin/{name}", stdin=stdin, **env)
+            assert jq.check(done.out, name) == 3, done.err
+            stdin = done.out
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**60), 1e300])
+def test_a_number_that_jq_rounds_is_seen(value):
+    with pytest.raises(AssertionError, match="a.b"):
+        jq.check(json.dumps({"a": {"b": value}}) + "\n", "x")
 
 
 def test_table_tells_what_it_expected_what_it_saw_and_fails(monkeypatch, capsys):

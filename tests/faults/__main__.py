@@ -1,6 +1,6 @@
 """The table of faults: one row a fault, each brought about for real. `make faults` prints it.
 
-The rows stand in weights.py, files.py, text.py, machine.py and hub.py;
+The rows stand in weights.py, files.py, text.py, machine.py, told.py and hub.py;
 test_faults.py makes a test of each.
 """
 
@@ -17,6 +17,7 @@ from faults import files as faults_files
 from faults import hub as faults_hub
 from faults import machine as faults_machine
 from faults import text as faults_text
+from faults import told as faults_told
 from faults import weights as faults_weights
 from faults.rows import N_KBYTES, SECONDS, NotHere, Row
 from kits.lab import World
@@ -27,6 +28,7 @@ TABLE = {
     "Checkpoints that are broken, or made to do harm": faults_files.ROWS,
     "Text that means to do harm": faults_text.ROWS,
     "Machines without room or rights, two at once, clocks that jump": faults_machine.ROWS,
+    "What is told, and what others tell": faults_told.ROWS,
     "Hubs that are, or answer, otherwise than a release needs": faults_hub.ROWS,
 }
 ROWS = [row for rows in TABLE.values() for row in rows]

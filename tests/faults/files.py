@@ -172,6 +172,24 @@ def nested(lab: Lab) -> bytes:
     return b"[" * 500_000 + b"\n" + util.archive(util.weights())
 
 
+K_AUX = {"cls": "AuxK", "params": {"k_aux": -1}}
+
+
+def deep(n: int):
+    """A good header, with something so deep in it that saev never looks at."""
+    return lambda lab: in_header(json.loads("[" * n + "]" * n))
+
+
+def loss(name: str, value: object):
+    return lambda lab: in_header(value, name)
+
+
+def in_header(value: object, name: str = "aux") -> bytes:
+    head = util.header()
+    head["cfg"]["activation"]["params"][name] = value
+    return json.dumps(head).encode() + b"\n" + util.archive(util.weights())
+
+
 def lone_surrogate(lab: Lab) -> bytes:
     return b'{"schema": "\\ud800\\u001b[2J"}\n' + util.archive(util.weights())
 
@@ -218,6 +236,11 @@ FILES = (
     ("zip bomb", "compressed, which torch never does", bomb),
     ("header of 1 GB without a newline", "no header line in its first", bomb_in_header),
     ("header nested 500,000 deep", "its header is nested too deep", nested),
+    ("header nested 900 deep", "its header is nested too deep", deep(900)),
+    ("header nested 100 deep", "its header is nested too deep", deep(100)),
+    ("header with an aux of no kind", "its aux ", loss("aux", {"cls": "Other"})),
+    ("header with a list as sparsity", "its sparsity is [1]", loss("sparsity", [1])),
+    ("header with a k_aux that is none", "k_aux is ", loss("aux", K_AUX)),
     ("header with escape codes", "is none that saev has written", lone_surrogate),
     (
         "tensor that claims 2^60 values",
