@@ -3,7 +3,8 @@
 import pytest
 
 from kits.hub import Fault
-from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, text, user
+from kits.programs import text_of
+from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, user
 
 pytest_plugins = ["kits.release_fixtures"]
 
@@ -17,7 +18,7 @@ def verified(world):
     """A world with a repo on its Hub, and the lines that verify passes on."""
     world.hub.add_repo(world.repo_id)
     commit = world.hub.commits(world.repo_id)[0]["id"]
-    world.verified = text([row | {"commit": commit} for row in world.rows[SLUG]])
+    world.verified = text_of([row | {"commit": commit} for row in world.rows[SLUG]])
     return world
 
 

@@ -11,8 +11,8 @@ import pytest
 from kits import checkpoints as util
 from kits import reader
 from kits.hub import Client
-from kits.lab import Lab, text_of
-from kits.programs import Done
+from kits.lab import Lab
+from kits.programs import Done, text_of
 from loopback_hub import LoopbackHub
 from saepub.release import record as record_of
 from saepub.stages import docs

@@ -12,8 +12,8 @@ import pytest
 
 from kits import checkpoints as util
 from kits.hub import Fault
-from kits.lab import Lab, text_of
-from kits.programs import ROOT, bare_env, run_program
+from kits.lab import Lab
+from kits.programs import ROOT, bare_env, run_program, text_of
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
 

@@ -13,8 +13,8 @@ import pytest
 
 from kits import checkpoints as util
 from kits import executor as executor_kit
-from kits.lab import Lab, text_of
-from kits.programs import run_program
+from kits.lab import Lab
+from kits.programs import run_program, text_of
 from kits.slurm import Site
 from saepub import machine
 from saepub.checkpoint import saev as saev_loader

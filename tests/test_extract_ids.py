@@ -7,34 +7,23 @@ import types
 
 import pytest
 
+from kits.checkpoints import entry
 from kits.in_process import run
 from kits.programs import ROOT, run_program
 from loopback_wandb import LoopbackWandb
 
-REPO = {
-    "slug": "vits-relu",
-    "repo_id": "lab/SAE",
-    "title": "SAE",
-    "base_model": "facebook/dinov3",
-    "sweep": "sweeps/vits.py",
-    "variable": "run_ids",
-    "objective": "matryoshka",
-    "activation": "relu",
-    "layers": [6, 7],
-    "d_model": 8,
-    "d_sae": 32,
-}
+REPO = entry("vits-relu", sweep="sweeps/vits.py", layers=[6, 7])
 
 
 @pytest.fixture
 def lab(tmp_path):
     """Runs extract-ids over a sweep file's text; keywords change the catalog's entry."""
 
-    def extract(text, *argv: str, n_repos: int = 1, env=None, go=run, **entry):
+    def extract(text, *argv: str, n_repos: int = 1, env=None, go=run, **changes):
         (tmp_path / "sweeps").mkdir(exist_ok=True)
         text = textwrap.dedent(text).encode() if isinstance(text, str) else text
         (tmp_path / "sweeps/vits.py").write_bytes(text)
-        repos = [{k: v for k, v in (REPO | entry).items() if v is not None}]
+        repos = [{k: v for k, v in (REPO | changes).items() if v is not None}]
         if n_repos == 2:
             repos.append(repos[0] | {"slug": "other", "repo_id": "lab/other"})
         catalog = tmp_path / "catalog.json"

@@ -19,8 +19,8 @@ import torch
 
 from kits import checkpoints as util
 from kits import shards as kit
-from kits.lab import Lab, text_of
-from kits.programs import run_program
+from kits.lab import Lab
+from kits.programs import run_program, text_of
 from saepub import checkpoint, measured
 from saepub.activations import measure, partial, remake, shards
 from saepub.cli import UserError

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from kits.lab import Lab, text_of
-from kits.programs import Done
+from kits.lab import Lab
+from kits.programs import Done, text_of
 from saepub.checkpoint import probe
 from saepub.choice import account as choice
 from saepub.release import manifest, staged

@@ -21,7 +21,7 @@ import tempfile
 
 from kits import checkpoints as util
 from kits import in_process, shards
-from kits.programs import ROOT, Done, bare_env, checkout
+from kits.programs import ROOT, Done, bare_env, checkout, text_of
 
 CREATED_AT = "2026-01-10T00:00:00Z"
 MTIME = 1768003200 + 3600
@@ -31,10 +31,6 @@ SELECTION = (
     *("extract-ids", "fetch-metrics", "facts", "classify", "settle", "select"),
 )
 """The stages up to the choice."""
-
-
-def text_of(lines: list[dict]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def record(run_id: str, layer: int = 6, l0: object = 3.5, nmse: object = 0.25) -> dict:

@@ -5,30 +5,15 @@ import pathlib
 import shutil
 import types
 
-import matplotlib.ticker  # noqa: F401  It makes directories of its own, once.
 import pytest
 
 from kits import in_process
+from kits.checkpoints import entry
+from kits.programs import text_of
 
 DATE = "2025-12-01T03:04:05Z"
 
-CATALOG = {
-    "repos": [
-        {
-            "slug": slug,
-            "repo_id": f"lab/SAE_{slug}",
-            "title": f"SAE for {slug}",
-            "base_model": "lab/vit",
-            "run_ids": {"6": [], "8": []},
-            "objective": "matryoshka",
-            "activation": "relu",
-            "layers": [6, 8],
-            "d_model": 8,
-            "d_sae": 32,
-        }
-        for slug in ("vits-relu", "vitb-relu")
-    ]
-}
+CATALOG = {"repos": [entry(s, layers=[6, 8]) for s in ("vits-relu", "vitb-relu")]}
 
 
 def run(run_id: str, l0, nmse, fate: str, layer: int = 6, **more) -> dict:
@@ -103,7 +88,7 @@ def leave(
         dpath = build_dpath / slug
         dpath.mkdir(parents=True, exist_ok=True)
         for name, of_all in (("account", account), ("rendered", rows)):
-            text = "".join(json.dumps(x) + "\n" for x in of_all if x["repo"] == slug)
+            text = text_of([row for row in of_all if row["repo"] == slug])
             (dpath / f"{name}.jsonl").write_text(text)
     (build_dpath / "catalog.json").write_text(json.dumps(catalog))
     return build_dpath

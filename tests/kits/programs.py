@@ -45,6 +45,10 @@ class Done:
         return self.err.splitlines()[-1] if self.err else ""
 
 
+def text_of(lines: list[dict]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 def bare_env(**settings: object) -> dict[str, str]:
     """An environment without anyone's settings or secrets, plus `settings`."""
     keep = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_FIND_LINKS")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 
-from kits.programs import ROOT, Done, bare_env, run_program
+from kits.programs import ROOT, Done, bare_env, run_program, text_of
 from loopback_hub import Drop, LoopbackHub
 from loopback_hub.access import User
 
@@ -314,7 +314,7 @@ class World:
 
     def lines(self, *slugs: str) -> str:
         rows = [row for slug in slugs or (SLUG,) for row in self.rows[slug]]
-        return text(rows)
+        return text_of(rows)
 
     def start(self, name: str, *argv: str, stdin: str = "", **env: object) -> Running:
         self._n_runs += 1
@@ -391,10 +391,6 @@ def client_settings(hub: Hub) -> dict[str, str]:
         # The Xet library waits by itself, in Rust.
         "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",
     }
-
-
-def text(rows: list[dict]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 # ---- faults besides hub_kit's -----------------------------------------------------------------
