@@ -85,9 +85,9 @@ def n_fit(source: Source, jobs: tp.Sequence[Job]) -> int:
     return measure.n_fit(*_sizes(source, jobs))
 
 
-def memory_bytes(source: Source, jobs: tp.Sequence[Job]) -> int:
+def memory_bytes(source: Source, jobs: tp.Sequence[Job], n_gpus: int = 0) -> int:
     """The memory that a process takes that measures these runs in one pass."""
-    return measure.memory_bytes(len(jobs), *_sizes(source, jobs))
+    return measure.memory_bytes(len(jobs), *_sizes(source, jobs), n_gpus)
 
 
 def _sizes(source: Source, jobs: tp.Sequence[Job]) -> tuple[int, int, int]:

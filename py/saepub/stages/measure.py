@@ -256,14 +256,15 @@ def apart(kind: str, n_tasks: int | None) -> Do:
         shared = [
             (s, batch) for s, of in todo.items() for batch in batched(of, n_at_once)
         ]
+        n_gpus = settings.number("SLURM_GPUS") or 0
         parts, n_bytes = [], 0
         for source, batch in shared:
             jobs = jobs_of(lines, batch)
             fpaths = [pathlib.Path(job.checkpoint_fpath) for job in jobs]
             parts.append(Part((source, jobs), fpaths, len(batch)))
-            n_bytes = max(n_bytes, passes.memory_bytes(source, jobs))
+            n_bytes = max(n_bytes, passes.memory_bytes(source, jobs, n_gpus))
         n_cpus = settings.number("SLURM_CPUS")
-        needs = tasks.Needs(n_bytes, n_cpus, settings.number("SLURM_GPUS") or 0)
+        needs = tasks.Needs(n_bytes, n_cpus, n_gpus)
         outcomes = executor.run(
             passes.as_task, parts, needs, n_tasks, env=environment(n_cpus)
         )
