@@ -406,6 +406,9 @@ def site(here, tmp_path, monkeypatch):
         ("*** Quota: 12 of 40 GB ***\n\n4711\n", ("4711", "")),
         ("4711\nsbatch: info: charged to job-accounting\n", ("4711", "")),
         ("-> account lab\nSubmitted batch job 4711\n", ("4711", "")),
+        ("Submitted batch job 4711 on cluster x.\n", ("4711", "x")),
+        ("4711;east\nYour last was job 12\n", ("4711", "east")),
+        ("Submitted batch job 4711\nYour last was job 12\n", ("4711", "")),
     ],
 )
 def test_job_is_known_whatever_sbatch_prints(output, job_id):

@@ -7,15 +7,25 @@ import typing as tp
 from faults.machine import a_hub
 from faults.rows import Row
 from kits.hub import Fault
-from kits.lab import World
+from kits.lab import Lab, World
 from kits.programs import Done
 
 REPO_ID = "lab/tiny"
 Spoil = tp.Callable[[tp.Any], object]
 
 
-def no_release(spoil: Spoil, *faults: Fault):
-    """make release to a Hub where the repo is there already, after `spoil(hub)`."""
+def push(lab: Lab, **env: object) -> Done:
+    """The stage that all of a release depends on, without the programs around it."""
+    stdin = (lab.build / "tiny/rendered.jsonl").read_text()
+    return lab.program("bin/push", stdin=stdin, **env)
+
+
+def release(lab: Lab, **env: object) -> Done:
+    return lab.make("release", **env)
+
+
+def no_release(spoil: Spoil, *faults: Fault, how=push):
+    """A release to a Hub where the repo is there already, after `spoil(hub)`."""
 
     def bring(world: World) -> Done:
         lab = world.copy()
@@ -23,7 +33,7 @@ def no_release(spoil: Spoil, *faults: Fault):
             hub.add_repo(REPO_ID)
             spoil(hub)
             before = {id_: len(r.commits) for id_, r in hub.store.repos.items()}
-            seen = lab.make("release", **env)
+            seen = how(lab, **env)
             after = {id_: len(r.commits) for id_, r in hub.store.repos.items()}
             assert before == after, "something was committed"
             assert not any(c["items"] for c in hub.collections()), "it was collected"
@@ -61,7 +71,7 @@ def rate_limited(world: World) -> Done:
     lab = world.copy()
     fault = Fault("whoami", status=429, headers={"RateLimit": '"api";r=0;t=3'})
     with a_hub(lab, fault) as (_, env):
-        seen = lab.make("release", **env)
+        seen = push(lab, **env)
     assert "trying again in 3 s" in seen.err, "it did not wait as asked"
     return seen
 
@@ -70,7 +80,7 @@ def told_to_wait_for_hours(world: World) -> Done:
     lab = world.copy()
     fault = Fault("whoami", status=429, headers={"Retry-After": "7200"}, times=9)
     with a_hub(lab, fault) as (_, env):
-        return lab.make("release", **env)
+        return push(lab, **env)
 
 
 def with_setting(goal: str, **env: object):
@@ -102,7 +112,7 @@ def killed_while_rendering(world: World) -> Done:
         b"half a picture"
     )
     with a_hub(lab) as (hub, env):
-        seen = lab.make("release", **env)
+        seen = push(lab, **env)
         held = hub.files(REPO_ID)
     assert not any(path.endswith(".tmp") for path in held), "it was published"
     assert not list(lab.stage_dpath.glob(".*.tmp")), "it was left there"
@@ -130,51 +140,54 @@ ROWS = [
         "repo renamed on the Hub",
         "lab/tiny: is lab/large on the Hub; put that into the catalog",
         no_release(lambda hub: hub.rename_repo(REPO_ID, "lab/large")),
-        2,
     ),
     Row(
         "repo is private",
         "lab/tiny: is private; make it public on",
-        no_release(having(private=True)),
+        no_release(having(private=True), how=release),
         2,
     ),
     Row(
         "repo is gated",
         "lab/tiny: is gated, not open to all",
         no_release(having(gated="auto")),
-        2,
     ),
     Row(
         "repo is disabled",
         "lab/tiny: is disabled by the Hub",
         no_release(having(disabled=True)),
-        2,
     ),
     Row(
         "a .gitignore in the repo keeps checkpoints out",
         "lab/tiny: the Hub would leave out layer_6/run",
         no_release(lambda hub: put(hub, ".gitignore", b"*.pt\n")),
-        2,
+    ),
+    Row(
+        "a .gitignore for one document",
+        "lab/tiny: the Hub would leave out manifest.jsonl, as",
+        no_release(lambda hub: put(hub, ".gitignore", b"# ours\nmanifest.jsonl\n")),
+    ),
+    Row(
+        "a .gitignore for one checkpoint of three",
+        "lab/tiny: the Hub would leave out layer_6/run1/sae.pt, as",
+        no_release(lambda hub: put(hub, ".gitignore", b"layer_6/run1/sae.pt\n")),
     ),
     Row(
         "the Hub refuses the card",
         "README.md: the Hub refuses it",
         no_release(lambda _: None, Fault("validate_yaml", status=400, times=9)),
-        2,
     ),
     Row(
         "the token may not write to that very repo",
         "lab/tiny: can't write to it: a fault of the test (403)",
         no_release(lambda _: None, Fault("preupload", status=403, times=9)),
-        2,
     ),
     Row("a commit lands and its answers are lost", "verified", lost_answer, 0),
-    Row("a rate limit without Retry-After", "verified", rate_limited, 0),
+    Row("a rate limit without Retry-After", "sending 8 files", rate_limited, 0),
     Row(
         "the Hub asks to wait for hours",
-        "asks us to wait for 7200 s (429); run make release after that",
+        "asks us to wait for 7200 s (429); run the same command after that",
         told_to_wait_for_hours,
-        2,
     ),
     Row(
         "a SOCKS proxy",
@@ -200,7 +213,7 @@ ROWS = [
         rehearsal_behind_a_proxy,
         0,
     ),
-    Row("killed while it renders", "verified", killed_while_rendering, 0),
+    Row("killed while it renders", "sending 8 files", killed_while_rendering, 0),
     Row(
         "a record by hand", "release.json: not a record of a release", record_by_hand, 2
     ),

@@ -155,22 +155,28 @@ def ask(program: str, env: dict[str, str], cluster: str, *args: str) -> str:
     return done.stdout
 
 
+FORMS = (
+    re.compile(r"(\d+)(?:;([\w.-]+))?").fullmatch,
+    re.compile(r"Submitted batch job (\d+)(?: on cluster (\w[\w.-]*\b))?").search,
+    re.compile(r"\bjob (\d+)(?: on cluster (\w[\w.-]*\b))?").search,
+)
+"""How sbatch says a job's id, the surest first."""
+
+
 def job_id(output: str) -> tuple[str, str]:
     """The job's id, and its cluster where sbatch names one, from what sbatch printed.
 
     Asked to be --parsable it prints "123" or "123;cluster". A site's wrapper may drop the
-    option, and put a banner before the answer, which stands last.
+    option, and put a banner around the answer, in which other jobs may be named.
 
     Raises:
         UserError: There is no id.
     """
-    for line in reversed(output.splitlines()):
-        text = line.strip()
-        found = re.fullmatch(r"(\d+)(?:;([\w.-]+))?", text) or re.search(
-            r"\bjob (\d+)(?: on cluster ([\w.-]+))?", text
-        )
-        if found:
-            return found[1], found[2] or ""
+    lines = [line.strip() for line in reversed(output.splitlines())]
+    for form in FORMS:
+        for text in lines:
+            if found := form(text):
+                return found[1], found[2] or ""
     raise UserError(f"no job id in what sbatch says: {one_line(output) or 'nothing'}")
 
 
