@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     p = parser(
         "Write the section on released repos into the docs of the saev in SAEV_DIR.",
         "# what would be written after a rehearsal, on a page made up for it\n"
-        "make rehearse REPO=vits-relu\n"
+        "make rehearse REPO=vitl-topk\n"
         "mkdir -p build/saev/docs/src/users\n"
         "echo '## Download a Checkpoint' > build/saev/docs/src/users/inference.md\n"
         "RECORDS=build/hub/records CATALOG=build/demo/catalog.json SAEV_DIR=build/saev"
