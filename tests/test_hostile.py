@@ -328,7 +328,9 @@ def test_a_hostile_line_is_refused_or_data(
         else []
     )
     own_card = (world.made.stage_dpath / "README.md").read_text()
-    for key in (*line, ""):
+    # Of the slow stages, each key meets every third text, and each text every third key.
+    step = 3 if stage in ("stage", "render") else 1
+    for key in (*line, "")[NAMES.index(name) % step :: step]:
         hostile = put(line, (key,), texts[name])
         stdin = "\n".join([json.dumps(hostile), *rest]) + "\n"
         code, out, told = run(stage, *argv, stdin=stdin.encode(), env=lab.settings)

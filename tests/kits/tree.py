@@ -74,6 +74,10 @@ def fresh(dpath: pathlib.Path, demo: pathlib.Path | None, *goals: str) -> Tree:
             continue
         (dpath / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, dpath / name)
+    for compiled in (ROOT / "py").rglob("*.pyc"):  # it costs more than all the rest
+        target = dpath / compiled.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(compiled, target)
     if demo is not None:
         shutil.copytree(demo, dpath / "build/demo", copy_function=shutil.copy2)
         (dpath / "build/.saepub").touch()
