@@ -6,7 +6,7 @@ import os
 
 from faults.rows import Row
 from kits import checkpoints as util
-from kits.lab import MTIME, SELECTION, Lab, World
+from kits.lab import MTIME, SELECTION, Lab, World, text_of
 from kits.programs import Done
 
 DAY = 86400
@@ -25,18 +25,21 @@ def with_saev(fault: str):
     return bring
 
 
-def with_weights(spoil):
-    """A checkpoint whose weights `spoil` changed before they were saved."""
-
-    def bring(world: World) -> Done:
-        lab = world.lab()
-        lab.run()
+@functools.cache
+def spoiled(world: World) -> Done:
+    """Files that are whole, each wrong in its own way, in one preflight."""
+    lab = world.lab()
+    lines = [lab.line(run_id) for run_id in ("nan", "huge", "wide", "large", "one")]
+    for run_id, spoil in (("nan", set_nan), ("huge", set_huge)):
         state = util.weights()
         spoil(state)
-        util.write_raw(lab.fpath(), util.header(), util.archive(state))
-        return lab.stages(*DRY_RUN)
-
-    return bring
+        util.write_raw(lab.fpath(run_id), util.header(), util.archive(state))
+    util.write(lab.fpath("wide"), d_model=16)
+    util.write(lab.fpath("large"), d_sae=64)
+    lines.append(util.line("two"))
+    lab.fpath("two").parent.mkdir(parents=True)
+    os.link(lab.fpath("one"), lab.fpath("two"))
+    return lab.program("bin/preflight", stdin=text_of(lines))
 
 
 def with_header(expected: str = "relu", **header):
@@ -64,15 +67,6 @@ def with_config(**changes):
         return lab.stages(*DRY_RUN)
 
     return bring
-
-
-def same_file_twice(world: World) -> Done:
-    lab = world.lab()
-    lab.run("run1")
-    lab.run("run2", l0=9, nmse=0.1)
-    lab.fpath("run2").unlink()
-    os.link(lab.fpath("run1"), lab.fpath("run2"))
-    return lab.stages(*DRY_RUN)
 
 
 # ---- what a person should see ----------------------------------------------------------------
@@ -231,21 +225,21 @@ ROWS = [
         "computes other features",
         with_saev("forward"),
     ),
-    Row("NaN in weights", "W_dec has NaN or infinite values", with_weights(set_nan)),
+    Row("NaN in weights", "W_dec has NaN or infinite values", spoiled),
     Row(
         "weights that overflow when run",
         "what it computes is not finite",
-        with_weights(set_huge),
+        spoiled,
     ),
     Row(
         "header with another d_model",
         "at odds: d_model: header 16, W&B 8, catalog 8",
-        with_header(d_model=16),
+        spoiled,
     ),
     Row(
         "header with another d_sae",
         "at odds: d_sae: header 64, W&B 32, catalog 32",
-        with_header(d_sae=64),
+        spoiled,
     ),
     Row(
         "header with another activation",
@@ -279,8 +273,8 @@ ROWS = [
     ),
     Row(
         "two ids with one sha256",
-        "run2: the very file of run1 (sha256",
-        same_file_twice,
+        "two: the very file of one (sha256",
+        spoiled,
     ),
     *(Row(fault, f"warning: {says}", report, 0) for fault, says in WARNINGS),
     Row("nothing odd: no warning", "layer_6/good0/sae.pt", report_of_good_runs, 0),
