@@ -1,6 +1,6 @@
 # Publish sparse autoencoders: from sweep files to verified model repos on the Hugging Face Hub.
 #
-# One repo is one pipe, and each of its joints is a file under build/<slug>/:
+# Each repo has its own pipe, and the output of each stage is a file under build/<slug>/:
 #
 #   extract-ids > candidates | fetch-metrics > runs | facts > metrics
 #     | classify > classified | settle > settled | select > selected, account
@@ -8,7 +8,7 @@
 #     | summary > summary.txt                                (make dry-run ends here)
 #     | plan, push, collect, verify > records/<slug>/        (make release)
 #
-# `make help` lists the verbs.
+# `make help` lists the targets.
 
 SHELL := bash
 .SHELLFLAGS := -p -eu -o pipefail -c
@@ -24,8 +24,8 @@ endif
 
 # bin/settings resolves make's command line, the environment, .env, the demo and the catalog into
 # make variables: BUILD, VENV, every setting, SLUGS (the catalog's repos), CHOSEN (REPO, or all of
-# them), facts.<slug> (a filter of its own). Where the goals need them, it also sets up .venv and
-# the demo. To add a setting, give it a row in py/saepub/settings.py.
+# them), facts.<slug> (a repo's own facts filter). If the goals need them, it also sets up .venv
+# and the demo. To add a setting, add a row in py/saepub/settings.py.
 
 NEED_NO_DATA := setup demo init doctor tools test test-fast lint bench faults fuzz ci clean distclean
 
@@ -43,27 +43,27 @@ $(error bin/settings failed)
 endif
 endif
 
-# What this make starts has the settings from its environment, a make among them.
+# Programs that make starts, and a nested make, take the settings from the environment.
 MAKEOVERRIDES =
 unexport BASH_ENV CDPATH ENV PYTHONHOME PYTHONPATH
 
-# What a joint depends on besides files: settings, as files that bin/settings rewrites when their
-# value changes, and modules. `entry.<slug>` is the repo's place in the catalog, `expected.<slug>`
-# that without what only the card shows, `sources.<slug>` the files that it names. What a program
-# writes is written aside first, so it is whole or not there.
+# Besides files, targets depend on modules and on settings, as files that bin/settings rewrites
+# when a value changes. `entry.<slug>` is the repo's entry in the catalog, `expected.<slug>` the
+# same without what only the card shows, `sources.<slug>` the files that the entry names. A program
+# writes to a temporary file first, so a target is complete or absent.
 setting = $(1:%=$(BUILD)/.settings/%)
 module = $(foreach m,$1,$(wildcard py/saepub/$m.py py/saepub/*/$m.py))
 joint = $(CHOSEN:%=$(BUILD)/%/$1)
 aside = > $@.$$$$.tmp && mv $@.$$$$.tmp $@ || { rm -f $@.$$$$.tmp; exit 1; }
 
-# ---- the pipe, joint by joint ----------------------------------------------------------------
+# ---- the pipe, stage by stage ----------------------------------------------------------------
 
 $(BUILD)/%/candidates.jsonl: $(call setting,SAEV_DIR expected.% sources.%) \
         $(call module,extract_ids sources python uses files)
 	@mkdir -p $(@D)
 	@bin/extract-ids $* $(aside)
 
-# W&B is asked once, and what it said is kept; `make refresh` asks again.
+# W&B is asked once, and its answer is kept; `make refresh` asks again.
 $(BUILD)/%/runs.jsonl: $(BUILD)/%/candidates.jsonl $(call module,fetch_metrics runs snapshot) \
         $(call setting,WANDB_ENTITY WANDB_PROJECT WANDB_BASE_URL METRICS_SNAPSHOT)
 	@bin/fetch-metrics < $< $(aside)
@@ -97,22 +97,22 @@ $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl \
         $(call module,summary numbers account frontier)
 	@bin/summary --account $(BUILD)/$*/account.jsonl < $< $(aside)
 
-# Besides the chosen repos, each other that an earlier dry run left whole.
+# The chosen repos, and others that have a complete earlier dry run.
 $(BUILD)/report.html: $(call joint,summary.txt) $(wildcard templates/report.*) \
         $(call module,report page panel plane account frontier numbers) \
         $(call setting,CATALOG REPO N PIN EXCLUDE LOADER)
 	@bin/report --others --out $@ $(CHOSEN)
 
-# PIN and EXCLUDE may name runs of any repo, but not of none.
+# Every id in PIN and EXCLUDE must be a candidate of some repo.
 $(BUILD)/known-ids: $(call joint,candidates.jsonl) $(call setting,CATALOG REPO PIN EXCLUDE)
 	@cat $(filter %.jsonl,$^) | bin/known-ids && touch $@
 
-# Named here, so that make doesn't take them for intermediate files, which it would delete.
+# Named here so that make doesn't delete them as intermediate files.
 .PHONY: joints
 joints: $(foreach j,candidates runs metrics classified settled selected account checked staged \
     rendered,$(call joint,$j.jsonl))
 
-# ---- the verbs -------------------------------------------------------------------------------
+# ---- targets ---------------------------------------------------------------------------------
 
 .PHONY: help setup init demo dry-run preflight refresh recheck measure report doctor plan release \
     rehearse verify docs
@@ -120,14 +120,14 @@ joints: $(foreach j,candidates runs metrics classified settled selected account 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: ## make .venv with everything pinned
+setup: ## create .venv with pinned packages
 	@bin/setup
 
 init: setup ## start a catalog of your own: CATALOG=ours.json SWEEP=… VARIABLE=… (or WANDB_SWEEP=…)
 	@bin/init $(foreach arg,SWEEP VARIABLE,$(if $($(arg)),$(call quoted,$($(arg))))) \
 	    $(if $(WANDB_SWEEP),--wandb-sweep=$(call quoted,$(WANDB_SWEEP)))
 
-demo: setup ## make the demo: sweeps, small real SAEs, a snapshot of W&B
+demo: setup ## create the demo: sweeps, small real SAEs, a snapshot of W&B
 	@bin/demo
 
 # A repo that can't be released yet doesn't keep the others from being shown, on the page too.
@@ -147,14 +147,14 @@ refresh: ## ask W&B again, then dry-run
 	@rm -f $(call joint,candidates.jsonl) $(call joint,runs.jsonl)
 	@$(MAKE) dry-run
 
-recheck: ## read the chosen checkpoints again, then dry-run
+recheck: ## reread the chosen checkpoints, then dry-run
 	@rm -f $(call joint,settled.jsonl) $(call joint,checked.jsonl) $(BUILD)/executor/*.json
 	@$(MAKE) dry-run
 
 measure: $(call joint,classified.jsonl) ## measure L0 and NMSE of every candidate on its shard; REPO=, LAYERS=, SHARDS=
 	@cat $^ | bin/measure $(if $(SHARDS),--shards $(call quoted,$(SHARDS))) > /dev/null
 
-report: $(BUILD)/report.html ## all candidates on one page, to choose by eye
+report: $(BUILD)/report.html ## show all candidates on one page, to choose by eye
 	@echo $<
 
 doctor: ## check python, packages, saev, W&B, the Hub, disk
@@ -163,16 +163,16 @@ doctor: ## check python, packages, saev, W&B, the Hub, disk
 plan: $(call joint,rendered.jsonl) ## show what a release would change on the Hub
 	@cat $^ | bin/plan > /dev/null
 
-release: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## publish, verify, collect; REPO= for one
+release: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## push, verify, collect; REPO= for one
 	@cat $(filter %.jsonl,$^) | bin/plan | bin/push | bin/verify | bin/collect | bin/announce
 
-rehearse: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## release to a Hub on this machine; DO=verify, plan or docs looks at it
+rehearse: $(BUILD)/known-ids $(call joint,rendered.jsonl) ## release to a Hub on this machine; then DO=verify, plan or docs
 	@bin/rehearse $(if $(is_demo),env LOADER=builtin) $(MAKE) $(or $(DO),release)
 
 verify: ## check that the Hub still holds what was released
 	@bin/verify --released $(CHOSEN)
 
-docs: ## write the section on these repos into SAEV_DIR's docs; DRY_RUN=1 shows it
+docs: ## write the section on these repos in SAEV_DIR's docs; DRY_RUN=1 only shows it
 	@bin/docs $(CHOSEN)
 
 # ---- upkeep ----------------------------------------------------------------------------------
@@ -192,22 +192,22 @@ lint: ## ruff and mypy for Python, shellcheck for shell
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@$(VENV)/bin/shellcheck -e SC1091 bin/* py/*.sh tests/slurm/* .ci/run
 
-bench: ## measure speed, memory and bytes; ROWS="fetch scale …" for some
+bench: ## measure speed, memory and traffic; ROWS="fetch scale …" for some
 	@$(VENV)/bin/python -m bench $(ROWS)
 
 pictures: $(BUILD)/report.html ## draw README's pictures, of the demo; needs Chromium
-	@$(if $(is_demo),,$(error README's pictures are of the demo: name no data of your own))
+	@$(if $(is_demo),,$(error README's pictures show the demo: unset SAEV_DIR and the like))
 	@$(VENV)/bin/python docs/pictures.py $(BUILD)
 
-faults: ## bring about every fault that must be caught; show what is seen
+faults: ## cause every fault that must be caught, and show the messages
 	@$(VENV)/bin/python tests/faults
 
-fuzz: ## spoil the input of every stage; SECONDS_EACH=600, TARGETS="select …"
+fuzz: ## feed corrupted input to every stage; SECONDS_EACH=600, TARGETS="select …"
 	@$(VENV)/bin/python tests/fuzz/run.py --seconds $(or $(SECONDS_EACH),60) $(TARGETS)
 
 ci: lint test ## what continuous integration runs
 
-clean: ## remove build/, all but the demo
+clean: ## empty build/, except for the demo
 	@bin/clean
 
 distclean: ## remove build/ and .venv

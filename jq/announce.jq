@@ -1,5 +1,5 @@
 #!/usr/bin/env -S jq -nrf
-# Say what was released, a line a repo, from the lines that verify and collect pass on.
+# Print what was released, one line per repo, from the output of verify or collect.
 #
 # example:
 #   bin/plan < build/vitl-topk/rendered.jsonl | bin/push | bin/verify | bin/announce
@@ -11,7 +11,7 @@ def human:
   else "\(. / 1e7 | round / 100) GB"
   end;
 
-# The last line names what is not public yet, or not verified, and the command that goes on.
+# The last line names repos that are not public or not verified, and the command to continue.
 try (
   [inputs] | group_by(.repo)
   | (map(select(.[0].url)) | .[]
@@ -24,7 +24,7 @@ try (
             ($rest | map(select(.[0].commit | not) | .[0].repo) | select(. != [])
             | "not released: \(join(", "))")
           ] | join("; "))
-        ) + "; to go on: \($ENV.AGAIN // "" | if . == "" then "the same command" else . end)\n"
+        ) + "; to continue: \($ENV.AGAIN // "" | if . == "" then "the same command" else . end)\n"
         | halt_error(1)
       end )
 ) catch ("announce: \(.)\n" | halt_error(1))

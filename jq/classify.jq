@@ -1,6 +1,6 @@
 #!/usr/bin/env -S jq -nRrf
-# Give each line "drop": null, or the first reason why its run can't be released, whatever
-# its numbers are: those are for settle. EXCLUDE="id id" in the environment drops by hand.
+# Add "drop" to each line: null, or the first reason why the run can't be released. Its numbers
+# are left to settle. EXCLUDE="id id" in the environment drops runs by hand.
 #
 # example:
 #   bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify | jq -r '.drop // "kept"' | sort | uniq -c
@@ -18,11 +18,11 @@ def need(i; text; keys): . as $line | keys - keys_unsorted |
 
 def show: tojson | if length > 40 then .[0:37] + "..." else . end | gsub("[^ -~]"; "?");
 
-def odds(what; found; expected): "at odds with the catalog: \(what) \(found | show), not \(expected | show)";
+def conflict(what; found; expected): "at odds with the catalog: \(what) \(found | show), not \(expected | show)";
 
 def activation_key: .activation | if type == "object" then .key else null end;
 
-# What facts found in place of what it looked for.
+# The malformed value that facts found, if any.
 def because: if .fault | type == "string" then " (\(.fault))" else "" end;
 
 def reason($excluded):
@@ -38,9 +38,9 @@ def reason($excluded):
     "wrong activation: \(activation_key | show)"
     + if .activation == null then because else "" end
   elif .expected.aux != null and .aux != .expected.aux then "wrong aux: \(.aux | show)"
-  elif .train_layer != .layer then odds("layer"; .train_layer; .layer)
-  elif .d_model != .expected.d_model then odds("d_model"; .d_model; .expected.d_model)
-  elif .d_sae != .expected.d_sae then odds("d_sae"; .d_sae; .expected.d_sae)
+  elif .train_layer != .layer then conflict("layer"; .train_layer; .layer)
+  elif .d_model != .expected.d_model then conflict("d_model"; .d_model; .expected.d_model)
+  elif .d_sae != .expected.d_sae then conflict("d_sae"; .d_sae; .expected.d_sae)
   elif .scaling | type == "string" then "trained on scaled activations: \(.scaling)"
   else null
   end;

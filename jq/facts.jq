@@ -1,9 +1,9 @@
 #!/usr/bin/env -S jq -nRrf
-# Read what saev wrote into a run's W&B record, and put it in the record's place.
+# Replace a run's W&B record with what saev wrote into it.
 #
-# saev's configs come in three ages. An activation is {} (ReLU) or {"top_k": 32} until late
-# November 2025, then has a "kind" until 9 December 2025, and since then a "key". Another
-# trainer's runs are read by another filter, which the catalog names ("facts").
+# saev's configs come in three versions. An activation is {} (ReLU) or {"top_k": 32} until late
+# November 2025, then has a "kind" until 9 December 2025, and a "key" since. For another trainer's
+# runs, the catalog names another filter ("facts").
 #
 # example:
 #   bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | jq -c '[.run_id, .l0, .activation]'
@@ -18,17 +18,17 @@ def object: if type == "object" then . else {} end;
 
 def text: if type == "string" then . else null end;
 
-# Beyond 2^53 jq doesn't keep whole numbers apart, and none here means anything.
+# Above 2^53 jq rounds whole numbers, and no real value is that large.
 def whole: if type == "number" and . == floor and fabs <= 9007199254740992 then . else null end;
 
 def is_finite: type == "number" and fabs < 1.7976931348623157e308;
 
-# A number, or one of the strings that W&B sends where JSON has no number.
+# A number, or one of the strings that W&B sends for numbers that JSON lacks.
 def measure: if is_finite or IN("NaN", "Infinity", "-Infinity") then . else null end;
 
 def first_of(names): . as $of | first((names | select(in($of)) | $of[.]), null);
 
-# "kind", as it was called for two weeks, is "key".
+# For two weeks "key" was called "kind".
 def with_key: if type == "object" and has("kind") and (has("key") | not)
   then {key: .kind} + del(.kind) else . end;
 
@@ -54,21 +54,21 @@ def d_sae($sae; $d_model):
   elif $d_model == null then null
   else $sae.exp_factor | whole | if . == null then null else . * $d_model | whole end end;
 
-# The last part of a path, where it can be a shard's name.
+# The last part of a path, if it can be a shard's name.
 def shard: text | if . == null then null else
   split("/") | map(select(. != "")) | last // ""
   | if test("\\A[A-Za-z0-9_-]{1,64}\\z") then . else null end end;
 
-# What saev noted of the shard that the run was evaluated on, or of that it was trained on,
-# which is of the same model: for the one who has to make a shard again.
+# saev's metadata of the shard that the run was evaluated on, else of the training shard, which
+# is of the same model: for recreating a shard that was deleted.
 def shard_metadata:
   first(
     ("val_data", "train_data") as $of | .[$of] | object | .metadata
     | select(type == "object") | {of: $of} + .
   ) // null;
 
-# How the activations were changed before the run saw them. saev could do so until July 2025;
-# since then its loaders refuse to. What it divided by is in no checkpoint.
+# How activations were scaled before training. saev could do so until July 2025; since then its
+# loaders refuse to. No checkpoint has the factors.
 def scaling:
   first(
     ("train_data", "data", "val_data") as $of | .[$of] | object | to_entries[]
@@ -79,7 +79,7 @@ def scaling:
     | "\($of).\(.key) is \(.value | show)"
   ) // null;
 
-# The first thing in the record that is not of the kind that it should be.
+# The first malformed value in the record.
 def fault($named):
   if type != "object" then null
   elif .state | type != "string" then "state is \(.state | show)"
@@ -106,7 +106,7 @@ def facts:
   | ($sae | first_of("d_model", "d_vit") | whole) as $d_model
   | ($sae.activation | activation) as $activation
   | del(.wandb) + {
-    # Never "eval/mse": it averages over the prefixes and is no NMSE.
+    # Never "eval/mse": it averages over the prefixes and is not an NMSE.
     l0: ($summary[$named.l0] | measure),
     nmse: ($summary[$named.nmse] | measure),
     n_dead: ($summary[$named.n_dead] | whole),

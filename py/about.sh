@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2154
-# Sourced by programs whose story is the comment at the top of $story: --help and --version.
+# Sourced for --help, which prints the comment at the top of $story, and --version.
 case ${1-} in
     --help | -h)
         sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "$story"

@@ -1,15 +1,15 @@
 # shellcheck shell=sh disable=SC2154,SC2086
-# Sourced by the programs in bin/, with self their real path: runs the jq filter or the Python
-# stage of the same name. A stage is the same in any shell: Python's -I leaves aside PYTHON* of
-# the environment, packages of the user's own and whatever lies in the current directory, and
-# jq gets no ~/.jq. Stages that need no package run on any python3 before `make setup`.
+# Sourced by the programs in bin/, with their real path in self: runs the jq filter or the Python
+# stage of the same name. A stage behaves the same in any shell: Python's -I ignores PYTHON*
+# variables, the user's site-packages and modules in the current directory, and jq reads no ~/.jq.
+# Stages that need no package run on any python3 before `make setup`.
 root=${self%/*/*}
 name=${self##*/}
 story=$root/jq/$name.jq
 
 python() {
     venv=${SAEPUB_VENV:-$root/.venv}
-    # It may stand in .env, too, which one program reads for all.
+    # .env may set it too; only bin/settings reads that.
     if [ -z "${SAEPUB_VENV:-}" ] && [ "$name" != settings ] && grep -qs VENV "$root/.env"; then
         venv=$("$root/bin/settings" --value VENV) || exit
     fi
@@ -21,8 +21,8 @@ python() {
             exit 1
         }
     fi
-    # Until main can put Ctrl-C in a line, it ends the program in silence. Python itself would
-    # print a traceback: so the signal waits until Python has started, where env can have it wait.
+    # Until main handles Ctrl-C, it ends the program silently. Python itself would print a
+    # traceback, so the signal is blocked until Python has started, if env can block it.
     held='env --block-signal=INT'
     $held true 2> /dev/null || held=
     exec $held "$python" -I -S -X utf8 -c 'import _signal
@@ -46,11 +46,11 @@ command -v jq > /dev/null || {
     echo "$name: jq is not installed; get it with: apt install jq, brew install jq or conda install jq" >&2
     exit 1
 }
-# What a filter takes from the settings, it names in its text.
+# A filter that needs EXCLUDE reads it from the environment.
 if grep -q 'ENV\.EXCLUDE' "$story"; then
     EXCLUDE=$("$root/bin/settings" --value EXCLUDE) || exit
     export EXCLUDE
 fi
-# Its first line says how jq is to run it.
+# Its first line has jq's options.
 read -r _ _ _ options < "$story"
 HOME=/dev/null exec jq "$options" "$story"

@@ -131,23 +131,23 @@ def test_each_misspelt_key_has_its_line_with_the_nearest(read, at, key):
         (one(d_model=0), "repos[0] (small).d_model: is 0: not greater than 0"),
         (one(repo_id="lab"), 'repos[0] (small).repo_id: is "lab": not namespace/name'),
         (one(activation="gelu"), "activation[0]: is \"gelu\": not one of relu, topk, b"),
-        (one(objective="gated"), "objective: is \"gated\": not one of matryoshka, vanilla,"),
+        (one(objective="gated"), "objective: is \"gated\": not one of matryoshka, vanilla"),
         (one(layers=[]), "layers: is []: it needs at least one"),
         (one(layers=[1, 1]), "layers: is [1, 1]: not different"),
         (one(layers=["1"]), 'layers[0]: is "1": not a valid integer'),
         (one(slug="../x"), 'slug: is "../x": not a slug'),
-        (one(slug="hub"), 'repos[0] (hub).slug: "hub" is a name of our own'),
+        (one(slug="hub"), 'repos[0] (hub).slug: "hub" is reserved'),
         (one(title="two\nlines"), "title: is \"two\\nlines\": not one line of text"),
         (one(run_ids={"x": ["a"]}), "not a layer's number"),
-        (one(sweep="s.py", variable="v"), "sweep and run_ids, of which a repo has one"),
-        (one(layer_at=1), 'layer_at: goes with "sweep"'),
+        (one(sweep="s.py", variable="v"), "sweep and run_ids; a repo takes only one"),
+        (one(layer_at=1), 'layer_at: only for "sweep"'),
         (one(checkpoint="sae.pt"), 'not a path with "{run_id}" in it'),
-        (one(checkpoint="../{run_id}"), "not a path below"),
+        (one(checkpoint="../{run_id}"), 'not a relative path'),
         (one(links=[{"label": "a", "url": "javascript:x"}]), "links[0].url: is"),
         (one(citation="```\nx"), "not lines of text without ```"),
         (one(tokens="Patches!"), "not a word in lower case"),
-        (one() | {"collections": [{"title": "T"}]}, 'collections[0]: no "namespace"'),
-        (one() | {"collections": [{"slug": "lab/x y"}]}, "not a collection's whole slug"),
+        (one() | {"collections": [{"title": "T"}]}, 'collections[0]: "title" without "namespace"'),
+        (one() | {"collections": [{"slug": "lab/x y"}]}, "not a collection's full slug"),
         (one() | {"lab": []}, "lab: is []: "),
         ({"repos": [REPO, REPO | {"slug": "b"}]}, 'two repos with the repo_id "lab/small"'),
     ],
@@ -180,7 +180,7 @@ def test_a_stage_tells_each_in_a_line(tmp_path, text, n_lines):
     lines = done.err.splitlines()
     assert len(lines) == n_lines
     assert all(line.startswith(f"extract-ids: {fpath}: ") for line in lines[:-1])
-    assert (text is None) == ("CATALOG names it" in lines[-1])
+    assert (text is None) == ("set CATALOG" in lines[-1])
 
 
 def test_readme_and_schema_are_as_the_code_has_them():
@@ -202,12 +202,12 @@ def test_every_reason_to_drop_a_run_has_its_row():
     reasons += re.findall(r'then "([^"\\]+)" else', rules)
     reasons += [numbers.NO_L0, numbers.NO_NMSE]
     for l0 in (math.nan, 0.0):
-        reasons.append(numbers._cannot_be(numbers.Found(l0, 0.5)))
+        reasons.append(numbers._why_impossible(numbers.Found(l0, 0.5)))
     reasons = [reason for reason in reasons if reason != "matryoshka"]
     assert len(reasons) > 10
     for reason in reasons:
         rows = [
-            r for r in account.MENDS if reason.startswith(r) or r.startswith(reason)
+            r for r in account.ADVICE if reason.startswith(r) or r.startswith(reason)
         ]
         assert rows, reason
 

@@ -56,7 +56,7 @@ def test_what_is_somebody_elses_is_no_directory_to_make(bare, monkeypatch, name,
     monkeypatch.setattr(settings, "ROOT", str(bare.dpath))
     monkeypatch.setenv(settings.in_environment(name), os.path.expanduser(path))
     before = everything(bare)
-    with pytest.raises(UserError, match=f"{name} is .*, which (is not empty|holds)"):
+    with pytest.raises(UserError, match=f"{name} is .*, which (is not empty|contains)"):
         settings.claim(name)
     assert everything(bare) == before
 
@@ -84,7 +84,9 @@ def test_an_environment_of_the_users_own_is_not_removed(bare):
     bare.make(ONE)
     before = everything(bare)
     done = bare.make("distclean", "VENV=mine", code=2)
-    assert "VENV is mine, which is not empty and not of our making" in done.stderr
+    assert (
+        "VENV is mine, which is not empty and was not created by saepub" in done.stderr
+    )
     assert everything(bare) == before
 
 
@@ -139,7 +141,7 @@ def test_what_gets_removed_holds_nothing_else_that_a_setting_names(bare, name):
     inside.mkdir()
     for goal in ("clean", "distclean"):
         done = bare.make(goal, "BUILD=out", f"{name}={inside}", code=2)
-        assert f"BUILD is out, which holds {name}" in done.stderr
+        assert f"BUILD is out, which contains {name}" in done.stderr
     assert inside.exists()
 
 
@@ -159,7 +161,7 @@ def test_a_link_is_not_followed_and_not_removed(bare, tmp_path):
     bare.make("clean")
     assert [f.name for f in bare.build.iterdir()] == [MARK]
     done = bare.make("distclean", "VENV=none", code=2)
-    assert "a link, and not of our making; remove it yourself" in done.stderr
+    assert "a link, which saepub didn't create; remove it yourself" in done.stderr
     assert bare.build.is_symlink()
 
 
@@ -184,7 +186,10 @@ def test_a_stage_by_hand_does_not_write_where_others_have_files(bare, tmp_path, 
     argv = ["true"] if stage == "bin/rehearse" else []
     done = bare.run(stage, *argv, BUILD=theirs)
     assert done.returncode == 1
-    assert f"BUILD is {theirs}, which is not empty and not of our making" in done.stderr
+    assert (
+        f"BUILD is {theirs}, which is not empty and was not created by saepub"
+        in done.stderr
+    )
     assert [f.name for f in theirs.iterdir()] == ["thesis.tex"]
 
 
@@ -259,7 +264,7 @@ def test_a_half_made_environment_is_made_anew(shop):
 def test_a_failed_environment_is_told_and_made_anew_once_it_can_be(shop):
     (shop.dpath / "no-ensurepip").touch()
     done = set_up(shop, code=1)
-    assert "setup: can't make" in done.stderr and "python3-venv" in done.stderr
+    assert "setup: can't create" in done.stderr and "python3-venv" in done.stderr
     (shop.dpath / "no-ensurepip").unlink()
     set_up(shop)
 
@@ -270,7 +275,10 @@ def test_set_up_leaves_an_environment_of_the_users_alone(shop):
     (venv / "bin/python").write_text('#!/bin/sh\nexec python3 "$@"\n')
     (venv / "bin/python").chmod(0o755)
     done = set_up(shop, code=1, VENV=venv)
-    assert f"VENV is {venv}, which is not empty and not of our making" in done.stderr
+    assert (
+        f"VENV is {venv}, which is not empty and was not created by saepub"
+        in done.stderr
+    )
     assert not shop.log.exists() and pathlib.Path(venv / "bin/python").exists()
 
 

@@ -133,7 +133,7 @@ def test_one_that_should_exist_and_does_not_is_told_and_not_made(verified):
     assert done.code == 1
     assert done.last == (
         f"collect: collection {slug}: not found, though the catalog names it"
-        " (the repos are released and verified; to go on: make release)"
+        " (the repos are released and verified; to continue: make release)"
     )
     assert items(verified) == {"sae-v": [verified.repo_id]}
 
@@ -252,7 +252,7 @@ def test_without_rights_the_release_stands_and_the_line_says_which_and_why(world
             f' this token lacks "collection.write" on {LAB} (403)'
         ),
         (
-            "collect: 2 problems; the repos are released and verified; to go on:"
+            "collect: 2 problems; the repos are released and verified; to continue:"
             " make release"
         ),
     ]
@@ -306,7 +306,7 @@ def test_a_lasting_fault_is_told_for_each_collection_and_can_be_gone_on_from(
     verified.hub.faults.append(Fault(kind, status=503, times=10**6))
     done = collect(verified)
     assert done.code == 1
-    assert "the repos are released and verified; to go on: make release" in done.last
+    assert "the repos are released and verified; to continue: make release" in done.last
     assert len(done.rows) == 4
     verified.hub.faults.clear()
     assert collect(verified).code == 0

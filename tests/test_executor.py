@@ -126,7 +126,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
     assert pathlib.Path(logs).parent == lab.build / "executor" / "logs"
     assert told[0].startswith(f"preflight: tiny layer 6 run2: {bad}: ")
     assert told[1] == (
-        'preflight: to go on without: make dry-run REPO=tiny EXCLUDE="run2"'
+        'preflight: to continue without them: make dry-run REPO=tiny EXCLUDE="run2"'
     )
     how = "ended (cancelled)" if kind == "slurm" else "ended"
     for row, i in zip(told[2:4], (3, 5), strict=True):
@@ -347,7 +347,7 @@ def test_outcome_is_kept_for_as_long_as_all_that_it_depends_on_is_the_same(tmp_p
 def test_saev_is_known_by_its_label_and_its_files(tmp_path, monkeypatch):
     saev_dir = util.write_saev(tmp_path / "saev")
     saev = saev_loader.Saev(None, "saev abc-dirty", is_checkout=True)
-    monkeypatch.setattr(saev_loader, "at_hand", lambda: saev)
+    monkeypatch.setattr(saev_loader, "available", lambda: saev)
     monkeypatch.setenv("SAEV_DIR", str(saev_dir))
     before = saev_loader.identity()
     assert before == saev_loader.identity()

@@ -108,7 +108,7 @@ class Crowd:
         metrics = self.step("facts", records)
         told = self.step("preflight", self.choose(metrics), code=1).splitlines()
         assert told[-1].startswith("preflight: to go on"), told[-1][:500]
-        command = shlex.split(told[-1].partition("to go on without: ")[2])
+        command = shlex.split(told[-1].partition("to continue without them: ")[2])
         assert command[:3] == ["make", "dry-run", "REPO=tiny"] and len(command) == 4
         exclude = command[3].removeprefix("EXCLUDE=")
         if kept := re.fullmatch(r"\$\(cat (.+)\)", exclude):

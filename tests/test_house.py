@@ -17,7 +17,7 @@ GROUND = {
     "kinds",
     "machine",
     "measured",
-    "patience",
+    "retry",
     "places",
     "settings",
     "text",

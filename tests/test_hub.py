@@ -106,14 +106,14 @@ def test_a_proxy_that_does_not_answer_is_named(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(client, "endpoint", lambda: "https://hub.example")
     refused = ConnectionError("[Errno 111] Connection refused")
-    assert client.tell(refused).startswith("no answer from https://hub.example: [E")
+    assert client.explain(refused).startswith("no answer from https://hub.example: [E")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert "hub.example (by the proxy of HTTPS_PROXY): [E" in client.tell(refused)
+    assert "hub.example (by the proxy of HTTPS_PROXY): [E" in client.explain(refused)
     monkeypatch.setenv("NO_PROXY", "hub.example")
-    assert "proxy" not in client.tell(refused)
+    assert "proxy" not in client.explain(refused)
     monkeypatch.setenv("SSL_CERT_FILE", "/some.pem")
     unsure = ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
-    assert "hub.example (certificates from SSL_CERT_FILE): [S" in client.tell(unsure)
+    assert "hub.example (certificates from SSL_CERT_FILE): [S" in client.explain(unsure)
 
 
 # Rights: what whoami may say.

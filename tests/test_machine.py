@@ -76,5 +76,5 @@ def test_more_at_once_than_memory_has_room_for_is_told(monkeypatch, capsys):
     assert machine.n_at_once(20 * GB, 2) == 1
     told = capsys.readouterr().err.splitlines()
     assert told[0].endswith(
-        "8 at once would take 24 GB of memory, and 10 GB are free: 3 at once"
+        "8 at once would need 24 GB of memory, but 10 GB are free; running 3 at once"
     )

@@ -54,17 +54,6 @@ def test_a_record_is_read_as_it_was_written(records):
     assert list(records.iterdir()) == [fpath]
 
 
-def test_all_of_a_shard_are_found_and_a_bad_one_costs_itself_only(records):
-    for run_id in ("bb", "a"):
-        measured.write(measured.Record(**(RECORD | {"run_id": run_id})))
-    measured.write(measured.Record(**(RECORD | {"shard": "other"})))
-    fpath = put(records, "{", "ccc@52ec5790.json")
-    found, problems = measured.find_all("52ec5790")
-    assert list(found) == ["a", "bb"]
-    assert len(problems) == 1 and problems[0].startswith(f"{fpath}: not JSON")
-    assert measured.find_all("none") == ({}, [])
-
-
 @pytest.mark.parametrize("key", RECORD)
 def test_a_record_without_a_key_is_refused_by_its_name(records, key):
     fpath = put(records, {k: v for k, v in RECORD.items() if k != key})

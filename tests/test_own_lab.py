@@ -109,7 +109,7 @@ def test_a_filled_in_start_is_a_catalog(text_lab):
     told = {key: made["repos"][0][key] for key in ("objective", "activation", "d_sae")}
     assert told == {key: whole[key] for key in told}
     done = text_lab.make("dry-run", "CATALOG=own/started.json", code=2, **env)
-    assert "repos[0] (sweep).title: still to be written: the card's" in done.stderr
+    assert "repos[0] (sweep).title: still to be written: the title" in done.stderr
 
 
 # ---- an audio model, from W&B ----------------------------------------------------------------

@@ -27,8 +27,8 @@ from saepub.stages import preflight
 
 DAY = 86400
 OF_OLD = (
-    "tiny layer 6 aaaaaaaa: trained with b_dec taken from x first, which today's saev"
-    " doesn't do: it does not compute what training logged"
+    "tiny layer 6 aaaaaaaa: trained by a saev that subtracted b_dec from x first; current"
+    " saev doesn't, so it doesn't compute what training logged"
 )
 
 
@@ -132,7 +132,7 @@ def test_what_was_measured_of_other_bytes_is_not_published(runs):
     util.write(fpath, schema=None, seed=1)
     done = run([line], runs, **settings)
     assert (done.returncode, done.out) == (1, "")
-    assert "measured on 52ec5790, but of other bytes than are there now" in done.err
+    assert "measured on 52ec5790, but the file has changed since" in done.err
 
 
 def test_what_saev_cannot_read_is_told_once_for_all(runs):
@@ -264,7 +264,7 @@ def test_every_failing_run_is_named_and_the_command_without_them(runs):
         f"preflight: tiny layer 2 run2: {util.run_dir(runs, 'run2')}: an empty file",
         "preflight: tiny layer 3 run3: at odds: d_model: header 8, W&B 16, catalog 8",
         (
-            "preflight: to go on without: make dry-run REPO=tiny"
+            "preflight: to continue without them: make dry-run REPO=tiny"
             ' EXCLUDE="before1 before2 run1 run2 run3"'
         ),
     ]
@@ -309,9 +309,9 @@ def test_released_loader_that_tied_the_weights_is_refused(runs, tmp_path):
         ("half", "W_dec became torch.float16; b_dec became torch.float16"),
         ("forgets", "loads other values: W_dec differs in 256 of 256 values"),
         ("lost", "loses the tensor b_dec"),
-        ("forward", "computes other features than the built-in reader, off by 0."),
-        ("decode", "computes another reconstruction than the built-in reader"),
-        ("nan", "computes other features than the built-in reader, off by nan"),
+        ("forward", "computes different features than the built-in reader, off by 0."),
+        ("decode", "computes a different reconstruction than the built-in reader"),
+        ("nan", "computes different features than the built-in reader, off by nan"),
         ("crash", "can't run it: ZeroDivisionError"),
     ],
 )
@@ -335,7 +335,7 @@ def use_saev(saev_dir, monkeypatch):
     nn = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nn)
     saev = saev_loader.Saev(nn, "saev test", is_checkout=True)
-    monkeypatch.setattr(saev_loader, "at_hand", lambda: saev)
+    monkeypatch.setattr(saev_loader, "available", lambda: saev)
 
 
 def test_old_checkout_is_told_apart_from_a_bad_file(runs, tmp_path):
@@ -349,7 +349,7 @@ def test_old_checkout_is_told_apart_from_a_bad_file(runs, tmp_path):
     ]
     assert done.lines[1]["warnings"] == [
         (
-            "saev.nn.load() does not read it: saev (commit unknown) refuses it:"
+            "saev.nn.load() can't read it: saev (commit unknown) refuses it:"
             " TypeError: unexpected keyword argument 'schema'"
         )
     ]
@@ -361,10 +361,10 @@ def test_file_is_checked_by_itself_with_the_loader_of_its_line(tmp_path):
     new = util.write(tmp_path / "new.pt", 5)
     preflight_check.check_file(old, "saev 0.1.0")
     preflight_check.check_file(new, "builtin")
-    with pytest.raises(UserError, match="saev abc loaded it, and saev 0.1.0 does not"):
+    with pytest.raises(UserError, match="saev abc loaded it, but saev 0.1.0 doesn't"):
         preflight_check.check_file(new, "saev abc")
     new.write_bytes(new.read_bytes()[:-100])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         preflight_check.check_file(new, "builtin")
 
 
@@ -416,7 +416,7 @@ def test_process_that_dies_costs_only_the_run_that_it_was_at(runs, tmp_path, job
             "preflight: tiny layer 6 run1: the process that was at it died;"
             " was it out of memory?"
         ),
-        'preflight: to go on without: make dry-run REPO=tiny EXCLUDE="run1"',
+        'preflight: to continue without them: make dry-run REPO=tiny EXCLUDE="run1"',
     ]
     assert "Traceback" not in done.err
 
@@ -476,7 +476,7 @@ def test_aux_of_header_and_wandb_must_agree(runs):
 def test_file_trained_by_another_forward_is_warned_of(runs, schema, warned):
     util.write(util.run_dir(runs, "aaaaaaaa"), schema)
     warnings = check(util.line(), runs)["warnings"]
-    assert sum("trained with b_dec taken from x first" in w for w in warnings) == warned
+    assert sum("subtracted b_dec from x first" in w for w in warnings) == warned
 
 
 # Runs that are elsewhere.
@@ -505,7 +505,7 @@ def test_command_without_many_runs_stays_short(runs, tmp_path):
     done = run([util.line(f"run{i}") for i in range(30)], runs)
     listed = tmp_path / "build" / "refused.txt"
     assert done.told[-1] == (
-        f'preflight: to go on without: make dry-run REPO=tiny EXCLUDE="$(cat {listed})"'
+        f'preflight: to continue without them: make dry-run REPO=tiny EXCLUDE="$(cat {listed})"'
     )
     assert listed.read_text().split() == [f"run{i}" for i in range(1, 30)]
 

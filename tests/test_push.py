@@ -47,7 +47,7 @@ def nothing_was_sent(world, done, *says: str) -> None:
     assert done.out == ""
     for words in says:
         assert words in done.err
-    assert "nothing was sent; to go on: make release" in done.last
+    assert "nothing was sent; to continue: make release" in done.last
     assert not set(world.kinds()) & set(WRITES)
 
 
@@ -287,7 +287,7 @@ def test_a_wrong_token_stops_plan_in_one_line(world):
     assert done.code == 1
     assert done.err == (
         f"plan: {world.repo_id}: can't ask the Hub: HF_TOKEN is wrong or expired (401);"
-        " nothing was changed; to go on: make release\n"
+        " nothing was changed; to continue: make release\n"
     )
 
 
@@ -452,7 +452,8 @@ def test_a_commit_during_the_upload_stops_it(either):
     assert done.code == 1
     assert f"somebody changed it meanwhile, it is at {theirs[0]} and was" in done.last
     assert (
-        "look at it with make plan REPO=vitb-relu; to go on: make release" in done.err
+        "look at it with make plan REPO=vitb-relu; to continue: make release"
+        in done.err
     )
     assert either.titles()[0] == "Somebody else's"
     assert len(either.titles()) == 3
@@ -618,7 +619,7 @@ def test_a_file_that_the_hub_would_leave_out_stops_it(world, rules):
     assert (done.code, done.out) == (1, "")
     assert f"the Hub would leave out {IGNORED[rules]}" in done.last
     assert f"/{world.repo_id}/blob/main/.gitignore" in done.last
-    assert "nothing was sent; to go on: make release" in done.last
+    assert "nothing was sent; to continue: make release" in done.last
     assert set(world.kinds()) & set(WRITES) == {"preupload"}
     assert world.titles() == ["Somebody else's", INITIAL]
 
@@ -687,7 +688,7 @@ def test_a_412_though_nobody_committed_is_told_as_it_is(either):
     either.hub.faults.append(Fault("commit", status=412, times=99))
     done = either.push()
     assert (done.code, done.out) == (1, "")
-    assert "a fault of the test (412); to go on: make release" in done.last
+    assert "a fault of the test (412); to continue: make release" in done.last
     assert "somebody" not in done.err
 
 
@@ -830,7 +831,7 @@ def test_a_lasting_fault_ends_in_one_line_with_the_command_that_goes_on(
     done = world.run("push", stdin=lines)
     assert (done.code, done.out) == (1, "")
     assert "503" in done.last
-    assert "; to go on: make release" in done.last
+    assert "; to continue: make release" in done.last
     assert done.last.startswith("push: ")
     assert "trying again in 2 s" in done.err and "trying again in 4 s" in done.err
     world.hub.faults.clear()
@@ -885,7 +886,7 @@ def test_a_signed_url_is_never_told(world):
     assert (done.code, "503" in done.last) == (1, True)
     assert "/lfs/demo-lab/" in done.err and "signature" not in done.err
     err = ConnectionError("PUT 'https://s3/x?X-Amz-Signature=abc' failed")
-    assert hub.tell(err).endswith(": PUT 'https://s3/x' failed")
+    assert hub.explain(err).endswith(": PUT 'https://s3/x' failed")
 
 
 def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
@@ -900,7 +901,7 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     assert done.code == 1
     assert done.last == (
         f"push: {world.repo_ids[OTHER]}: a fault of the test (403); already there:"
-        f" {world.repo_id}; to go on: make release"
+        f" {world.repo_id}; to continue: make release"
     )
     commits = {(row["repo"], row["commit"]) for row in done.rows}
     assert commits == {(SLUG, world.hub.commits(world.repo_id)[0]["id"]), (OTHER, None)}
@@ -914,7 +915,7 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
     assert said.returncode == 1
     assert said.out.startswith(f"{world.hub.endpoint}/{world.repo_id}/tree/")
-    assert said.err == f"announce: not released: {OTHER}; to go on: make release\n"
+    assert said.err == f"announce: not released: {OTHER}; to continue: make release\n"
 
 
 class Answer:
@@ -959,11 +960,11 @@ def test_a_hub_that_is_not_there_is_one_line(world):
     assert plan.code == 1
     assert plan.last == (
         f"plan: {world.repo_id}: can't ask the Hub: no answer from http://127.0.0.1:9:"
-        " [Errno 111] Connection refused; nothing was changed; to go on: make release"
+        " [Errno 111] Connection refused; nothing was changed; to continue: make release"
     )
     push = world.run("push", stdin=lines, **env)
     assert push.code == 1
-    assert "nothing was sent; to go on: make release" in push.last
+    assert "nothing was sent; to continue: make release" in push.last
 
 
 def test_a_stalled_hub_is_given_up(world):

@@ -209,7 +209,7 @@ def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
     assert refused.returncode == 1
     assert (
         "push: vitl-topk: no saev has loaded 4 checkpoints of it; set SAEV_DIR to a saev"
-        " that can, or LOADER=builtin to publish as is (nothing was sent; to go on: "
+        " that can, or LOADER=builtin to publish as is (nothing was sent; to continue: "
     ) in refused.stderr
     assert tree.hub.store.repos == {}
 
@@ -260,7 +260,9 @@ def test_push_dinov3_fails_with_1_and_the_command_that_goes_on(tree):
     (tree.dpath / "build/demo/catalog.json").write_text(json.dumps(catalog))
     done = push_dinov3(tree, HF_TOKEN="")
     assert done.returncode == 1
-    assert re.search(r"HF_TOKEN is not set.*to go on: .*bin/push-dinov3", done.stderr)
+    assert re.search(
+        r"HF_TOKEN is not set.*to continue: .*bin/push-dinov3", done.stderr
+    )
     assert tree.hub.requests[-1][0] == "GET"
     done = push_dinov3(tree, "--dry-run", HF_TOKEN="")
     assert done.returncode == 0 and REPO_ID in done.stdout

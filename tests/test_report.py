@@ -147,7 +147,7 @@ def test_warnings_stand_at_the_top_and_are_the_summarys(tmp_path):
     done = report(leave(tmp_path, rows=rows))
     told = choice_account.warnings(rows, ACCOUNT)
     assert told == [
-        "layer 8: a frontier of 1 run only",
+        "layer 8: a frontier of only 1 run",
         "layer 6 sparse: NMSE 1.2 is above 1",
     ]
     page = Page(done.html)

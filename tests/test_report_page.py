@@ -611,7 +611,7 @@ def test_print_shows_all_rows_and_warnings_and_no_controls(page):
     text = "".join(pages_of(page))
     for line in ACCOUNT:
         assert line["run_id"] in text
-    assert "layer 8: a frontier of 1 run only" in text
+    assert "layer 8: a frontier of only 1 run" in text
 
 
 def test_no_table_is_broken_over_two_printed_pages(browser, tmp_path):

@@ -184,7 +184,7 @@ def test_layers_without_numbers_are_one_line_a_repo_and_one_hint():
     assert (done.returncode, done.out) == (1, "")
     assert done.err == (
         "select: r layers 7, 8, 9: no numbers for 3 runs; to measure them: make measure"
-        ' REPO=r (write "shard" in the catalog first: W&B names none)\n'
+        ' REPO=r (W&B names no shard; write "shard" in the catalog first)\n'
     )
     more = [x | {"repo": "s"} for x in rows[1:]] + [row("d", 1, 1, layer=6, drop="x")]
     done = run_select([*rows, *more])

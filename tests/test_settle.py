@@ -170,7 +170,7 @@ def test_where_nothing_has_numbers_each_run_says_so(lab):
     assert [row["numbers"] for row in rows] == [None] * 3
     a, b, c = drops(rows)
     assert a == "no NMSE: not measured, not in W&B"
-    assert b.startswith(f'{a}, on disk has "sse_sae": made between 26 November 2025')
+    assert b.startswith(f'{a}, on disk has "sse_sae": written between 26 November 2025')
     assert c == "no L0: not measured, not in W&B"
     assert [row["l0"] for row in rows] == [12.5, 12.5, None]
 
@@ -241,7 +241,7 @@ def test_a_replaced_checkpoint_s_measurement_no_longer_counts(lab):
     assert sources(rows)[1] == ("b", 12.5, 0.25, WANDB)
     lab.measured("b", SHARD)
     rows, _ = settle(lab, line, old(lab, "b"))
-    assert drops(rows) == [f"no L0: measured on {SHARD}, but of other bytes", None]
+    assert drops(rows) == [f"no L0: measured on {SHARD}, but the file has changed", None]
 
 
 def test_a_measurement_needs_its_checkpoint(lab):
@@ -313,10 +313,10 @@ def test_what_was_logged_is_of_one_shard_too(lab):
     named = {"a": OTHER, "b": OTHER, "c": SHARD, "d": None}
     lines = [logged(lab, run_id, shard=shard) for run_id, shard in named.items()]
     rows, _ = settle(lab, *lines)
-    other = f"no NMSE of {SHARD} in W&B, which has that of {OTHER}"
+    other = f"no NMSE on {SHARD} in W&B, which has one on {OTHER}"
     assert drops(rows) == [other, other, None, None]
     rows, _ = settle(lab, *(line | {"expected": {}} for line in lines))
-    this = f"no NMSE of {OTHER} in W&B, which has that of {SHARD}"
+    this = f"no NMSE on {OTHER} in W&B, which has one on {SHARD}"
     assert drops(rows) == [None, None, this, None]
 
 
@@ -356,8 +356,8 @@ GOOD = checkpoints.metrics(0.5)
     [
         (
             {"normalized_mse": 0.5, "sse_sae": 2e6, "sse_baseline": 4e6},
-            'has "sse_sae": made between 26 November 2025 and 3 March 2026, when saev'
-            " overwrote one weight matrix as it loaded a checkpoint",
+            'has "sse_sae": written between 26 November 2025 and 3 March 2026, when saev'
+            " overwrote a weight matrix while loading a checkpoint",
         ),
         (GOOD | {"sse_sae": 2e6}, 'has "sse_sae": '),
         (GOOD | {"normalized_mse": 0.51}, "is not sse_recon / sse_baseline"),
@@ -381,10 +381,10 @@ def test_a_metrics_file_that_cannot_be_trusted_is_refused_by_name(lab, content, 
     rows, told = settle(lab, *lines)
     assert [row["nmse"] for row in rows] == [0.5, None]
     assert rows[0]["drop"] is None
-    assert rows[1]["drop"].startswith(f"no NMSE on disk of {SHARD}: ")
+    assert rows[1]["drop"].startswith(f"no NMSE on disk for {SHARD}: ")
     assert why in rows[1]["drop"]
     assert told.startswith(
-        f"settle: vits-relu layer 6: metrics.json of {SHARD} not used, it "
+        f"settle: vits-relu layer 6: metrics.json of {SHARD} ignored, it "
     )
     assert why in told and told.endswith(": odd1\n") and told.count("\n") == 1
 
@@ -438,9 +438,7 @@ def checked(lab, monkeypatch):
 
 def test_numbers_that_are_not_of_the_file_are_refused(lab, checked):
     line = checked(numbers=MEASURED)
-    other = (
-        f"measured on {SHARD}, but of other bytes than are there now; run: make recheck"
-    )
+    other = f"measured on {SHARD}, but the file has changed since; run: make recheck"
     assert numbers.refusal(line) == other
     lab.measured("a", SHARD)
     assert numbers.refusal(line) == ""
@@ -518,19 +516,19 @@ def test_who_has_no_numbers_is_told_what_to_run(lab, monkeypatch, shard):
     assert all(numbers.is_lacking(row["drop"]) for row in rows)
     run = "no numbers for 3 runs; to measure them: make measure REPO=vits-relu"
     dpath = lab.dpath / "shards" / (shard or OTHER)
-    assert numbers.mend(rows) == (
-        f"vits-relu layers 6, 9: {run} (its shard {dpath} is not there;"
-        " that command says what to do)"
+    assert numbers.advice(rows) == (
+        f"vits-relu layers 6, 9: {run} (shard {dpath} doesn't exist;"
+        " the command says what to do)"
     )
     dpath.mkdir(parents=True)
-    assert numbers.mend(rows).endswith(f"{run} (its shard {dpath.name} is there)")
-    assert numbers.mend(rows[2:], "3 min").startswith("vits-relu layer 9: no numbers")
-    assert numbers.mend(rows, "3 min").endswith("is there, about 3 min here)")
+    assert numbers.advice(rows).endswith(f"{run} (on shard {dpath.name})")
+    assert numbers.advice(rows[2:], "3 min").startswith("vits-relu layer 9: no numbers")
+    assert numbers.advice(rows, "3 min").endswith(", which takes about 3 min here)")
     monkeypatch.delenv("SHARDS_ROOT")
-    assert numbers.mend(rows).endswith("; set SHARDS_ROOT first)")
+    assert numbers.advice(rows).endswith("; set SHARDS_ROOT first)")
     rows = [row | {"expected": {}, "shard": None} for row in rows]
-    assert numbers.mend(rows).endswith(
-        '(write "shard" in the catalog first: W&B names none)'
+    assert numbers.advice(rows).endswith(
+        '(W&B names no shard; write "shard" in the catalog first)'
     )
 
 
@@ -671,7 +669,7 @@ def test_all_24_layers_of_a_whole_lab_settle_each_on_one_source(whole):
 
 def test_only_the_file_of_the_old_form_is_refused(whole):
     assert whole.told.count("\n") == 1
-    assert 'not used, it has "sse_sae"' in whole.told
+    assert 'ignored, it has "sse_sae"' in whole.told
     assert whole.told.endswith(": vitb-relu-6-0\n")
 
 

@@ -217,7 +217,9 @@ def test_a_checkpoint_that_computes_other_than_check_npz_says_is_caught(world):
     for row in world.rows[SLUG]:
         row["documents"]["check.npz"] = staged.document(fpath)
     done = world.run("verify", stdin=pushed(world))
-    is_refused(world, done, f"{picked(world)}: it computes a reconstruction other than")
+    is_refused(
+        world, done, f"{picked(world)}: it computes different reconstructions than"
+    )
 
 
 def test_a_saev_that_loads_other_values_is_caught(world, tmp_path):
@@ -246,7 +248,7 @@ def test_one_bad_repo_keeps_all_from_the_collections_and_the_other_is_recorded(w
     assert "collection_add" not in world.kinds()
     said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
     assert said.err == (
-        f"announce: public but not verified: {SLUG}; to go on: make release\n"
+        f"announce: public but not verified: {SLUG}; to continue: make release\n"
     )
 
 
@@ -304,7 +306,7 @@ def test_a_lasting_fault_is_one_line_with_the_command_that_goes_on(
     done = world.run("verify", stdin=lines)
     assert (done.code, done.out) == (1, "")
     assert "503" in done.err
-    assert "pushed, not verified; no collection was touched; to go on: make rel" in (
+    assert "pushed, not verified; no collection was touched; to continue: make rel" in (
         done.last
     )
     assert done.err.count("verify: ") == 1

@@ -1,8 +1,7 @@
-"""The catalog: the one table of what is released, and all that is a lab's own.
+"""The catalog: what is released, and everything specific to a lab.
 
-The models below read a catalog, name all that is wrong with it at once, and are what
-catalog.schema.json and README's table of keys are made from. A key's description says what
-it is for. `bin/tables` writes both.
+The models below read a catalog and report all its errors at once. From them and the keys'
+descriptions, `bin/tables` generates catalog.schema.json and README's table of keys.
 """
 
 import difflib
@@ -18,7 +17,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError, core_schema
 
 from . import settings
-from .cli import UsageError, UserError, report
+from .cli import UsageError, UserError, fail_on
 from .jsonl import ID
 from .kinds import ACTIVATIONS, OBJECTIVES
 from .places import CHECKPOINT
@@ -28,7 +27,7 @@ REPO_ID = re.compile(rf"{NAME}/{NAME}")
 COLLECTION = re.compile(rf"{NAME}/{NAME}-[0-9a-f]{{24}}")
 
 RESERVED = ("demo", "executor", "hub", "records")
-"""What else has a directory of its own beside the repos' in build/."""
+"""Other directories beside the repos' in build/, which no slug may take."""
 
 
 # ---- kinds of values -------------------------------------------------------------------------
@@ -45,7 +44,7 @@ def _one_line(text: str) -> str:
 
 
 def _lines(value: object) -> object:
-    """A text of several lines may be written as a list of them."""
+    """Text of several lines may be written as a list of lines."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         return "\n".join(value)
     return value
@@ -61,10 +60,10 @@ def _text(text: str) -> str:
 
 
 def _relative(text: str) -> str:
-    """A path under some root, which it can't leave."""
+    """A path that stays below its root."""
     path = pathlib.PurePosixPath(_one_line(text))
     if path.is_absolute() or ".." in path.parts:
-        raise _error("a path below the directory that it is under")
+        raise _error('a relative path without ".."')
     return text
 
 
@@ -91,7 +90,7 @@ def _some(values: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
 
 
 class _Form:
-    """Text of a form that the schema states too."""
+    """A constraint on a text, also stated in the JSON Schema."""
 
     def __init__(
         self, what: str, is_right: tp.Callable[[str], object], **schema: object
@@ -121,14 +120,13 @@ def _like(pattern: str, what: str) -> _Form:
 
 
 def _one_of(known: tp.Collection[str]) -> _Form:
-    what = f"one of {', '.join(known)}, which is all that is known"
-    return _Form(what, known.__contains__, enum=list(known))
+    return _Form(f"one of {', '.join(known)}", known.__contains__, enum=list(known))
 
 
-SLUG = "a collection's whole slug, namespace/name-<24 hex digits>"
+SLUG = "a collection's full slug, namespace/name-<24 hex digits>"
 Slug = tp.Annotated[str, _like(ID.pattern, f"a slug ({ID.pattern})")]
 RepoId = tp.Annotated[str, _like(REPO_ID.pattern, "namespace/name")]
-WholeSlug = tp.Annotated[str, _like(COLLECTION.pattern, SLUG)]
+FullSlug = tp.Annotated[str, _like(COLLECTION.pattern, SLUG)]
 Shard = tp.Annotated[str, _like(ID.pattern, "a shard's name")]
 Word = tp.Annotated[str, _like(r"[a-z][a-z -]{0,30}", "a word in lower case")]
 Url = tp.Annotated[str, _like(r"https?://[^\s<>()\"'`\\]+", "an address (https://…)")]
@@ -187,12 +185,14 @@ class Link(_Model):
 
 
 class Metrics(_Model):
-    """Where training logged a run's numbers: keys of W&B's summary."""
+    """Where training logged a run's numbers: keys of the W&B summary."""
 
-    l0: Line = Field("eval/l0", description="L0, the mean count of non-zero features")
+    l0: Line = Field(
+        "eval/l0", description="L0, the mean number of non-zero features per token"
+    )
     nmse: Line = Field(
         "eval/normalized_mse",
-        description="NMSE, the squared error over that of the mean",
+        description="NMSE, the squared error divided by that of the mean",
     )
     n_dead: Line = Field("eval/n_dead", description="how many features never fire")
 
@@ -200,111 +200,111 @@ class Metrics(_Model):
 class FromWandb(_Model):
     """Which runs of the project are candidates."""
 
-    sweep: Name | None = Field(None, description="a sweep's id")
+    sweep: Name | None = Field(None, description="the id of a sweep")
     filters: dict[str, tp.Any] | None = Field(
-        None, description="filters, as `wandb.Api().runs` takes them"
+        None, description="filters for `wandb.Api().runs`"
     )
     layer: Line = Field(
-        "train_data.layer", description="where a run's config has its layer, by dots"
+        "train_data.layer", description="the dotted key of the layer in a run's config"
     )
 
 
 class Lab(_Model):
-    """What is the same for most of a lab's repos. Each key may stand in a repo too."""
+    """What most of a lab's repos share. A repo may override each key."""
 
     license: Line | None = Field(
-        None, description="the repo's license, by the Hub's name"
+        None, description="the repo's license, as the Hub names it"
     )
     links: tuple[Link, ...] | None = Field(
         None, description="links on the card, in order"
     )
-    contact: Line | None = Field(None, description="whom to write to, on the card")
-    citation: Text | None = Field(None, description="BibTeX, on the card")
+    contact: Line | None = Field(None, description="the contact on the card")
+    citation: Text | None = Field(None, description="the BibTeX entry on the card")
     tags: tuple[Line, ...] | None = Field(
-        None, description="the Hub's tags, besides those that every card has"
+        None, description="tags on the Hub, in addition to every card's"
     )
     datasets: tuple[Line, ...] | None = Field(
-        None, description="what the SAEs were trained on, by the Hub's names"
+        None, description="the training datasets, as the Hub names them"
     )
     tokens: Word | None = Field(
         None,
-        description='what one activation is of: "patch", "token" (the default), "frame"',
+        description='what one activation stands for: "patch", "token" (the default), "frame"',
     )
     recipe: Text | None = Field(
         None,
-        description="lines of Python on the card that turn an input into `acts`,"
-        " (n, d_model): a Jinja template of `base_model` and `layer`",
+        description="Python code on the card that turns an input into `acts`, (n, d_model):"
+        " a Jinja template with `base_model` and `layer`",
     )
     entity: Name | None = Field(
-        None, description="whose W&B project; `WANDB_ENTITY` overrides it"
+        None, description="the W&B entity of the runs; `WANDB_ENTITY` overrides it"
     )
     project: Name | None = Field(
-        None, description="the W&B project; `WANDB_PROJECT` overrides it"
+        None, description="the W&B project of the runs; `WANDB_PROJECT` overrides it"
     )
     metrics: Metrics | None = Field(
-        None, description="which of W&B's keys are the numbers"
+        None, description="the W&B keys that training logged its numbers under"
     )
     facts: Relative | None = Field(
         None,
-        description="a jq filter in the place of `bin/facts`, beside the catalog, for runs"
-        " that another trainer logged",
+        description="a jq filter to use instead of `bin/facts`, for runs of another trainer;"
+        " a path relative to the catalog",
     )
     runs_root: Line | None = Field(
         None, description="the directory of the runs; `RUNS_ROOT` overrides it"
     )
     checkpoint: Template | None = Field(
         None,
-        description=f"a run's checkpoint, below the runs root (default: `{CHECKPOINT}`)",
+        description=f"the path of a run's checkpoint under the runs root (default: `{CHECKPOINT}`)",
     )
     shards_root: Line | None = Field(
         None,
         description="the directory of cached activations; `SHARDS_ROOT` overrides it",
     )
     shard: Shard | None = Field(
-        None, description="the cached activations that L0 and NMSE are measured on"
+        None, description="the shard of activations to measure L0 and NMSE on"
     )
     aux: Name | None = Field(
         None,
-        description='the auxiliary loss that a run must have had, by its key ("auxk")',
+        description='the key of the auxiliary loss that a run must have been trained with ("auxk")',
     )
 
 
 class Repo(Lab):
-    """One model repo: what it is called, where its candidates stand, what they must be."""
+    """One model repo: its name, its candidates and what they must be."""
 
     slug: Slug = Field(description="its short name here: `REPO=<slug>`, `build/<slug>`")
     repo_id: RepoId = Field(description="its name on the Hub")
-    title: Line = Field(description="the card's and the plot's title")
+    title: Line = Field(description="the title of the card and the plot")
     base_model: Line = Field(
-        description="the model that the SAEs were trained on, on the Hub"
+        description="the model that the SAEs were trained on, as the Hub names it"
     )
     objective: ObjectiveName = Field(
-        description=f"what its runs were trained with: {', '.join(OBJECTIVES)}"
+        description=f"the training objective of its runs: {', '.join(OBJECTIVES)}"
     )
     activation: Activations = Field(
-        description=f"its activation function: {', '.join(ACTIVATIONS)}; or a list of them"
+        description=f"the activation function of its runs: {', '.join(ACTIVATIONS)}; or a list of them"
     )
-    layers: Layers = Field(description="the layers of which it has SAEs")
+    layers: Layers = Field(description="the layers that it has SAEs for")
     d_model: Size = Field(description="the width of an activation")
     d_sae: Size = Field(description="the number of features")
     sweep: Line | None = Field(
         None,
-        description="a Python file that lists run ids, under `SAEV_DIR` or beside the catalog",
+        description="a Python file that lists run ids: a path relative to `SAEV_DIR` or the catalog",
     )
     variable: Line | None = Field(
-        None, description="the variable of `sweep` that lists them"
+        None, description="the variable in `sweep` that lists them"
     )
     layer_at: Place | None = Field(
         None,
-        description="where tuple keys of `variable` have the layer: 1 for `(256, 23)`",
+        description="the layer's index in the tuple keys of `variable`: 1 for `(256, 23)`",
     )
     run_ids: ByLayer | None = Field(
-        None, description='the candidates themselves, by layer: `{"23": ["a1b2c3d4"]}`'
+        None, description='the candidates, by layer: `{"23": ["a1b2c3d4"]}`'
     )
     run_ids_file: Line | None = Field(
         None,
-        description="a file with a line a run, found as `sweep` is: `.csv`, `.json` or"
-        " `.jsonl` with `run_id` and `layer`, or a `.txt` a layer, with `{layer}` in its name",
+        description="a file with one run per line, a path as in `sweep`: `.csv`, `.json` or"
+        " `.jsonl` with `run_id` and `layer`, or one `.txt` per layer, with `{layer}` in the name",
     )
     wandb: FromWandb | None = Field(
         None, description="which runs of the W&B project are the candidates"
@@ -317,7 +317,7 @@ class Repo(Lab):
 
     @property
     def expected(self) -> dict[str, tp.Any]:
-        """What the catalog says of each of the repo's runs, which travels on their lines."""
+        """What the catalog says about the repo's runs; every line carries it."""
         always = {
             "objective": self.objective,
             "activation": list(self.activations),
@@ -333,11 +333,11 @@ class Repo(Lab):
 
 
 class Collection(_Model):
-    """A collection on the Hub that gets every repo: one of `title` and `slug` names it."""
+    """A collection on the Hub that gets every repo, named by either `title` or `slug`."""
 
-    namespace: Name = Field("", description="whose, where `title` names it")
-    title: Line = Field("", description="its title; made if it isn't there")
-    slug: WholeSlug = Field("", description="an existing one's whole slug")
+    namespace: Name = Field("", description="its owner, if `title` names it")
+    title: Line = Field("", description="its title; created if it doesn't exist")
+    slug: FullSlug = Field("", description="the full slug of an existing one")
 
 
 class Catalog(_Model):
@@ -346,14 +346,12 @@ class Catalog(_Model):
     schema_: str | None = Field(
         None, alias="$schema", description="for editors: `catalog.schema.json`"
     )
-    lab: Lab = Field(
-        Lab.model_validate({}), description="what is the same for all repos"
-    )
+    lab: Lab = Field(Lab.model_validate({}), description="defaults for all repos")
     repos: tp.Annotated[
         tuple[Repo, ...], pydantic.AfterValidator(_some), AT_LEAST_ONE
     ] = Field(description="the model repos")
     collections: tuple[Collection, ...] = Field(
-        (), description="the collections that get all of them"
+        (), description="the collections that all repos are added to"
     )
     _fpath: pathlib.Path = pydantic.PrivateAttr(pathlib.Path())
 
@@ -375,7 +373,8 @@ class Catalog(_Model):
         raise UsageError(f'{self.fpath} has no repo "{slug}"; {hint}')
 
     def source(self, path: str) -> pathlib.Path:
-        """A file that the catalog names: under SAEV_DIR where it is there, else beside it."""
+        """A file that the catalog names: under SAEV_DIR if it exists there, else beside the
+        catalog."""
         beside = self.fpath.parent / path
         saev_dir = settings.get("SAEV_DIR")
         under = pathlib.Path(saev_dir) / path
@@ -385,12 +384,12 @@ class Catalog(_Model):
 
 
 def _is_there(fpath: pathlib.Path) -> bool:
-    """Whether a file is there, or with "{layer}" in its name one of several."""
+    """Whether a file exists; with "{layer}" in its name, whether any layer's does."""
     return any(fpath.parent.glob(glob.escape(fpath.name).replace("{layer}", "*")))
 
 
 Loc = tuple[int | str, ...]
-"""Where something stands in a catalog: keys and places, from the outside in."""
+"""A path in a catalog: keys and indices, from the outside in."""
 
 # ---- reading ---------------------------------------------------------------------------------
 
@@ -399,36 +398,36 @@ def load() -> Catalog:
     """Read and check the catalog that the CATALOG setting names.
 
     Raises:
-        UserError: It can't be read, or something is wrong with it; all of it is told.
+        UserError: It can't be read or has errors, all of which have been printed.
     """
     cat, problems = read(pathlib.Path(settings.get("CATALOG")))
-    report(problems, 'README.md lists the keys of a catalog, under "The catalog"')
+    fail_on(problems, 'README.md lists the keys of a catalog, under "The catalog"')
     assert cat is not None
     return cat
 
 
 def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
-    """The catalog in a file, each repo with what it takes from "lab"; or all that is wrong."""
+    """The catalog in a file, with "lab" merged into each repo; or None and all its errors."""
     if not fpath.exists() and settings.is_demo_fpath(fpath):
-        raise UserError("no data is named and there is no demo yet; run: make demo")
+        raise UserError("no data is set and there is no demo yet; run: make demo")
     try:
         text = fpath.read_bytes().decode("utf-8-sig")
-        raw = json.loads(text, object_pairs_hook=_no_twice)
+        raw = json.loads(text, object_pairs_hook=_no_duplicates)
         marked = list(_marked(raw, ()))
-    except RecursionError:  # since Python 3.13 the second one alone
+    except RecursionError:  # in Python 3.13 and later, only the second line raises it
         return None, [f"{fpath}: nested too deep"]
     except ValueError as err:
         return None, [f"{fpath}: not JSON: {err}"]
     except OSError as err:
-        return None, [f"{fpath}: {err.strerror}; CATALOG names it"]
+        return None, [f"{fpath}: {err.strerror}; set CATALOG"]
     if not isinstance(raw, dict):
         return None, [f"{fpath}: not a JSON object"]
-    problems = [_left(raw, loc) for loc in marked]
+    problems = [_unwritten(raw, loc) for loc in marked]
     try:
         cat = Catalog.model_validate(raw)
     except pydantic.ValidationError as err:
         errors = [e for e in err.errors() if not _is_in(e["loc"], marked)]
-        problems += [_told(raw, error) for error in errors]
+        problems += [_explain(raw, error) for error in errors]
     problems += _across(raw)
     if problems:
         return None, [f"{fpath}: {text}" for text in problems]
@@ -443,18 +442,18 @@ def read(fpath: pathlib.Path) -> tuple[Catalog | None, list[str]]:
 
 
 MARK = "TO WRITE: "
-"""What starts a value that `make init` left to be written."""
+"""Starts a value that `make init` leaves for a person to write."""
 
 
 def to_write(key: str) -> str:
-    """What stands in a catalog's key until a person writes it."""
+    """The placeholder of a key that a person must write."""
     field = Repo.model_fields[key]
     end = "" if field.is_required() else "; or delete this line"
     return f"{MARK}{field.description}{end}"
 
 
 def _marked(node: object, loc: Loc) -> tp.Iterator[Loc]:
-    """Where something is still to be written."""
+    """The path of every placeholder."""
     if isinstance(node, str) and node.startswith(MARK):
         yield loc
     parts = enumerate(node) if isinstance(node, list) else ()
@@ -466,21 +465,21 @@ def _is_in(loc: Loc, places: list[Loc]) -> bool:
     return any(loc[: len(place)] == place for place in places)
 
 
-def _left(raw: dict[str, tp.Any], loc: Loc) -> str:
+def _unwritten(raw: dict[str, tp.Any], loc: Loc) -> str:
     what = f": {description(loc)}" if description(loc) else ""
     return f"{_path(raw, loc)}: still to be written{what}"
 
 
-def _no_twice(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
+def _no_duplicates(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
     keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise ValueError(f'the key "{twice[:60]}" twice in one object')
+    duplicate = next((key for key in keys if keys.count(key) > 1), None)
+    if duplicate is not None:
+        raise ValueError(f'the key "{duplicate[:60]}" twice in one object')
     return dict(pairs)
 
 
 DEFAULTS = {"tokens": "token", "links": (), "tags": (), "datasets": ()}
-"""What a repo has where neither it nor "lab" says."""
+"""The values of keys that neither the repo nor "lab" has."""
 
 
 def _with_defaults(repo: Repo, lab: Lab, fpath: pathlib.Path) -> Repo:
@@ -497,11 +496,11 @@ def _with_defaults(repo: Repo, lab: Lab, fpath: pathlib.Path) -> Repo:
 
 
 SOURCES = ("sweep", "run_ids", "run_ids_file", "wandb")
-"""Where candidates may come from; a repo has one of them."""
+"""Where candidates may come from; a repo has exactly one."""
 
 
 def _across(raw: dict[str, tp.Any]) -> tp.Iterator[str]:
-    """What is wrong between keys, whatever else is wrong with each of them."""
+    """Errors that involve several keys, even if single keys have errors too."""
     repos = raw.get("repos")
     entries = (
         [e if isinstance(e, dict) else {} for e in repos]
@@ -515,19 +514,19 @@ def _across(raw: dict[str, tp.Any]) -> tp.Iterator[str]:
         if entry and not found:
             yield f'{at}: no "sweep" with "variable", "run_ids", "run_ids_file" or "wandb"'
         elif len(found) > 1:
-            yield f"{at}: {' and '.join(found)}, of which a repo has one"
+            yield f"{at}: {' and '.join(found)}; a repo takes only one of them"
         if ("sweep" in entry) != ("variable" in entry):
-            missing = "variable" if "sweep" in entry else "sweep"
-            yield f'{at}: no "{missing}", which goes with the other'
+            given, missing = sorted(("sweep", "variable"), key=lambda k: k not in entry)
+            yield f'{at}: "{given}" without "{missing}"'
         if "layer_at" in entry and "sweep" not in entry:
-            yield f'{at}.layer_at: goes with "sweep"'
+            yield f'{at}.layer_at: only for "sweep"'
         wandb = entry.get("wandb")
         if isinstance(wandb, dict) and ("sweep" in wandb) == ("filters" in wandb):
-            yield f'{at}.wandb: needs one of "sweep" and "filters"'
+            yield f'{at}.wandb: needs either "sweep" or "filters"'
         if entry.get("slug") in RESERVED:
-            yield f'{at}.slug: "{entry["slug"]}" is a name of our own; take another'
+            yield f'{at}.slug: "{entry["slug"]}" is reserved; choose another'
     for key in ("slug", "repo_id"):
-        # Some file systems, and the Hub, take names apart by case for one and the same.
+        # Some file systems, and the Hub, ignore case.
         values = [str(e[key]).lower() for e in entries if isinstance(e.get(key), str)]
         for value in sorted({v for v in values if values.count(v) > 1}):
             yield f'two repos with the {key} "{value[:60]}"'
@@ -537,13 +536,13 @@ def _across(raw: dict[str, tp.Any]) -> tp.Iterator[str]:
         if not isinstance(entry, dict):
             continue
         if ("title" in entry) == ("slug" in entry):
-            yield f'{at}: needs one of "title" and "slug"'
+            yield f'{at}: needs either "title" or "slug"'
         if "title" in entry and "namespace" not in entry:
-            yield f'{at}: no "namespace", which goes with "title"'
+            yield f'{at}: "title" without "namespace"'
 
 
-def _told(raw: dict[str, tp.Any], error: tp.Any) -> str:
-    """One of pydantic's errors, with the key's path."""
+def _explain(raw: dict[str, tp.Any], error: tp.Any) -> str:
+    """One of pydantic's errors in words, with the key's path."""
     loc, kind = error["loc"], error["type"]
     if kind == "missing":
         of = f": {description(loc)}" if description(loc) else ""
@@ -551,7 +550,7 @@ def _told(raw: dict[str, tp.Any], error: tp.Any) -> str:
     if kind == "extra_forbidden":
         known = known_keys(loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return f"{_path(raw, loc)}: unknown key; {hint}"
     found = json.dumps(error["input"], default=str)
     found = found if len(found) <= 60 else found[:57] + "..."
@@ -563,7 +562,7 @@ def _told(raw: dict[str, tp.Any], error: tp.Any) -> str:
 
 
 def _path(raw: tp.Any, loc: Loc) -> str:
-    """Where something stands, as in `repos[0] (vits-relu).d_model`."""
+    """A path as text: `repos[0] (vits-relu).d_model`."""
     out, node = "", raw
     for part in loc:
         out += f"[{part}]" if isinstance(part, int) else f".{str(part)[:60]}"
@@ -586,7 +585,7 @@ BELOW: dict[str, type[_Model]] = {"links": Link, "metrics": Metrics, "wandb": Fr
 
 
 def _model_at(loc: Loc) -> type[_Model]:
-    """The model of the object at a place."""
+    """The model of the object at a path."""
     model: type[_Model] = Catalog
     for part in loc:
         model = (MODELS | BELOW).get(str(part), model)
@@ -594,13 +593,13 @@ def _model_at(loc: Loc) -> type[_Model]:
 
 
 def known_keys(loc: Loc) -> list[str]:
-    """The keys that an object may have, by its place."""
+    """The keys that the object at a path may have."""
     fields = _model_at(loc).model_fields
     return [field.alias or name for name, field in fields.items()]
 
 
 def description(loc: Loc) -> str:
-    """What the key at a place is for; "" for an unknown one."""
+    """The description of the key at a path; "" for an unknown key."""
     field = _model_at(loc[:-1]).model_fields.get(str(loc[-1]))
     return (field.description or "") if field else ""
 
@@ -613,7 +612,7 @@ def schema() -> dict[str, tp.Any]:
 
 
 def all_keys() -> tp.Iterator[tuple[str, str]]:
-    """Every key of a catalog by its path, and what it is for."""
+    """The path and description of every key of a catalog."""
     for name, field in Catalog.model_fields.items():
         yield field.alias or name, _what(field)
         if name not in MODELS:
@@ -632,12 +631,12 @@ def all_keys() -> tp.Iterator[tuple[str, str]]:
 
 def _what(field: tp.Any) -> str:
     default = field.get_default()
-    is_said = isinstance(default, str) and default and not field.is_required()
-    return f"{field.description}{f' (default: `{default}`)' if is_said else ''}"
+    is_shown = isinstance(default, str) and default and not field.is_required()
+    return f"{field.description}{f' (default: `{default}`)' if is_shown else ''}"
 
 
 def at(config: object, path: str) -> object:
-    """What a config has at a path of keys with dots between; None for nothing."""
+    """The value at a dotted path in a config; None if there is none."""
     if isinstance(config, dict) and path in config:
         return config[path]
     for key in path.split("."):

@@ -1,4 +1,4 @@
-"""What stands around every stage: arguments, and errors as one line with an exit code."""
+"""What every stage shares: arguments, one-line errors and exit codes."""
 
 import argparse
 import contextlib
@@ -16,18 +16,18 @@ SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 
 
 class UserError(Exception):
-    """Something a user can cause and mend. Shown as one line; exit 1.
+    """An error that the user can fix. Shown as one line; exit 1.
 
     The message says what was wrong, where, and what to do.
     """
 
 
 class SetupError(UserError):
-    """This machine or its setup is at fault: no line can be worked on, whichever it is."""
+    """This machine or its setup is at fault, so no line can be processed."""
 
 
 class UsageError(UserError):
-    """A wrong option or argument that argparse can't see. Exit 2."""
+    """A wrong option or argument that argparse can't detect. Exit 2."""
 
 
 def parser(purpose: str, example: str) -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser(purpose: str, example: str) -> argparse.ArgumentParser:
 
     Args:
         purpose: What the program does, in one line.
-        example: Shell lines that work when pasted in a checkout.
+        example: Shell lines that work when pasted into a shell in the checkout.
     """
     p = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]),
@@ -47,7 +47,7 @@ def parser(purpose: str, example: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--version", action="version", version=f"{p.prog} (saepub) {__version__}"
     )
-    p.add_argument("--debug", action="store_true", help="on an error, print where")
+    p.add_argument("--debug", action="store_true", help="print errors with a traceback")
     return p
 
 
@@ -55,7 +55,7 @@ def main(name: str) -> tp.NoReturn:
     """Run the stage `name` (as in bin/) on `sys.argv` and exit with its code."""
     sys.argv[0] = name
     debug = "--debug" in sys.argv
-    # Ctrl-C while modules are imported, or when all is done, ends it without a word.
+    # Ctrl-C during imports or at exit ends the process silently.
     is_quiet = signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     try:
         module = importlib.import_module("saepub.stages." + name.replace("-", "_"))
@@ -64,7 +64,7 @@ def main(name: str) -> tp.NoReturn:
         code = module.main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our lines has all it wanted.
+        # The reader of the pipe stopped early, as head does.
         code = 0
     except KeyboardInterrupt:
         # Silence worker threads' tracebacks.
@@ -106,7 +106,7 @@ def _exit(code: int) -> tp.NoReturn:
     try:
         sys.stdout.flush()
     except OSError:
-        # What can't be written has been told. Python would try again, and complain again.
+        # Already reported. Python would flush again at exit, and report it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
 
@@ -126,31 +126,31 @@ def _one_line(err: Exception) -> str:
 
 
 def os_error(err: OSError) -> str:
-    """What the system said, and of which file where it said that."""
+    """The system's message, with the file's name where it gives one."""
     return ": ".join(filter(None, (str(err.filename or ""), err.strerror or str(err))))
 
 
-def again() -> str:
-    """The command that goes on where this one stops; make tells it in AGAIN."""
+def resume_command() -> str:
+    """The command that resumes where this one stops; make passes it in AGAIN."""
     return os.environ.get("AGAIN") or "the same command"
 
 
-def report(problems: list[str], end: str) -> None:
-    """Tell every problem, a line each, and stop.
+def fail_on(problems: list[str], advice: str) -> None:
+    """Print every problem, one per line, and raise an error if there is any.
 
     Raises:
-        UserError: There is a problem. Its message is the only one, or `end` after all.
+        UserError: The only problem with `advice`, or after several their count with it.
     """
     if len(problems) == 1:
-        raise UserError(f"{problems[0]} ({end})")
+        raise UserError(f"{problems[0]} ({advice})")
     for text in problems:
         print(f"{sys.argv[0]}: {scrub(printable(text))}", file=sys.stderr)
     if problems:
-        raise UserError(f"{len(problems)} problems; {end}")
+        raise UserError(f"{len(problems)} problems; {advice}")
 
 
 def scrub(text: str) -> str:
-    """`text` without any secret of the environment, however it got there."""
+    """`text` with every secret from the environment masked."""
     for name in SECRETS:
         if secret := os.environ.get(name, "").strip():
             text = text.replace(secret, f"<{name}>")

@@ -1,4 +1,4 @@
-"""The sha256 of files, each read once until it changes."""
+"""The sha256 of files, cached until they change."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ if tp.TYPE_CHECKING:
 def sha256(fpath: "pathlib.Path") -> str:
     """The file's sha256, cached in the build directory.
 
-    It is computed again when the file's inode, size or modification time has changed.
+    It is recomputed when the file's inode, size or modification time has changed.
 
     Raises:
         OSError: The file can't be read.
@@ -26,17 +26,17 @@ def sha256(fpath: "pathlib.Path") -> str:
         return digest
     with open(fpath, "rb") as fd:
         digest = hashlib.file_digest(fd, "sha256").hexdigest()
-    if _stamp(fpath) == stamp:  # else it was changed while it was read
+    if _stamp(fpath) == stamp:  # else it changed while being read
         _keep(fpath, stamp, digest)
     return digest
 
 
 def remember(fpath: "pathlib.Path", status: os.stat_result, digest: str) -> None:
-    """Cache the sha256 that a caller computed anyway.
+    """Cache a sha256 that the caller has computed.
 
     Args:
         fpath: The file.
-        status: Of the open file that was read.
+        status: The stat of the open file that was read.
         digest: Its sha256.
     """
     _keep(fpath, _stamp_of(status), digest)

@@ -1,5 +1,5 @@
-"""Files written aside and renamed, scratch directories, locks, and what a kill leaves of
-them; and how to tell that a file has changed."""
+"""Atomic writes, scratch directories, locks, and the cleanup of what killed processes left;
+and size and mtime, to detect that a file has changed."""
 
 import contextlib
 import errno
@@ -14,22 +14,22 @@ if tp.TYPE_CHECKING:
     import pathlib
 
 PATIENCE_S = 5.0
-"""How long to wait for a lock. Staging holds it for less; an upload for as long as it takes."""
+"""How long to wait for a lock. Staging holds it for less, an upload for much longer."""
 
 SCRATCH = "saepub"
 
 IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A disk without room for what is written, by the system's error numbers."""
+"""The error numbers of a full disk, an exhausted quota or a file over the size limit."""
 
 
 @contextlib.contextmanager
 def write_aside(
     fpath: str | os.PathLike[str], mode: str = "w"
 ) -> tp.Iterator[tp.IO[tp.Any]]:
-    """Open a file that appears under its name only when it is whole.
+    """Open a file for writing that appears under its name only when complete.
 
-    It is written under another name in the same directory, then renamed. On an error the
-    file that was there before stands. What a killed process left there is removed.
+    It is written under a temporary name in the same directory, then renamed. On an error the
+    previous file stays. Temporary files of killed processes are removed.
     """
     dpath, name = os.path.split(os.path.abspath(fpath))
     aside = os.path.join(dpath, f".{name}.{_owner()}.tmp")
@@ -41,7 +41,7 @@ def write_aside(
             yield fd
         os.replace(aside, fpath)
     except OSError as err:
-        if err.errno in IS_FULL:  # which the system says of no file
+        if err.errno in IS_FULL:  # the system's error doesn't name the file
             err.filename = os.fspath(fpath)
         raise
     finally:
@@ -50,7 +50,7 @@ def write_aside(
 
 
 def facts(fpaths: tp.Iterable[str | os.PathLike[str]]) -> list[tuple[str, int, int]]:
-    """Path, size and mtime (ns) of each; zeros where there is no such file."""
+    """Path, size and mtime (ns) of each file; zeros for one that doesn't exist."""
     found = []
     for fpath in fpaths:
         try:
@@ -70,7 +70,7 @@ def package() -> "list[pathlib.Path]":
 
 @contextlib.contextmanager
 def scratch(what: str) -> "tp.Iterator[pathlib.Path]":
-    """A directory under TMPDIR for the time being. What killed processes left is removed."""
+    """A temporary directory under TMPDIR. Those of killed processes are removed."""
     import pathlib
     import tempfile  # slow to import, and the light stages don't need it
 
@@ -88,11 +88,11 @@ def scratch(what: str) -> "tp.Iterator[pathlib.Path]":
 def remove_leftovers(
     dpath: str | os.PathLike[str], name: str | None = None, *, is_locked: bool = False
 ) -> None:
-    """Remove what killed processes left in a directory beside files that they wrote.
+    """Remove the temporary files that killed processes left in a directory.
 
     Args:
-        name: Of the file; every file's by default.
-        is_locked: Nobody else can be writing there, so what is there is left over.
+        name: The name of the file being written; every file's by default.
+        is_locked: Nobody else can be writing there, so every temporary file is a leftover.
     """
     pattern = re.escape(name) if name is not None else ".+"
     for entry in _ours(dpath, rf"\.{pattern}\.(?P<owner>[^/]+-\d+)\.tmp", is_locked):
@@ -101,16 +101,16 @@ def remove_leftovers(
 
 
 def _owner() -> str:
-    """This process, by a name that no other on any machine has."""
+    """A name for this process that is unique across machines."""
     return f"{os.uname().nodename}-{os.getpid()}"
 
 
 def _ours(
     dpath: str | os.PathLike[str], pattern: str, is_locked: bool = False
 ) -> list[os.DirEntry[str]]:
-    """Entries of that form in a directory, by this user, whose process is no more.
+    """This user's entries in a directory that match the pattern and whose process is dead.
 
-    Of a process on another machine nobody here can tell, so it is let be.
+    Whether a process on another machine is alive can't be known, so its entries are kept.
     """
     node, found = os.uname().nodename, []
     with contextlib.suppress(OSError), os.scandir(os.fspath(dpath)) as entries:
@@ -132,17 +132,17 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return True
     return True
 
 
 @contextlib.contextmanager
 def lock(fpath: "pathlib.Path", patience: float = PATIENCE_S) -> tp.Iterator[None]:
-    """Hold a file against every other process that would.
+    """Hold an exclusive lock on a file.
 
     Raises:
-        Held: Another process goes on holding it; the message says which.
+        Held: Another process still holds it after `patience` seconds; the message names it.
     """
     fpath.parent.mkdir(parents=True, exist_ok=True)
     with open(fpath, "a+") as fd:
@@ -159,7 +159,7 @@ def lock(fpath: "pathlib.Path", patience: float = PATIENCE_S) -> tp.Iterator[Non
 
 
 class Held(Exception):
-    """Somebody else has the lock: who."""
+    """Another process holds the lock; the message names it."""
 
 
 def _is_locked(fd: tp.IO[str]) -> bool:

@@ -1,7 +1,7 @@
 """The lines that travel between stages: JSON Lines, one training run a line.
 
-`KEYS` is the whole vocabulary. A stage names the keys that it needs; `read` holds every
-line to them, so that no stage meets a line it can't work with.
+`KEYS` is the whole vocabulary. A stage names the keys that it needs, and `read` checks them
+on every line, so a stage never sees a line that it can't process.
 """
 
 import functools
@@ -15,18 +15,18 @@ from .cli import UserError
 from .text import excerpt, say
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What a run id or a slug may be. Both become parts of paths."""
+"""The form of a run id or slug. Both become parts of paths."""
 
 SOURCE = re.compile(rf"wandb|(measured|disk):{ID.pattern}")
-"""Where the numbers of a line come from."""
+"""Where a line's L0 and NMSE come from."""
 
 CHOSEN, PINNED = "chosen", "pinned"
 NOT_NEEDED, OFF_FRONTIER, DROPPED = "not needed", "off the frontier", "dropped"
 FATES = (CHOSEN, PINNED, NOT_NEEDED, OFF_FRONTIER, DROPPED)
-"""A candidate's fate. Pinned is what a person chose besides the rule."""
+"""What became of a candidate. A pinned run was chosen by a person, not by the rule."""
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
-"""How W&B, and so a line, writes what JSON has no number for."""
+"""How W&B, and therefore a line, writes the numbers that JSON lacks."""
 
 
 def is_id(value: object) -> bool:
@@ -69,13 +69,13 @@ def _is_layer(value: int) -> bool:
 
 
 def _is_documents(value: dict[str, tp.Any]) -> bool:
-    """By name, what render wrote: {"bytes", "sha256"}."""
+    """{"bytes", "sha256"} of each file that render wrote, by its name."""
     return all(
-        isinstance(of, dict)
-        and type(of.get("bytes")) is int
-        and isinstance(of.get("sha256"), str)
-        and _is_sha256(of["sha256"])
-        for of in value.values()
+        isinstance(document, dict)
+        and type(document.get("bytes")) is int
+        and isinstance(document.get("sha256"), str)
+        and _is_sha256(document["sha256"])
+        for document in value.values()
     )
 
 
@@ -85,7 +85,7 @@ def _is_all_text(value: list[tp.Any] | dict[str, tp.Any]) -> bool:
 
 
 class Kind(tp.NamedTuple):
-    """What a key holds. Types are compared exactly: JSON's true is not a number."""
+    """The type of a key's value. Types are compared exactly: JSON's true is not a number."""
 
     what: str
     types: frozenset[type]
@@ -111,9 +111,9 @@ KEYS: dict[str, Kind] = {
     "commented": _kind("true or false", bool),
     "source": _kind("text", str),
     "expected": _kind("an object", dict),
-    # fetch-metrics; facts puts what it reads in the place of "wandb"
+    # fetch-metrics; facts replaces "wandb" with what it reads from it
     "wandb": _kind("a run's record", dict, null=True),
-    # facts; l0 and nmse are settle's from there on
+    # facts; settle overwrites l0 and nmse
     "l0": _kind("a number", int, float, str, check=_is_measure, null=True),
     "nmse": _kind("a number", int, float, str, check=_is_measure, null=True),
     "objective": _kind("text", str, null=True),
@@ -145,7 +145,7 @@ KEYS: dict[str, Kind] = {
     # preflight
     "checkpoint": _kind("a path", str, check=str.isprintable),
     "bytes": _kind("a whole number", int),
-    # Text, because jq 1.6 rounds numbers over 2^53.
+    # Text, because jq 1.6 rounds numbers above 2^53.
     "mtime_ns": _kind("nanoseconds as text", str, check=_is_nanoseconds),
     "sha256": _kind("64 hex digits", str, check=_is_sha256),
     "schema": _kind("a whole number", int, null=True),
@@ -169,36 +169,36 @@ CHOSEN_MEASURE = _kind("a number", int, float)
 MEANINGS: dict[str, dict[str, str]] = {
     "extract-ids": {
         "repo": "the repo, by its slug in the catalog",
-        "layer": "the layer that the source lists it under",
-        "run_id": "its id in W&B",
-        "commented": "whether the source has it commented out",
-        "source": 'where it stands, "path:line"',
-        "expected": "what the catalog says of the repo's runs",
+        "layer": "the layer that the sweep lists it under",
+        "run_id": "the run's id in W&B",
+        "commented": "whether it is commented out in the sweep file",
+        "source": 'where the sweep lists it, "path:line"',
+        "expected": "what the catalog says about the repo's runs",
     },
     "fetch-metrics": {
-        "wandb": "its record in W&B: state, createdAt, url, config, summary; facts takes it away",
+        "wandb": "the run's record in W&B: state, createdAt, url, config, summary; removed by facts",
     },
     "facts": {
-        "l0": "mean count of non-zero features a token; as training logged it, from settle on the settled one",
-        "nmse": "squared error of the reconstruction over that of the mean; likewise",
+        "l0": "mean number of non-zero features per token: as training logged it, after settle the number that counts",
+        "nmse": "squared error of the reconstruction divided by that of the mean: likewise",
         "objective": '"matryoshka" or "vanilla"',
-        "n_prefixes": "how many prefixes Matryoshka training asked for",
+        "n_prefixes": "the number of prefixes that Matryoshka training was configured with",
         "n_dead": "how many features never fired",
-        "activation": 'its config: "key", "top_k", …',
-        "aux": "its auxiliary loss, by key",
-        "d_model": "width of an activation",
-        "d_sae": "number of features",
-        "train_layer": "the layer that it was trained on",
-        "scaling": "how activations were scaled before it saw them, as saev once could",
-        "shard": "the shard that it was evaluated on",
-        "shard_metadata": "what that shard must hold",
-        "state": "W&B's: finished, crashed, …",
-        "created_at": "when it started (ISO 8601)",
-        "wandb_url": "its page",
-        "fault": "what is odd about its record",
+        "activation": 'the activation\'s config: "key", "top_k", …',
+        "aux": "the auxiliary loss, by its key",
+        "d_model": "the width of an activation",
+        "d_sae": "the number of features",
+        "train_layer": "the layer that the run was trained on",
+        "scaling": "how activations were scaled before training, as early saev could",
+        "shard": "the shard that the run was evaluated on",
+        "shard_metadata": "saev's metadata of that shard",
+        "state": "the run's state in W&B: finished, crashed, …",
+        "created_at": "when the run started (ISO 8601)",
+        "wandb_url": "the run's page in W&B",
+        "fault": "what is malformed in its record",
     },
     "classify": {
-        "drop": "why it can't be released, or null",
+        "drop": "why the run can't be released, or null",
     },
     "settle": {
         "numbers": "where L0 and NMSE come from",
@@ -207,32 +207,32 @@ MEANINGS: dict[str, dict[str, str]] = {
         "n_tokens": "how many tokens they were measured on",
     },
     "select": {
-        "fate": "what became of a candidate",
+        "fate": "what became of the candidate",
     },
     "preflight": {
-        "checkpoint": "its file",
-        "bytes": "the file's size",
-        "mtime_ns": "when the file was last changed, in ns since 1970",
-        "sha256": "the file's hash",
-        "schema": "the header's schema",
+        "checkpoint": "the checkpoint's path on disk",
+        "bytes": "the checkpoint's size",
+        "mtime_ns": "when the checkpoint was last modified, in ns since 1970",
+        "sha256": "the checkpoint's sha256",
+        "schema": "the schema of the checkpoint's header",
         "activation_config": "the header's activation",
-        "loader": "what loaded it",
-        "saev": "how anybody else gets the saev that loaded it",
-        "probe": "what it computes from a few activations",
-        "warnings": "what is odd but may be right",
+        "loader": "what loaded the checkpoint",
+        "saev": "how to install the saev that loaded it",
+        "probe": "a file with what the SAE computes from a few activations",
+        "warnings": "what looks wrong but doesn't prevent a release",
     },
     "stage": {
-        "path": "its path in the repo on the Hub",
+        "path": "the checkpoint's path in the repo on the Hub",
     },
     "render": {
-        "documents": "size and sha256 of what the repo holds besides checkpoints",
+        "documents": "size and sha256 of every other file in the repo",
     },
     "push": {
-        "commit": "the commit that holds it",
+        "commit": "the commit on the Hub that contains it",
         "seconds": "how long the push took",
     },
 }
-"""By the stage that adds it, each key and what it means. README's table is made from it."""
+"""Each key and its meaning, by the stage that adds it. The source of README's table."""
 
 Line = dict[str, tp.Any]
 
@@ -256,8 +256,8 @@ def loads(text: bytes) -> Line:
 
 @functools.cache
 def _decoder() -> tp.Callable[[bytes], object]:
-    """orjson, four times as fast, which a million lines show; not before there is a line,
-    since it takes longer to import than all the rest of a light stage."""
+    """orjson's decoder, four times as fast, which shows with a million lines. It is imported
+    with the first line, since the import takes longer than the rest of a light stage."""
     try:
         import orjson
     except ImportError:  # before `make setup`
@@ -278,15 +278,15 @@ def check(
     also: tp.Iterable[str] = (),
     is_chosen: bool = False,
 ) -> None:
-    """Hold a line to what a stage needs.
+    """Check that a line has the keys that a stage needs.
 
     Args:
-        keys: What it must have.
-        also: What it may have.
-        is_chosen: Its L0 and NMSE must be numbers, as those of every chosen run are.
+        keys: Required keys.
+        also: Optional keys.
+        is_chosen: Its L0 and NMSE must be numbers, as a chosen run's are.
 
     Raises:
-        UserError: It lacks one of `keys`, or holds a key with a wrong type.
+        UserError: It lacks one of `keys`, or a value has the wrong type.
     """
     for key in (*keys, *(key for key in also if key in line)):
         if key not in line:
@@ -311,17 +311,17 @@ def read_with_text(
     also: tp.Iterable[str] = (),
     is_chosen: bool = False,
 ) -> tp.Iterator[tuple[Line, bytes]]:
-    """Each line's object and its own bytes, for a stage that passes lines on untouched.
+    """Each line's object and its bytes, for a stage that passes lines on unchanged.
 
     Args:
         keys, also, is_chosen: As for `check`.
 
     Raises:
-        UserError: A line is not a JSON object, lacks a key or has it with a wrong type.
+        UserError: A line is not a JSON object, lacks a key or has a value of the wrong type.
     """
     fd = fd or sys.stdin.buffer
     if fd.isatty():
-        say("reading lines from the terminal; Ctrl-D ends")
+        say("reading lines from the terminal; end with Ctrl-D")
     wanted = [(key, *_kind_of(key, is_chosen)[1:], _MISSING) for key in keys]
     wanted += [(key, *_kind_of(key, is_chosen)[1:], None) for key in also]
     for i, text in enumerate(fd, start=1):
@@ -348,27 +348,27 @@ def read(
     also: tp.Iterable[str] = (),
     is_chosen: bool = False,
 ) -> tp.Iterator[Line]:
-    """Each line's object, as `read_with_text` has it."""
+    """Each line's object. Arguments and errors as for `read_with_text`."""
     for line, _ in read_with_text(keys, fd, name, also=also, is_chosen=is_chosen):
         yield line
 
 
 def name_of(line: Line) -> str:
-    """A run as messages name it."""
+    """A run's name in messages."""
     return f"{line['repo']} layer {line['layer']} {line['run_id']}"
 
 
 def read_file(
     fpath: str | os.PathLike[str], *keys: str, is_chosen: bool = False
 ) -> list[Line]:
-    """All lines of a file, as `read_with_text` has them."""
+    """The objects of all lines of a file. Errors as for `read_with_text`."""
     with open(fpath, "rb") as fd:
         return list(read(*keys, fd=fd, name=str(fpath), is_chosen=is_chosen))
 
 
 def dumps(line: Line) -> str:
     text = json.dumps(line, allow_nan=False)
-    if "\\ud" in text:  # half a character, as text from outside may have, is no JSON
+    if "\\ud" in text:  # a lone surrogate, which other JSON parsers refuse
         text = json.dumps(line, allow_nan=False, ensure_ascii=False)
         text = text.encode("utf-8", "replace").decode()
     return text

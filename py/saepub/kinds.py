@@ -1,17 +1,17 @@
-"""The activations and objectives that are known: the one place where another is added.
+"""The known activations and objectives: the one place to add another.
 
-An activation is a row here, with the rule by which its features fire. A rule that none of
-these is would need its arithmetic too: `Sae.cut` and `Sae.activate` in checkpoint/sae.py.
+An activation is a row here, with the rule by which its features fire. A new rule needs its
+arithmetic too: `Sae.cut` and `Sae.activate` in checkpoint/sae.py.
 """
 
 import typing as tp
 
 POSITIVE = "positive"
-"""A feature fires where its pre-activation is above 0."""
+"""A feature fires if its pre-activation is above 0."""
 LARGEST = "largest"
 """The top_k largest pre-activations of a token fire."""
 THRESHOLD = "threshold"
-"""A feature fires where it is above the file's `activation.threshold`, and above 0."""
+"""A feature fires if its pre-activation is above the file's `activation.threshold` and 0."""
 
 
 class Activation(tp.NamedTuple):
@@ -24,7 +24,7 @@ class Activation(tp.NamedTuple):
     rule: str
     """In eval mode: POSITIVE, LARGEST or THRESHOLD."""
     params: frozenset[str]
-    """What a header's "params" may hold."""
+    """The keys that a header's "params" may have."""
 
 
 _SHARED = frozenset({"key", "sparsity", "aux"})
@@ -46,4 +46,4 @@ RULES = {activation.key: activation.rule for activation in ACTIVATIONS.values()}
 """By an activation's key."""
 
 OBJECTIVES = {"matryoshka": "Matryoshka", "vanilla": "Vanilla"}
-"""What training asked for, by the catalog's name, and as people write it."""
+"""Each training objective by the catalog's name, and as people write it."""

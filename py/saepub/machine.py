@@ -14,42 +14,42 @@ PROC, CGROUP_ROOT = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")
 
 
 def n_cores() -> int:
-    """The cores that it may run on, which on a cluster are fewer than there are."""
+    """The number of cores that this process may use, on a cluster fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 TORCH_BYTES = 300_000_000
-"""What a process that has imported torch takes before it has done anything."""
+"""The memory of a process that has imported torch and done nothing else."""
 
 
 def n_at_once(n_bytes: int, asked: int | None = None) -> int:
-    """How many processes that each take `n_bytes` are to run at once; 1 at least.
+    """How many processes of `n_bytes` each to run at once; at least 1.
 
     Args:
         n_bytes: The memory of one.
-        asked: How many somebody wants; None for as many as there are cores.
+        asked: How many the user wants; None for one per core.
     """
     n_free = free_bytes()
     n_most = max(1, n_free // n_bytes)
     if asked is not None and asked > n_most:
         say(
-            f"{sys.argv[0]}: {asked} at once would take {human(asked * n_bytes)} of memory,"
-            f" and {human(n_free)} are free: {n_most} at once"
+            f"{sys.argv[0]}: {asked} at once would need {human(asked * n_bytes)} of memory,"
+            f" but {human(n_free)} are free; running {n_most} at once"
         )
     return min(asked or n_cores(), n_most)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Parameters of glibc's mallopt, from its malloc.h."""
+"""Parameters of glibc's mallopt, from malloc.h."""
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for the next block of that size.
+    """Make malloc keep freed memory for reuse in this process.
 
-    glibc maps large blocks one by one and gives each back when it is freed. To have the
-    kernel clear every page of the next one anew takes as long as all that is done with it.
+    glibc maps each large block separately and unmaps it when freed. Having the kernel clear
+    the pages of the next one would take as long as the work done in them.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         libc = ctypes.CDLL(None)
@@ -58,7 +58,7 @@ def keep_freed_memory() -> None:
 
 
 def free_bytes() -> int:
-    """The memory that it may still take: the machine's, or what a job's cgroup leaves."""
+    """The memory still available to this process: the machine's, or what its cgroup leaves."""
     try:
         found = re.search(r"MemAvailable:\s*(\d+) kB", _text(PROC / "meminfo"))
         assert found is not None, "no MemAvailable in /proc/meminfo"
@@ -69,9 +69,9 @@ def free_bytes() -> int:
 
 
 def _cgroup_free_bytes() -> list[int]:
-    """What is left of the limit of each cgroup around this process, of version 1 and 2.
+    """The memory left in each cgroup around this process, of version 1 and 2.
 
-    The pages of files that were read count as used there, and go when memory is wanted.
+    A cgroup counts cached file pages as used, but the kernel reclaims them on demand.
     """
     try:
         text = _text(PROC / "self/cgroup")
@@ -84,7 +84,7 @@ def _cgroup_free_bytes() -> list[int]:
             continue
         inner = CGROUP_ROOT / name / found[1].lstrip("/")
         for dpath in (inner, *inner.parents):
-            with contextlib.suppress(OSError, ValueError):  # none here, or "max"
+            with contextlib.suppress(OSError, ValueError):  # no limit here, or "max"
                 limit, used = (int(_text(dpath / file)) for file in kind.files)
                 stat = dict(
                     row.split() for row in _text(dpath / "memory.stat").splitlines()
@@ -95,11 +95,11 @@ def _cgroup_free_bytes() -> list[int]:
 
 class Cgroup(tp.NamedTuple):
     line: str
-    """Where /proc/self/cgroup names the process's own."""
+    """Matches the process's own cgroup in /proc/self/cgroup."""
     files: tuple[str, str]
-    """Its limit and its use."""
+    """Its limit and its usage."""
     cache: tuple[str, str]
-    """In memory.stat, pages of files."""
+    """The keys of cached file pages in memory.stat."""
 
 
 CGROUPS = {

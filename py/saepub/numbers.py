@@ -1,6 +1,6 @@
 """Where the L0 and NMSE of each (repo, layer) come from: measured, logged, or on disk.
 
-All numbers of one (repo, layer) come from one source and one shard. Numbers taken on
+All numbers of one (repo, layer) come from one source and one shard, since numbers from
 different data don't belong on one frontier.
 """
 
@@ -22,24 +22,24 @@ if tp.TYPE_CHECKING:
     from . import measured
 
 DEAD_L0 = 0.05
-"""A table shows a lower L0 as 0.0: a dead SAE. Its log L0 would stretch the range that the
-choice is spaced over."""
+"""Below this L0, which tables show as 0.0, an SAE counts as dead. Its log L0 would stretch the
+range that the choice is spaced over."""
 
 SAME_RATIO = 1e-6
-"""How far a normalized_mse on disk may be from its two sums' ratio, relative to it."""
+"""Relative tolerance between a normalized_mse on disk and the ratio of its two sums."""
 
 TOLERANCE = 0.02
-"""How far a number may be from what training logged before it is worth a look."""
+"""Warn if a number differs by more than this fraction from what training logged."""
 
 MAX_METRICS_BYTES = 2**20
 
 OVERWRITTEN = (
-    'has "sse_sae": made between 26 November 2025 and 3 March 2026, when saev overwrote'
-    " one weight matrix as it loaded a checkpoint"
+    'has "sse_sae": written between 26 November 2025 and 3 March 2026, when saev overwrote'
+    " a weight matrix while loading a checkpoint"
 )
 
 NO_L0, NO_NMSE = "no L0", "no NMSE"
-"""How the drop reason of a run without numbers starts."""
+"""The start of the drop reason of a run without numbers."""
 
 Measure = float | str | None
 """A finite number, or one of jsonl.NOT_FINITE, or null."""
@@ -47,18 +47,18 @@ Measure = float | str | None
 
 @dataclasses.dataclass(slots=True)
 class Run:
-    """One candidate: what its line says, then what `settle` decides."""
+    """One candidate: its line's values, updated by `settle`."""
 
     run_id: str
     drop: str | None
     l0: Measure
-    """As training logged it, until `settle` replaces it; so is `nmse`."""
+    """As training logged it, until `settle` replaces it; likewise `nmse`."""
     nmse: Measure
     n_dead: float | None
     shard: str | None
-    """The shard that it was evaluated on, as W&B has it."""
+    """The shard that it was evaluated on, according to W&B."""
     fault: str | None
-    """What is odd about its W&B record."""
+    """What is malformed in its W&B record."""
     numbers: str | None = None
     n_tokens: int | None = None
 
@@ -68,7 +68,7 @@ class Run:
 
 
 class Found(tp.NamedTuple):
-    """What one source has of a run."""
+    """A run's numbers from one source."""
 
     l0: Measure
     nmse: Measure
@@ -81,11 +81,11 @@ class Source(tp.NamedTuple):
     """As on a line: "measured:<shard>", "wandb" or "disk:<shard>"."""
     found: dict[str, Found]
     why_not: dict[str, str]
-    """The reason to drop each eligible run that it lacks, by id."""
+    """Why to drop each eligible run that the source lacks, by id."""
 
 
 def is_lacking(drop: str | None) -> bool:
-    """Whether a run was dropped for having no numbers."""
+    """Whether a run was dropped because it has no numbers."""
     return drop is not None and drop.startswith((NO_L0, NO_NMSE))
 
 
@@ -95,46 +95,45 @@ def is_lacking(drop: str | None) -> bool:
 def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]:
     """Settle the runs of one (repo, layer) on one source, and drop those that it lacks.
 
-    That is the first source that has every eligible run, else the one that has most; the
-    earlier wins a tie. Runs dropped before have no say, and keep what was logged. Neither
-    has a run that diverged by what was logged: its weights may be NaN, and no source has
-    numbers of those.
+    That is the first source that has every eligible run, else the one that has most of them;
+    the earlier one wins a tie. Runs that are already dropped don't count, and keep the logged
+    numbers. Nor do runs that diverged according to their logged numbers, since a run whose
+    weights are NaN has no other numbers.
 
     Args:
         runs: All candidates of the (repo, layer). Changed in place.
         repo: Its slug.
-        expected: What the catalog says of its runs; of it, the shard and where things are.
+        expected: What the catalog says about its runs: the shard, and where files are.
 
     Returns:
-        What was refused on the way, one sentence each.
+        A note on each number that was refused, one sentence each.
 
     Raises:
         UserError: NMSE_SHARD is not a name, or it is set and the runs root is not a directory.
     """
     nmse_shard = _nmse_shard()
     eligible = [run for run in runs if run.is_eligible]
-    of_catalog = expected.get("shard")
-    shard = (
-        of_catalog if jsonl.is_id(of_catalog) else most_named(x.shard for x in eligible)
-    )
+    shard = expected.get("shard")
+    if not jsonl.is_id(shard):
+        shard = most_named(run.shard for run in eligible)
     place = {"repo": repo, "expected": expected}
     sound = {run.run_id for run in eligible if not _has_diverged(run)}
     sound = sound or {run.run_id for run in eligible}
-    said: list[str] = []
+    notes: list[str] = []
     tried: list[Source] = []
-    for source_of, of in (
+    for source_of, its_shard in (
         (_measured, shard),
         (_logged, shard),
         (_on_disk, nmse_shard or shard),
     ):
-        tried.append(source_of(eligible, of, place, said))
+        tried.append(source_of(eligible, its_shard, place, notes))
         if sound <= tried[-1].found.keys():
             break
     best = max(tried, key=lambda source: len(sound & source.found.keys()))
     if not best.found:
         for run in eligible:
             _drop_without(run, tried)
-        return said
+        return notes
     for run in eligible:
         run.numbers = best.name
         if run.run_id not in best.found:
@@ -145,22 +144,22 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
         run.l0, run.nmse, run.n_tokens = found.l0, found.nmse, found.n_tokens
         if found.n_dead is not None:
             run.n_dead = found.n_dead
-        run.drop = _cannot_be(found)
-    return said
+        run.drop = _why_impossible(found)
+    return notes
 
 
 def most_named(shards: tp.Iterable[str | None]) -> str | None:
-    """The shard that most of some runs were evaluated on, as W&B has it.
+    """The shard that most runs were evaluated on, according to W&B; None if none is named.
 
     Args:
-        shards: A line's `shard` each.
+        shards: The `shard` of each line.
     """
     n_of_shard = collections.Counter(shard for shard in shards if shard)
     return min(n_of_shard, key=lambda shard: (-n_of_shard[shard], shard), default=None)
 
 
 def _drop_without(run: Run, tried: list[Source]) -> None:
-    """Drop a run of a (repo, layer) for which no source has any run."""
+    """Drop a run of a (repo, layer) that no source has numbers for."""
     lack = NO_L0 if run.l0 is None else NO_NMSE
     *_, disk = (source.why_not[run.run_id] for source in tried)
     on_disk = f", on disk {disk.partition(': ')[2]}" if ": " in disk else ""
@@ -169,11 +168,11 @@ def _drop_without(run: Run, tried: list[Source]) -> None:
 
 
 def _has_diverged(run: Run) -> bool:
-    """Whether training logged that it isn't finite."""
+    """Whether training logged numbers that are not finite."""
     return isinstance(run.l0, str) or isinstance(run.nmse, str)
 
 
-def _cannot_be(found: Found) -> str | None:
+def _why_impossible(found: Found) -> str | None:
     """Why a run with these numbers is dropped; None if it isn't."""
     for what, value in (("L0", found.l0), ("NMSE", found.nmse)):
         if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -186,15 +185,15 @@ def _cannot_be(found: Found) -> str | None:
 
 
 def _measured(
-    runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
+    runs: list[Run], shard: str | None, place: jsonl.Line, notes: list[str]
 ) -> Source:
-    """What `make measure` found of the very bytes that would be published."""
+    """What `make measure` found for the very bytes that would be published."""
     source = Source(f"measured:{shard}", {}, {})
     for run in runs:
         try:
             record = _recorded(run.run_id, shard) if shard else None
         except UserError as err:
-            said.append(str(err))
+            notes.append(str(err))
             record = None
         if record is None:
             why = f"not measured on {shard}" if shard else "not measured"
@@ -211,7 +210,7 @@ def _measured(
 
 
 def _recorded(run_id: str, shard: str) -> "measured.Record | None":
-    """What was measured of a run on a shard, if anything was."""
+    """The measurement of a run on a shard, if there is one."""
     from . import measured  # slow to import, for its schema
 
     return measured.find(run_id, shard)
@@ -224,13 +223,13 @@ def _not_of(record: "measured.Record", fpath: "pathlib.Path") -> str:
         is_same = is_same and digests.sha256(fpath) == record.sha256
     except OSError as err:
         return f"measured on {record.shard}, but its checkpoint: {err.strerror}"
-    return "" if is_same else f"measured on {record.shard}, but of other bytes"
+    return "" if is_same else f"measured on {record.shard}, but the file has changed"
 
 
 def _logged(
-    runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
+    runs: list[Run], shard: str | None, place: jsonl.Line, notes: list[str]
 ) -> Source:
-    """What W&B's summaries have. Where runs name their shards, only one shard's runs count."""
+    """W&B's numbers. If runs name their shards, only the runs of one shard count."""
     source = Source("wandb", {}, {})
     complete = [run for run in runs if None not in (run.l0, run.nmse)]
     if shard not in {run.shard for run in complete}:
@@ -242,7 +241,7 @@ def _logged(
         elif run.nmse is None:
             source.why_not[run.run_id] = f"{NO_NMSE} in W&B{fault}"
         elif run.shard not in (None, shard):
-            why = f"{NO_NMSE} of {shard} in W&B, which has that of {run.shard}"
+            why = f"{NO_NMSE} on {shard} in W&B, which has one on {run.shard}"
             source.why_not[run.run_id] = why
         else:
             source.found[run.run_id] = Found(run.l0, run.nmse)
@@ -250,9 +249,9 @@ def _logged(
 
 
 def _on_disk(
-    runs: list[Run], shard: str | None, place: jsonl.Line, said: list[str]
+    runs: list[Run], shard: str | None, place: jsonl.Line, notes: list[str]
 ) -> Source:
-    """NMSE of the runs' inference on disk; L0 stays W&B's."""
+    """NMSE from the runs' inference results on disk; L0 from W&B."""
     runs_root = places.runs_root(place)
     if settings.get("NMSE_SHARD") and not runs_root.is_dir():
         raise UserError(f"{runs_root}: no such directory; set RUNS_ROOT")
@@ -268,19 +267,19 @@ def _on_disk(
         if run.l0 is None:
             source.why_not[run.run_id] = f"{NO_L0} in W&B"
         elif nmse is None:
-            of = f" of {shard}" if shard else ""
+            on_shard = f" for {shard}" if shard else ""
             tail = f": {why}" if why else ""
-            source.why_not[run.run_id] = f"{NO_NMSE} on disk{of}{tail}"
+            source.why_not[run.run_id] = f"{NO_NMSE} on disk{on_shard}{tail}"
         else:
             source.found[run.run_id] = Found(run.l0, nmse)
     for why, ids in refused.items():
         named = " ".join(ids[:6]) + (f" and {len(ids) - 6} more" if ids[6:] else "")
-        said.append(f"metrics.json of {shard} not used, it {why}: {named}")
+        notes.append(f"metrics.json of {shard} ignored, it {why}: {named}")
     return source
 
 
 def _nmse_shard() -> str:
-    """The shard that NMSE_SHARD names; "" where it isn't set."""
+    """The shard that NMSE_SHARD names; "" if it isn't set."""
     shard = settings.get("NMSE_SHARD")
     if shard and not jsonl.is_id(shard):
         raise UserError(
@@ -290,10 +289,10 @@ def _nmse_shard() -> str:
 
 
 def read(fpath: "pathlib.Path") -> tuple[float | None, str]:
-    """The full-prefix NMSE in the metrics.json that a run's inference on a shard left.
+    """The full-prefix NMSE in the metrics.json that a run's inference on a shard wrote.
 
     Returns:
-        The NMSE, or None; and why, if there is a file that can't be trusted.
+        The NMSE, or None; and why, if there is a file but it can't be trusted.
     """
     try:
         # O_NONBLOCK: a FIFO without a writer would block the open forever.
@@ -334,14 +333,14 @@ def _nmse_of(metrics: object) -> tuple[float | None, str]:
     return nmse, ""
 
 
-# ---- what was chosen, held against its file --------------------------------------------------
+# ---- chosen runs against their files ---------------------------------------------------------
 
 
 def refusal(line: jsonl.Line) -> str:
-    """Why a line's numbers are not its checkpoint's; "" if nothing speaks against them.
+    """Why a line's numbers are not its checkpoint's; "" if they are, as far as is known.
 
     Args:
-        line: A checked line: it has the `sha256` of the file that would be published.
+        line: A checked line, with the `sha256` of the file that would be published.
     """
     kind, _, shard = (line.get("numbers") or "").partition(":")
     if kind != "measured":
@@ -349,16 +348,14 @@ def refusal(line: jsonl.Line) -> str:
     record = _recorded(line["run_id"], shard)
     if record is not None and record.sha256 == line["sha256"]:
         return ""
-    return (
-        f"measured on {shard}, but of other bytes than are there now; run: make recheck"
-    )
+    return f"measured on {shard}, but the file has changed since; run: make recheck"
 
 
 def warnings(line: jsonl.Line) -> list[str]:
-    """Where a measurement of a checkpoint's very bytes differs from what training logged.
+    """How a measurement of this very checkpoint differs from what training logged.
 
     Args:
-        line: As in `refusal`. A measurement is looked at even where the numbers are W&B's.
+        line: As for `refusal`. A measurement is compared even if the line's numbers are W&B's.
     """
     kind, _, shard = (line.get("numbers") or "").partition(":")
     if kind == "wandb":
@@ -373,29 +370,29 @@ def warnings(line: jsonl.Line) -> list[str]:
 
 
 def _differences(how: str, found: dict[str, tp.Any], line: jsonl.Line) -> list[str]:
-    told = []
+    differences = []
     for key, what in (("l0", "L0"), ("nmse", "NMSE")):
         logged, value = line.get(f"{key}_logged"), found[key]
         if logged is None or value is None:
             continue
         if isinstance(logged, str) or abs(value - logged) > TOLERANCE * abs(logged):
             shown = logged if isinstance(logged, str) else f"{logged:.4g}"
-            told.append(f"{what} {how} {value:.4g}, logged {shown}")
-    return told
+            differences.append(f"{what} {how} {value:.4g}, logged {shown}")
+    return differences
 
 
-# ---- as people read it -----------------------------------------------------------------------
+# ---- for people ------------------------------------------------------------------------------
 
 
 def describe(lines: list[jsonl.Line]) -> str:
-    """Where the numbers of one (repo, layer) come from, for people.
+    """Where the numbers of one (repo, layer) come from, in words.
 
     Args:
         lines: All of its candidates, settled.
     """
     have = [line for line in lines if line["numbers"] and not is_lacking(line["drop"])]
     n_lacking = sum(is_lacking(line["drop"]) for line in lines)
-    told = [f"{n_of(n_lacking, 'run')} without numbers"] if n_lacking else []
+    parts = [f"{n_of(n_lacking, 'run')} without numbers"] if n_lacking else []
     for source, n in sorted(collections.Counter(x["numbers"] for x in have).items()):
         kind, _, shard = source.partition(":")
         if kind == "measured":
@@ -406,15 +403,15 @@ def describe(lines: list[jsonl.Line]) -> str:
             words = f"L0 from W&B, NMSE from inference on {shard}"
         else:
             words = "numbers from W&B"
-        told.insert(0, f"{n_of(n, 'run')}, {words}")
-    return "; ".join(told) or "no run has numbers"
+        parts.insert(0, f"{n_of(n, 'run')}, {words}")
+    return "; ".join(parts) or "no run has numbers"
 
 
-def mend(lacking: list[jsonl.Line], how_long: str = "") -> str:
+def advice(lacking: list[jsonl.Line], how_long: str = "") -> str:
     """What to do about runs without numbers, in one sentence.
 
     Args:
-        lacking: Settled lines of one repo, all of which lack numbers.
+        lacking: Settled lines of one repo, all without numbers.
         how_long: About how long measuring them takes here.
     """
     first: jsonl.Line = {"expected": {}} | lacking[0]
@@ -422,17 +419,17 @@ def mend(lacking: list[jsonl.Line], how_long: str = "") -> str:
     layers = sorted({line["layer"] for line in lacking})
     layers_text = ", ".join(map(str, layers))
     what = f"{slug} layer{'s' if layers[1:] else ''} {layers_text}"
-    told = f"{what}: no numbers for {n_of(len(lacking), 'run')}"
-    told += f"; to measure them: make measure REPO={slug}"
+    text = f"{what}: no numbers for {n_of(len(lacking), 'run')}"
+    text += f"; to measure them: make measure REPO={slug}"
     shard = first["expected"].get("shard")
     shard = shard or most_named(line.get("shard") for line in lacking)
     if not shard:
-        return f'{told} (write "shard" in the catalog first: W&B names none)'
+        return f'{text} (W&B names no shard; write "shard" in the catalog first)'
     try:
         dpath = places.shards_root(first) / shard
     except UserError:
-        return f"{told} (on shard {shard}; set SHARDS_ROOT first)"
+        return f"{text} (on shard {shard}; set SHARDS_ROOT first)"
     if not dpath.is_dir():
-        return f"{told} (its shard {dpath} is not there; that command says what to do)"
-    about = f", about {how_long} here" if how_long else ""
-    return f"{told} (its shard {shard} is there{about})"
+        return f"{text} (shard {dpath} doesn't exist; the command says what to do)"
+    about = f", which takes about {how_long} here" if how_long else ""
+    return f"{text} (on shard {shard}{about})"

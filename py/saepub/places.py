@@ -1,5 +1,5 @@
-"""Where a run's things are: under the root that a setting names, else the one that its line
-has from the catalog."""
+"""Where a run's files are: under the root that a setting names, else the catalog's, which
+the run's line carries."""
 
 import os
 import pathlib
@@ -9,14 +9,14 @@ from .cli import UserError
 from .jsonl import Line
 
 CHECKPOINT = "{run_id}/checkpoint/sae.pt"
-"""Where saev leaves a checkpoint, below the runs root; a catalog may say otherwise."""
+"""Where saev writes a checkpoint, below the runs root, unless the catalog says otherwise."""
 
 
 def runs_root(line: Line) -> pathlib.Path:
     """The directory of the runs.
 
     Raises:
-        UserError: Nobody names it.
+        UserError: Neither a setting nor the catalog names it.
     """
     return _root(line, "RUNS_ROOT", "runs_root")
 
@@ -32,16 +32,16 @@ def run_dpath(line: Line) -> pathlib.Path:
 
 
 def checkpoint_fpath(line: Line) -> pathlib.Path:
-    """A run's checkpoint, whether or not it is there."""
+    """A run's checkpoint, whether or not it exists."""
     template = line["expected"].get("checkpoint") or CHECKPOINT
     return runs_root(line) / template.replace("{run_id}", line["run_id"])
 
 
 def project(line: Line) -> tuple[str, str]:
-    """The entity and the project that W&B has the run under.
+    """The W&B entity and project of the run.
 
     Raises:
-        UserError: Nobody names them.
+        UserError: Neither a setting nor the catalog names them.
     """
     entity = settings.get("WANDB_ENTITY") or line["expected"].get("entity")
     name = settings.get("WANDB_PROJECT") or line["expected"].get("project")

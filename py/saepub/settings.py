@@ -1,9 +1,9 @@
 """Every setting: its name, its default, and where its value comes from.
 
 A value comes from make's command line, else the environment, else `.env` in the checkout,
-else the demo (where no data of a lab's own is named), else the default. make and the stages
-run by hand resolve them here, and nowhere else. This runs before any package is installed,
-which is why `.env` is parsed here too: VENV may stand in it.
+else the demo (if no data of your own is named), else the default. Both make and a stage run
+by hand resolve settings here, and nowhere else. This runs before any package is installed,
+since `.env` may set VENV, so `.env` is parsed here too.
 """
 
 import os
@@ -27,57 +27,57 @@ class Setting(tp.NamedTuple):
     help: str
     default: str = ""
     shown: str = ""
-    """What people are told where no plain default says it."""
+    """What the documentation shows in place of `default`."""
 
 
 SETTINGS = (
     Setting("SAEV_DIR", PATH, "a saev checkout: its sweep files, and `src/` as the saev that loads checkpoints"),
     Setting("RUNS_ROOT", PATH, "the runs: `<run_id>/checkpoint/sae.pt`", shown="the catalog's"),
     Setting("SHARDS_ROOT", PATH, "cached activations, a directory a shard", shown="the catalog's"),
-    Setting("CATALOG", PATH, "the table of what is released", "catalog.json"),
-    Setting("REPO", TEXT, "the repo, by slug, that `make` is to work on", shown="all of the catalog"),
-    Setting("N", NUMBER, "checkpoints a layer, at most", "6"),
-    Setting("PIN", IDS, "run ids to choose, whatever the rule says"),
+    Setting("CATALOG", PATH, "the catalog: which repos are released, and from which runs", "catalog.json"),
+    Setting("REPO", TEXT, "the slug of the repo to work on", shown="all of the catalog"),
+    Setting("N", NUMBER, "checkpoints per layer, at most", "6"),
+    Setting("PIN", IDS, "run ids to publish in addition to what the rule chooses"),
     Setting("EXCLUDE", IDS, "run ids to drop"),
-    Setting("WANDB_ENTITY", TEXT, "whose runs", shown="the catalog's"),
-    Setting("WANDB_PROJECT", TEXT, "of which project", shown="the catalog's"),
-    Setting("WANDB_API_KEY", SECRET, "your W&B key; or `wandb login` once"),
-    Setting("WANDB_BASE_URL", TEXT, "a W&B server of your own", shown="W&B's own"),
-    Setting("METRICS_SNAPSHOT", PATH, "a JSONL export of runs to read in W&B's place (`bin/fetch-metrics --save-snapshot`)"),
-    Setting("NMSE_SHARD", TEXT, "the shard whose inference on disk may give NMSE", shown="the catalog's `shard`"),
-    Setting("TOKENS", NUMBER, "on how many tokens `make measure` measures each run: whole examples, evenly spaced", "1048576"),
-    Setting("LAYERS", IDS, "the layers that `make measure` is to measure", shown="all"),
-    Setting("HF_TOKEN", SECRET, "a token that may write; from the environment only"),
-    Setting("HF_ENDPOINT", TEXT, "another Hub", shown="the Hub"),
-    Setting("HF_HUB_DISABLE_XET", TEXT, "1: upload by LFS, not by Xet"),
-    Setting("HF_HUB_DOWNLOAD_TIMEOUT", NUMBER, "seconds to wait for an answer of the Hub", "60"),
+    Setting("WANDB_ENTITY", TEXT, "the W&B entity of the runs", shown="the catalog's"),
+    Setting("WANDB_PROJECT", TEXT, "the W&B project of the runs", shown="the catalog's"),
+    Setting("WANDB_API_KEY", SECRET, "your W&B key; or run `wandb login` once"),
+    Setting("WANDB_BASE_URL", TEXT, "the address of a self-hosted W&B server", shown="W&B's own"),
+    Setting("METRICS_SNAPSHOT", PATH, "a JSONL export of runs, read instead of W&B (`bin/fetch-metrics --save-snapshot`)"),
+    Setting("NMSE_SHARD", TEXT, "the shard whose inference results on disk may supply NMSE", shown="the catalog's `shard`"),
+    Setting("TOKENS", NUMBER, "how many tokens `make measure` measures each run on: whole examples, evenly spaced", "1048576"),
+    Setting("LAYERS", IDS, "the layers that `make measure` measures", shown="all"),
+    Setting("HF_TOKEN", SECRET, "a token with write access; from the environment only"),
+    Setting("HF_ENDPOINT", TEXT, "the address of another Hub", shown="the Hub"),
+    Setting("HF_HUB_DISABLE_XET", TEXT, "1: upload through LFS instead of Xet"),
+    Setting("HF_HUB_DOWNLOAD_TIMEOUT", NUMBER, "seconds to wait for the Hub to answer", "60"),
     Setting("PRUNE", TEXT, "1: delete files on the Hub that are not in the stage"),
-    Setting("LOADER", TEXT, "`builtin`: publish checkpoints that no saev at hand can load; the card says so"),
-    Setting("JOBS", NUMBER, "how much at once: files; with `EXECUTOR`, the tasks that share the lines", shown="by cores and memory"),
-    Setting("EXECUTOR", TEXT, "`slurm`: preflight and measure as a Slurm array; `local`: the same in processes of this machine. `BUILD`, `RUNS_ROOT` and the checkout must be on a disk that the nodes share. What is done is kept in `build/executor`, so the same command does only the rest"),
-    Setting("SLURM_PARTITION", TEXT, "of that array"),
-    Setting("SLURM_ACCOUNT", TEXT, "of that array"),
-    Setting("SLURM_TIME", NUMBER, "minutes a task of it may take", "60"),
-    Setting("SLURM_CPUS", NUMBER, "cores for each task of it", shown="the cluster's"),
+    Setting("LOADER", TEXT, "`builtin`: publish checkpoints that the available saev can't load; the card says so"),
+    Setting("JOBS", NUMBER, "how many files to process at once; with `EXECUTOR`, how many tasks share the runs", shown="by cores and memory"),
+    Setting("EXECUTOR", TEXT, "`slurm`: run preflight and measure as a Slurm array; `local`: as processes on this machine. `BUILD`, `RUNS_ROOT` and the checkout must be on a disk that the nodes share. Finished work is kept in `build/executor`, so rerunning the command does only the rest"),
+    Setting("SLURM_PARTITION", TEXT, "partition of that array"),
+    Setting("SLURM_ACCOUNT", TEXT, "account of that array"),
+    Setting("SLURM_TIME", NUMBER, "time limit of each of its tasks, in minutes", "60"),
+    Setting("SLURM_CPUS", NUMBER, "cores for each of its tasks", shown="the cluster's"),
     Setting("SLURM_GPUS", NUMBER, "GPUs for each task of `make measure`; 1 is enough"),
-    Setting("RECORDS", PATH, "what was measured and released, as small JSON for git; nothing is ever deleted there", "records"),
-    Setting("BUILD", PATH, "everything that can be made again; in the environment: `SAEPUB_BUILD`", "build"),
+    Setting("RECORDS", PATH, "records of measurements and releases, small JSON files for git; nothing here is ever deleted", "records"),
+    Setting("BUILD", PATH, "everything that can be rebuilt; in the environment: `SAEPUB_BUILD`", "build"),
     Setting("VENV", PATH, "the virtual environment; in the environment: `SAEPUB_VENV`", ".venv"),
     Setting("DRY_RUN", TEXT, "1: `make docs` shows what it would write"),
-    Setting("TORCH_INDEX", TEXT, "a package index to take torch from, such as that of its builds without CUDA"),
-    Setting("PYTHON", TEXT, "the Python that the virtual environment is made with", "python3"),
+    Setting("TORCH_INDEX", TEXT, "a package index to install torch from, such as PyTorch's index of builds without CUDA"),
+    Setting("PYTHON", TEXT, "the Python that creates the virtual environment", "python3"),
 )  # fmt: skip
 
 KNOBS = (
     *("PYTEST_ARGS", "ROWS", "TARGETS", "SECONDS_EACH", "SHARDS"),
     *("SWEEP", "VARIABLE", "WANDB_SWEEP", "DO"),
 )
-"""What single targets of the Makefile take on the command line; no program reads them."""
+"""Variables of single Makefile targets, for the command line only; no program reads them."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 OWN_DATA = ("SAEV_DIR", "RUNS_ROOT", "CATALOG", "METRICS_SNAPSHOT", "NMSE_SHARD")
-"""Any of these given means that a lab's own data is meant, not the demo."""
+"""Setting any of these selects the user's own data instead of the demo."""
 
 DEMO = {
     "CATALOG": "catalog.json",
@@ -87,36 +87,36 @@ DEMO = {
     "METRICS_SNAPSHOT": "snapshot.jsonl",
     "RECORDS": "records",
 }
-"""What the demo gives, under BUILD/demo."""
+"""The demo's settings: paths under BUILD/demo."""
 
 MADE = ("BUILD", "VENV")
-"""Directories that get made and removed. Compilers' scripts export variables of these names,
-so in the environment ours have a prefix."""
+"""Directories that we create and remove. Compiler scripts export variables of these names, so
+in the environment ours have a prefix."""
 
 NOT_IN_DOTENV = ("HF_TOKEN",)
-"""Never read from a file: a token for publishing should not lie about on a disk."""
+"""Never read from a file: a token that can publish should not be stored on disk."""
 
 FOR_CLIENTS = ("HF_", "WANDB_")
-"""The Hub's and W&B's clients read these too, and take an empty one for a value."""
+"""The Hub's and W&B's clients read these too, and treat an empty one as set."""
 
 MARK = ".saepub"
-"""The file that marks a directory as made by us."""
+"""The file that marks a directory as created by us."""
 
 
 class Value(tp.NamedTuple):
     text: str
     source: str
-    """For people: where it comes from."""
+    """Where it comes from, for messages."""
 
 
 def resolve(command_line: tp.Mapping[str, str] | None = None) -> dict[str, Value]:
-    """Every setting that is given somewhere, even as nothing; the demo's where none names data.
+    """Every setting that is set anywhere, even if empty; the demo's if none names data.
 
     Args:
-        command_line: What make's command line gives.
+        command_line: The settings on make's command line.
 
     Raises:
-        UserError: A setting is given that can't be, in a line that says which and where.
+        UserError: A setting has an invalid value; names the setting and its source.
     """
     in_file = dotenv(os.path.join(ROOT, ".env"))
     found = {}
@@ -135,13 +135,13 @@ def resolve(command_line: tp.Mapping[str, str] | None = None) -> dict[str, Value
         build = found["BUILD"].text if "BUILD" in found else default("BUILD")
         for name, path in DEMO.items():
             if name == "RECORDS" and name in found:
-                continue  # a rehearsal's, or a person's
+                continue  # a rehearsal's, or the user's
             found[name] = Value(os.path.join(build, "demo", path), "the demo")
     return found
 
 
 def _clean(setting: Setting, value: Value) -> str:
-    """A value as it is used: ids apart by single spaces, a path without "~"."""
+    """A value in normal form: ids separated by single spaces, a path without "~"."""
     text = value.text.strip()
     if setting.kind == IDS:
         return " ".join(split(text))
@@ -161,7 +161,7 @@ def _clean(setting: Setting, value: Value) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The ids of a list: commas, spaces, tabs and newlines are all the same."""
+    """The ids of a list separated by commas or white space."""
     return [word for word in re.split(r"[\s,]+", text) if word]
 
 
@@ -180,7 +180,7 @@ def dotenv(fpath: str) -> dict[str, Value]:
     """The settings in an `.env` file: NAME=value lines, comments, quotes as in a shell.
 
     Raises:
-        UserError: It can't be read, a line is something else, or names no setting.
+        UserError: It can't be read, or a line is malformed or names no setting.
     """
     try:
         with open(fpath, encoding="utf-8-sig") as fd:
@@ -216,16 +216,16 @@ def _check_name(name: str, where: str) -> None:
             " in your shell"
         )
     if name not in BY_NAME:
-        raise UserError(f"{where}: {name} is no setting; {near(name, BY_NAME)}")
+        raise UserError(
+            f"{where}: {name} is not a setting; {suggestion(name, BY_NAME)}"
+        )
 
 
-IN_README = (
-    "README.md lists them; what is meant for other programs belongs in your shell"
-)
+IN_README = "README.md lists them; variables for other programs belong in your shell"
 
 
-def near(name: str, names: tp.Iterable[str], otherwise: str = IN_README) -> str:
-    """What to say about a name that isn't among `names`: the nearest, or else `otherwise`."""
+def suggestion(name: str, names: tp.Iterable[str], otherwise: str = IN_README) -> str:
+    """Advice on a name that is not one of `names`: the nearest, or else `otherwise`."""
     import difflib  # slow to import
 
     def plain(text: str) -> str:
@@ -256,7 +256,7 @@ def _dotenv_value(binding: re.Match[str], above: dict[str, Value], where: str) -
             return above[name].text
         if name not in os.environ:
             raise UserError(
-                f"{where}: ${name} is not set; in single quotes a $ is only that"
+                f"{where}: ${name} is not set; for a literal $ use single quotes"
             )
         return os.environ[name]
 
@@ -264,13 +264,13 @@ def _dotenv_value(binding: re.Match[str], above: dict[str, Value], where: str) -
 
 
 def _from_checkout(binding: re.Match[str], text: str) -> str:
-    """A relative path in the checkout's `.env` starts from there."""
+    """Resolve a relative path in the checkout's `.env` against the checkout."""
     is_path = BY_NAME[binding["name"]].kind == PATH
     return in_checkout(text) if is_path and text and text[0] != "~" else text
 
 
 def in_checkout(path: str) -> str:
-    """A path that is relative to the checkout, from where this process is."""
+    """A path relative to the checkout, as this process can open it."""
     return path if os.getcwd() == ROOT else os.path.join(ROOT, path)
 
 
@@ -278,7 +278,7 @@ def in_checkout(path: str) -> str:
 
 
 def load() -> None:
-    """Resolve all settings into `os.environ`, for this process and what it starts.
+    """Resolve all settings into `os.environ`, for this process and its children.
 
     Raises:
         UserError: As `resolve`.
@@ -301,7 +301,7 @@ def default(name: str) -> str:
 
 
 def get(name: str) -> str:
-    """The setting's value; "" where it is not set and has no default."""
+    """The setting's value; "" if it is not set and has no default."""
     return os.environ.get(in_environment(name)) or default(name)
 
 
@@ -323,10 +323,10 @@ def ids(name: str) -> list[str]:
 
 
 def number(name: str, at_least: int = 1) -> int | None:
-    """A setting that is a whole number; None where it is not set.
+    """A setting's value as a whole number; None if it is not set.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: It is not a whole number of at least `at_least`.
     """
     text = get(name).strip()
     if not text:
@@ -345,27 +345,27 @@ def is_demo_fpath(fpath: "str | pathlib.Path") -> bool:
 
 
 def build_dpath() -> "pathlib.Path":
-    """The directory of everything that can be made again."""
+    """The directory of everything that can be rebuilt."""
     import pathlib  # slow to import, and the light stages don't need it
 
     return pathlib.Path(get("BUILD"))
 
 
 def records_dpath() -> "pathlib.Path":
-    """Where the records of releases and measurements lie. Nothing of ours deletes there."""
+    """The directory of the records of releases and measurements. We never delete anything here."""
     import pathlib
 
     return pathlib.Path(get("RECORDS"))
 
 
-# ---- directories that get made and removed -----------------------------------------------------
+# ---- directories that we create and remove -----------------------------------------------------
 
 
 def claim(name: str) -> None:
-    """Make the directory that a setting of `MADE` names, with our mark, unless it is ours already.
+    """Create the directory that a setting of `MADE` names, with our mark, unless it has one.
 
     Raises:
-        UserError: It is somebody else's, or can't be one to make and remove.
+        UserError: It is not ours to fill and remove; see `check_made`.
     """
     path = get(name)
     check_made(name, path)
@@ -374,23 +374,23 @@ def claim(name: str) -> None:
     os.makedirs(path, exist_ok=True)
     with open(os.path.join(path, MARK), "w") as fd:
         fd.write(
-            "Made by saepub, which removes what is in here: make clean, make distclean.\n"
+            "Created by saepub. make clean and make distclean delete what is in here.\n"
         )
 
 
 def claim_new(name: str) -> None:
-    """Claim the directory if it isn't there yet. Raises as `claim`."""
+    """Claim the directory if it doesn't exist yet. Raises as `claim`."""
     if not os.path.lexists(get(name)):
         claim(name)
 
 
 def check_made(name: str, path: str) -> None:
-    """Raises UserError where a directory is not ours to make, fill and empty."""
+    """Raise UserError unless a directory is ours to fill and remove."""
     real = os.path.realpath(path)
     for kept, what in _kept(name).items():
         if os.path.join(os.path.realpath(kept), "").startswith(os.path.join(real, "")):
             raise UserError(
-                f"{name} is {path}, which holds {what}; name a directory of its own"
+                f"{name} is {path}, which contains {what}; name a separate directory"
             )
     if (
         not is_ours(path)
@@ -398,13 +398,13 @@ def check_made(name: str, path: str) -> None:
         and (not os.path.isdir(path) or os.listdir(path))
     ):
         raise UserError(
-            f"{name} is {path}, which is not empty and not of our making (no {MARK} in it);"
-            " name another directory"
+            f"{name} is {path}, which is not empty and was not created by saepub"
+            f" (it has no {MARK}); name another directory"
         )
 
 
 def _kept(name: str) -> dict[str, str]:
-    """What no directory that gets removed may hold, and what it is."""
+    """The paths that a directory we remove must not contain, and what each is."""
     kept = {ROOT: "this checkout", os.path.expanduser("~"): "your home"}
     demo = os.path.join(os.path.realpath(get("BUILD")), "demo", "")
     hub = os.path.join(os.path.realpath(get("BUILD")), "hub", "")

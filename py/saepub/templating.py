@@ -1,4 +1,4 @@
-"""The templates, and how data gets into them without being taken for markup."""
+"""The Jinja templates, with filters that escape data."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from .text import human, l0_text, nmse_text, plural
 
 
 def environment() -> tp.Any:
-    """The templates, with the filters that keep data from being taken for markup."""
+    """The Jinja environment of templates/, with the filters that escape data."""
     import jinja2
 
     env = jinja2.Environment(
@@ -31,7 +31,7 @@ def environment() -> tp.Any:
 
 
 def escape_markdown(text: str) -> str:
-    """`text` as Markdown that shows just that text, in a table's cell too."""
+    """`text` escaped so that Markdown shows it literally, even in a table cell."""
     text = " ".join(text.split())
     for char in "\\`*_[]<>|$~":
         text = text.replace(char, "\\" + char)
@@ -39,5 +39,5 @@ def escape_markdown(text: str) -> str:
 
 
 def listed(words: list[str]) -> str:
-    """Words as a sentence has them: "a", "a and b", "a, b and c"."""
+    """Words joined for a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -1,4 +1,4 @@
-"""Values as people read them, and what a terminal may show."""
+"""Values formatted for people, and text made safe for a terminal."""
 
 import contextlib
 import sys
@@ -7,18 +7,18 @@ import typing as tp
 
 
 def printable(text: str) -> str:
-    """`text` as one line, without what a terminal would obey or show back to front."""
+    """`text` as one line, without control or bidirectional characters."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal. stdout is for data only."""
+    """Print to stderr, for people. stdout is for data only."""
     text = "\n".join(printable(line) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)
 
 
 def timestamp(text: object) -> float | None:
-    """Seconds since the epoch of an ISO 8601 date, UTC where it names no zone; None if it isn't one."""
+    """An ISO 8601 date as seconds since the epoch, UTC unless it has a zone; None if invalid."""
     import datetime  # slow to import, and few stages need it
 
     try:
@@ -41,7 +41,7 @@ def n_of(n: int, noun: str) -> str:
 
 
 def human(n_bytes: int) -> str:
-    """A count of bytes for people, in decimal units as the Hub shows them."""
+    """A number of bytes in decimal units, as the Hub shows it."""
     if n_bytes < 1000:
         return f"{n_bytes} B"
     size, units = float(n_bytes), ["kB", "MB", "GB", "TB"]
@@ -53,12 +53,12 @@ def human(n_bytes: int) -> str:
 
 
 def one_line(text: object) -> str:
-    """Text that came from outside, as one printable line."""
+    """Text from outside as one printable line."""
     return "".join(c if c.isprintable() else " " for c in str(text))[:200]
 
 
 def excerpt(text: bytes) -> str:
-    """The beginning of a line, to show which one is meant."""
+    """The beginning of a line, to identify it in a message."""
     line = printable(text.decode("utf-8", "replace").strip())
     return line if len(line) <= 80 else line[:77] + "..."
 
@@ -74,7 +74,7 @@ def nmse_text(nmse: float) -> str:
 
 
 SECONDS_BETWEEN = 15
-"""How often progress is told where stderr is no terminal."""
+"""How often progress is printed when stderr is not a terminal."""
 
 Item = tp.TypeVar("Item")
 
@@ -82,12 +82,12 @@ Item = tp.TypeVar("Item")
 def progress(
     items: tp.Iterable[Item], n_items: int, label: str, unit: str = "run"
 ) -> tp.Iterator[Item]:
-    """Pass `items` on and count them on stderr, with the time that is left.
+    """Yield `items` and show progress on stderr, with the time left.
 
     Args:
-        items: What to pass on.
+        items: What to yield.
         n_items: How many there will be.
-        label: What is under way, such as "preflight vitl-topk".
+        label: The work under way, such as "preflight vitl-topk".
         unit: What an item is called.
     """
     with meter(n_items, label, unit) as count:
@@ -100,8 +100,8 @@ def progress(
 def meter(
     n_items: int, label: str, unit: str = "run"
 ) -> tp.Iterator[tp.Callable[[int], object]]:
-    """`progress` for what comes in lots: yields what to call with how many more there are."""
-    from tqdm import tqdm  # not before there is something to count
+    """`progress` for items in batches: yields a function to call with each batch's size."""
+    from tqdm import tqdm  # slow to import
 
     if sys.stderr.isatty():
         with tqdm(
@@ -113,16 +113,16 @@ def meter(
         ) as bar:
             yield bar.update
         return
-    start = told = time.monotonic()
+    start = printed = time.monotonic()
     i = 0
 
     def count(n_more: int) -> None:
-        nonlocal i, told
+        nonlocal i, printed
         i += n_more
         now = time.monotonic()
-        if now - told >= SECONDS_BETWEEN and i < n_items:
+        if now - printed >= SECONDS_BETWEEN and i < n_items:
             left = tqdm.format_interval((now - start) / i * (n_items - i))
             say(f"{label}: {i:,} of {n_of(n_items, unit)}, {left} left")
-            told = now
+            printed = now
 
     yield count

@@ -1,4 +1,4 @@
-"""What a run's witnesses say of it: its checkpoint's header, W&B, the catalog and the sweep."""
+"""Compares what a checkpoint's header, W&B, the catalog and the sweep say about a run."""
 
 import typing as tp
 
@@ -10,44 +10,44 @@ KEYS = (
     *("repo", "layer", "run_id", "expected", "activation", "aux", "d_model", "d_sae"),
     *("train_layer", "created_at", "l0", "nmse"),
 )
-"""What a line must have to be judged by it."""
+"""The keys that a line must have to be compared."""
 
 L0_ABOVE_K = 1.01
 MAX_DAYS_APART = 7
 TROUBLED_STATES = ("crashed", "failed", "killed")
 
 
-def odds(line: Line, header: dict[str, tp.Any]) -> str:
-    """Everything that two witnesses tell differently; "" where they agree.
+def conflicts(line: Line, header: dict[str, tp.Any]) -> str:
+    """Every fact on which two sources disagree; "" if they all agree.
 
     Args:
         line: Has `KEYS`.
-        header: Its d_model, d_sae, activation, top_k and aux; None where it doesn't say.
+        header: Its d_model, d_sae, activation, top_k and aux; None for one it lacks.
     """
     config = line["activation"] or {}
     expected = line["expected"]
-    testimony: dict[str, dict[str, object]] = {
+    facts: dict[str, dict[str, object]] = {
         "d_model": {"header": header["d_model"], "W&B": line["d_model"]},
         "d_sae": {"header": header["d_sae"], "W&B": line["d_sae"]},
         "activation": {"header": header["activation"], "W&B": config.get("key")},
     }
-    for key, said in testimony.items():
-        said["catalog"] = expected.get(key)
+    for key, values in facts.items():
+        values["catalog"] = expected.get(key)
     may_be = expected.get("activation")
     if isinstance(may_be, list) and header["activation"] in may_be:
-        testimony["activation"]["catalog"] = header["activation"]
-    testimony["layer"] = {"sweep": line["layer"], "W&B": line["train_layer"]}
+        facts["activation"]["catalog"] = header["activation"]
+    facts["layer"] = {"sweep": line["layer"], "W&B": line["train_layer"]}
     if header["top_k"] is not None:
-        testimony["top_k"] = {"header": header["top_k"], "W&B": config.get("top_k")}
-    # Before there was one, nobody said so.
-    said_aux = {"header": header["aux"], "W&B": line["aux"]}
-    testimony["aux"] = {who: aux or "no-aux" for who, aux in said_aux.items()}
-    told = [
-        f"{key}: " + ", ".join(f"{who} {_show(value)}" for who, value in said.items())
-        for key, said in testimony.items()
-        if len({(type(value), str(value)) for value in said.values()}) > 1
-    ]
-    return "; ".join(told)
+        facts["top_k"] = {"header": header["top_k"], "W&B": config.get("top_k")}
+    # A source from before saev had auxiliary losses names none.
+    aux = {"header": header["aux"], "W&B": line["aux"]}
+    facts["aux"] = {source: key or "no-aux" for source, key in aux.items()}
+    return "; ".join(
+        f"{key}: "
+        + ", ".join(f"{source} {_show(value)}" for source, value in values.items())
+        for key, values in facts.items()
+        if len({(type(value), str(value)) for value in values.values()}) > 1
+    )
 
 
 def _show(value: object) -> str:
@@ -57,10 +57,10 @@ def _show(value: object) -> str:
 
 
 def warnings(line: Line, mtime: float) -> list[str]:
-    """What is odd about a run's metrics, state and date.
+    """What looks wrong about a run's metrics, state and date.
 
     Args:
-        line: Has `KEYS`; its `state` and `n_dead` are looked at where it has them.
+        line: Has `KEYS`, and perhaps `state` and `n_dead`.
         mtime: When the checkpoint was last written, in seconds since the epoch.
     """
     found = []

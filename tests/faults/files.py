@@ -225,23 +225,23 @@ FILES = (
     ),
     (
         "pickle of a torch before 1.6",
-        "not a torch (1.6 or later) archive",
+        "not an archive of torch 1.6 or later",
         pickle_of_old_torch,
     ),
     (
         "pickle with a memo of 2^31 places",
-        "a memo out of all bounds",
+        "a memo index is out of bounds",
         with_pickle(b"q\x00", MEMO),
     ),
     ("zip bomb", "compressed, which torch never does", bomb),
-    ("header of 1 GB without a newline", "no header line in its first", bomb_in_header),
+    ("header of 1 GB without a newline", "no header line in the first", bomb_in_header),
     ("header nested 500,000 deep", "its header is nested too deep", nested),
     ("header nested 900 deep", "its header is nested too deep", deep(900)),
     ("header nested 100 deep", "its header is nested too deep", deep(100)),
     ("header with an aux of no kind", "its aux ", loss("aux", {"cls": "Other"})),
     ("header with a list as sparsity", "its sparsity is [1]", loss("sparsity", [1])),
     ("header with a k_aux that is none", "k_aux is ", loss("aux", K_AUX)),
-    ("header with escape codes", "is none that saev has written", lone_surrogate),
+    ("header with escape codes", "is not one that saev writes", lone_surrogate),
     (
         "tensor that claims 2^60 values",
         "a tensor of shape (1152921504606846976, 8)",
@@ -251,7 +251,7 @@ FILES = (
     ("tensor of another type", "Half values, not float32", half),
     (
         "1 TB of nothing behind the weights",
-        "1.1 TB, where an SAE of its",
+        "1.1 TB, but an SAE of",
         tail_of_a_terabyte,
     ),
     ("empty file", "an empty file", lambda lab: b""),
@@ -268,7 +268,7 @@ FILES = (
         place(lambda fpath: fpath.symlink_to(fpath.name)),
     ),
     ("no file", "No such file or directory", lambda lab: None),
-    *((f"file cut off at {i}/16", CUT.get(i, "cut short"), cut(i)) for i in range(16)),
+    *((f"file cut off at {i}/16", CUT.get(i, "truncated"), cut(i)) for i in range(16)),
     *(
         (f"flipped byte in {name}", "does not match its checksum", flipped(name))
         for name in ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -282,7 +282,7 @@ ROWS = [
     ),
     Row(
         "header that claims 2^46 weights, and W&B and catalog too",
-        "no torch archive follows its header",
+        "no torch archive after the header",
         wide(wide_header, WIDE, WIDE),
         is_file=True,
     ),

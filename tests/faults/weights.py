@@ -198,7 +198,7 @@ WARNINGS = (
         "more than half of the features dead",
         "layer 14 dead: 17 of 32 features are dead",
     ),
-    ("frontier of fewer than 3 runs", "layer 7: a frontier of 2 runs only"),
+    ("frontier of fewer than 3 runs", "layer 7: a frontier of only 2 runs"),
     (
         "checkpoint newer than its W&B run",
         "layer 15 newer: checkpoint is 8 days newer than",
@@ -222,7 +222,7 @@ ROWS = [
     ),
     Row(
         "saev that computes other features",
-        "computes other features",
+        "computes different features",
         with_saev("forward"),
     ),
     Row("NaN in weights", "W_dec has NaN or infinite values", spoiled),
@@ -280,13 +280,13 @@ ROWS = [
     Row("nothing odd: no warning", "layer_6/good0/sae.pt", report_of_good_runs, 0),
     Row(
         "NMSE of a layer partly W&B's, partly the disk's",
-        "1 no NMSE on disk of val",
+        "1 no NMSE on disk for val",
         provenance(wandb="ab", disk="abcd"),
         0,
     ),
     Row(
         "run that the layer's NMSE source lacks",
-        "1 no NMSE on disk of val",
+        "1 no NMSE on disk for val",
         provenance(wandb="abe", disk="abcd"),
         0,
     ),

@@ -1,4 +1,4 @@
-"""Checkpoints that saev wrote: file, header, archive, pickle, SAE, and the saev that loads them."""
+"""saev's checkpoints: file, header, archive, pickle, SAE, and loading them with saev."""
 
 from .file import File, load, open_memory
 

@@ -1,7 +1,7 @@
 """The zip file in a checkpoint, as torch writes it: stored members, a directory, nothing else.
 
-The directory must describe every byte of the file, and each member be true to its CRC.
-The format: PKWARE's APPNOTE.TXT.
+The directory must account for every byte of the file, and each member must match its CRC.
+The format is specified in PKWARE's APPNOTE.TXT.
 """
 
 import re
@@ -18,28 +18,28 @@ LOCAL = struct.Struct("<4s5H3L2H")
 
 MAX_MEMBERS = 32
 MAX_DESCRIPTOR = 24
-"""Bytes between two members: at most a data descriptor with 64-bit sizes."""
+"""The most bytes between two members: a data descriptor with 64-bit sizes."""
 MAX_PICKLE_BYTES = 8192
-"""A state dict's pickle has some 500. The bound keeps deep nesting off the C stack."""
+"""A state dict's pickle has about 500. The limit prevents C stack overflow by deep nesting."""
 MAX_NOTE_BYTES = 1024
 """torch's own notes (version, byte order, …) have 1 to 40."""
 NOTES = re.compile(r"version|byteorder|\.[\w./]+", re.ASCII)
 
 
 def members(archive: memoryview) -> dict[str, memoryview]:
-    """Every member's bytes by its name, without the directory that all names start with.
+    """Every member's bytes by name, without the top-level directory of all names.
 
     Args:
         archive: The whole zip file.
 
     Raises:
-        Refused: It is cut short, its directory does not describe each of its bytes, a
-            member is compressed, or a member's bytes don't match its CRC.
+        Refused: It is truncated, has bytes that its directory doesn't account for, or has a
+            member that is compressed or doesn't match its CRC.
     """
     try:
         spans = _spans(archive)
     except struct.error:
-        raise Refused("its archive is cut short") from None
+        raise Refused("its archive is truncated") from None
     found = {}
     for name, (start, end, crc) in spans.items():
         data = archive[start:end]
@@ -50,10 +50,12 @@ def members(archive: memoryview) -> dict[str, memoryview]:
 
 
 def _spans(archive: memoryview) -> dict[str, tuple[int, int, int]]:
-    """Where each member's data starts and ends, and its CRC, as the directory says."""
+    """The start and end of each member's data and its CRC, from the directory."""
     n_members, cd_start, cd_end = _directory(archive)
     if not 0 < n_members <= MAX_MEMBERS:
-        raise Refused(f"its archive has {n_members} members, which torch never writes")
+        raise Refused(
+            f"its archive has {n_members} members; torch writes 1 to {MAX_MEMBERS}"
+        )
     spans: dict[str, tuple[int, int, int]] = {}
     root, at, last = None, cd_start, 0
     for _ in range(n_members):
@@ -92,23 +94,23 @@ def _spans(archive: memoryview) -> dict[str, tuple[int, int, int]]:
 
 
 def _directory(archive: memoryview) -> tuple[int, int, int]:
-    """How many members the directory names, where it starts and where it ends.
+    """The number of members in the directory, and where it starts and ends.
 
-    torch always writes the 64-bit end record before the classic one; either may stand
-    alone here, but the two must agree.
+    torch always writes the 64-bit end record before the classic one. Here the classic one
+    may be alone, but if there are two they must agree.
     """
     at = len(archive) - END.size
     if at < 0:
-        raise Refused("cut short: no torch archive follows its header")
+        raise Refused("truncated: no torch archive after the header")
     signature, *disks, n_members, n_bytes, start, n_comment = END.unpack_from(
         archive, at
     )
     if signature != b"PK\x05\x06" or n_comment:
         if bytes(archive[:4]) != b"PK\x03\x04":
             raise Refused(
-                "what follows its header is not a torch (1.6 or later) archive"
+                "what follows the header is not an archive of torch 1.6 or later"
             )
-        raise Refused("cut short: its archive has no end record")
+        raise Refused("truncated: its archive has no end record")
     n_members = n_members if n_members == disks[2] else -1
     at64 = at - LOCATOR64.size - END64.size
     if at64 >= 0 and bytes(archive[at64 : at64 + 4]) == b"PK\x06\x06":
@@ -130,7 +132,7 @@ def _directory(archive: memoryview) -> tuple[int, int, int]:
 
 
 def _wide(extra: memoryview, *values: int) -> tuple[int, ...]:
-    """The values, with those of all ones taken from the 64-bit extra field in their order."""
+    """The values, with those that are all ones replaced from the 64-bit extra field."""
     narrow = 2**32 - 1
     if narrow not in values:
         return values
@@ -164,4 +166,4 @@ def _check_name_and_size(name: str, n_bytes: int) -> None:
     else:
         raise Refused(f"its archive has {name}, which torch.save never writes")
     if n_bytes > limit:
-        raise Refused(f"{name} has {n_bytes} bytes, over the {limit} that it may")
+        raise Refused(f"{name} has {n_bytes} bytes, over the limit of {limit}")

@@ -1,10 +1,10 @@
-"""check.npz: the probes of one repo's checkpoints in one small file, which is published.
+"""check.npz: the probes of a repo's checkpoints in one small file, which is published.
 
 layer_<N>/x                    activations, (n, d_model), float32
 layer_<N>/<run_id>/features    indices of the strongest features of each, (n, k), int64
 layer_<N>/<run_id>/values      their values, float32
-layer_<N>/<run_id>/x_hat       the reconstructions, (n, d_model), float32; the first of
-                               their dimensions where all would make too large a file
+layer_<N>/<run_id>/x_hat       the reconstructions, (n, d_model), float32; only the first
+                               dimensions if all of them would make the file too large
 """
 
 import os
@@ -16,21 +16,21 @@ from ..files import write_aside
 from .probe import Probe
 
 N_TOKENS = 4
-"""Activations a layer, at most."""
+"""The most activations per layer."""
 MAX_BYTES = 2_000_000
 ARRAY_BYTES = 600
-"""What an array takes in the file besides its values, at most: .npy and zip headers."""
+"""The most that .npy and zip headers add to an array's values."""
 
 Key = tuple[int, str]
 """Layer and run id."""
 
 
 def write(fpath: str | os.PathLike[str], probes: dict[Key, Probe]) -> None:
-    """Write a bundle. The same probes give the same bytes.
+    """Write check.npz. The same probes give the same bytes.
 
     Args:
-        fpath: Where.
-        probes: By layer and run id, those of a layer from the same activations.
+        fpath: The file to write.
+        probes: By layer and run id. All probes of a layer have the same activations.
     """
     n, n_dims = _fit(probes)
     arrays = {}
@@ -50,12 +50,12 @@ def write(fpath: str | os.PathLike[str], probes: dict[Key, Probe]) -> None:
 
 
 def n_tokens(probes: dict[Key, Probe]) -> int:
-    """How many activations a layer a bundle of these probes has."""
+    """How many activations per layer check.npz has for these probes."""
     return _fit(probes)[0]
 
 
 def _fit(probes: dict[Key, Probe]) -> tuple[int, int]:
-    """How many tokens a layer, and how many dimensions of a reconstruction, fit."""
+    """How many tokens per layer, and how many dimensions of a reconstruction, fit."""
     d_model = next(iter(probes.values())).x.shape[1]
     n_layers = len({layer for layer, _ in probes})
     n_small = sum(probe.features[0].size * 12 for probe in probes.values())
@@ -68,7 +68,7 @@ def _fit(probes: dict[Key, Probe]) -> tuple[int, int]:
 
 
 def _steadiest(margins: list[np.ndarray], n: int) -> np.ndarray:
-    """The n tokens, in order, of which rounding is farthest from changing what fires."""
+    """The n tokens, in order, whose firing features rounding is least likely to change."""
     least = np.stack(margins).min(axis=0)
     return np.sort(np.argsort(-least, kind="stable")[:n])
 
@@ -77,14 +77,14 @@ def read(fpath: str | os.PathLike[str], layer: int, run_id: str) -> Probe:
     """The probe of one checkpoint.
 
     Raises:
-        UserError: There is none, or the file is no bundle.
+        UserError: There is none, or the file is not a check.npz.
     """
     try:
         with np.load(fpath, allow_pickle=False) as arrays:
             names = ("features", "values", "x_hat")
-            of = {name: arrays[f"layer_{layer}/{run_id}/{name}"] for name in names}
+            own = {name: arrays[f"layer_{layer}/{run_id}/{name}"] for name in names}
             x = arrays[f"layer_{layer}/x"]
     except (OSError, ValueError, KeyError, EOFError) as err:
         why = getattr(err, "strerror", None) or err
-        raise UserError(f"check.npz has nothing of {run_id}: {why}") from None
-    return Probe(x, **of, margin=np.full(len(x), np.inf, np.float32))
+        raise UserError(f"check.npz has nothing for {run_id}: {why}") from None
+    return Probe(x, **own, margin=np.full(len(x), np.inf, np.float32))

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what it claims: it loads as its bytes say, and computes the same."""
+"""Checks that a checkpoint loads with the values in its bytes, and computes from them."""
 
 import math
 import pathlib
@@ -15,7 +15,7 @@ from .probe import Computed, Probe
 from .sae import Sae
 
 TOLERANCE = 1e-5
-"""How far two computations of one SAE may lie apart, relative to the largest value."""
+"""How far two computations of one SAE may differ, relative to the largest value."""
 
 FLOAT32_MAX = 3.4028234e38
 
@@ -24,7 +24,7 @@ BUILTIN = "builtin"
 
 
 class Loaded(tp.NamedTuple):
-    """A checkpoint that was loaded, and what it computes from some activations."""
+    """A loaded checkpoint, and what it computes from some activations."""
 
     loader: str
     source: saev_loader.Source
@@ -37,37 +37,39 @@ class Loaded(tp.NamedTuple):
 def check_file(
     fpath: str | pathlib.Path, loader: str, probe: Probe | None = None
 ) -> None:
-    """Check a checkpoint by itself, as one that was downloaded.
+    """Check a checkpoint by itself, such as a downloaded one.
 
     Args:
         fpath: The file.
-        loader: A line's, from when it was first checked. What saev loaded then must load
-            with the saev at hand; what only the built-in reader read, may.
-        probe: What it must compute, where that is known.
+        loader: The line's `loader`, from preflight. If saev loaded it then, the available saev
+            must load it too.
+        probe: What it must compute, if known.
 
     Raises:
-        UserError: It is not whole, or does not load as its bytes or its probe say.
+        UserError: It is damaged, or doesn't match its bytes or its probe when loaded.
     """
     with checkpoint.File(fpath) as file:
         file.read()
         x = probe.x if probe else checkpoint_probe.random_inputs(file.header.d_model)
         loaded = check_weights(file, x)
-    if probe and (odds := checkpoint_probe.difference(probe, loaded.f_x, loaded.x_hat)):
-        raise UserError(f"{fpath}: it computes {odds}")
+    if probe:
+        difference = checkpoint_probe.difference(probe, loaded.f_x, loaded.x_hat)
+        if difference:
+            raise UserError(f"{fpath}: it computes {difference}")
     if loaded.loader == BUILTIN != loader:
-        label = saev_loader.at_hand().label
+        label = saev_loader.available().label
         raise UserError(
-            f"{fpath}: {loader} loaded it, and {label} does not; set SAEV_DIR as it was then"
+            f"{fpath}: {loader} loaded it, but {label} doesn't; set SAEV_DIR as it was then"
         )
 
 
 def check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
-    """Load a file that was read, with the loader that it loads with, and run it on x.
+    """Load a file that was read, with saev if it can, and run it on x.
 
     Raises:
-        UserError: It does not load, or not as what it holds.
+        UserError: It doesn't load, or with other values than the file's.
     """
-    saev = saev_loader.at_hand()
+    saev = saev_loader.available()
     why_not = saev.why_not(file.header)
     if not why_not:
         return _check_loaded(file, saev, x)
@@ -75,7 +77,7 @@ def check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
     own = _compute(file, sae, x)
     warnings = weight_warnings(sae)
     if saev.is_checkout:
-        warnings.append(f"saev.nn.load() does not read it: {why_not}")
+        warnings.append(f"saev.nn.load() can't read it: {why_not}")
     probe = checkpoint_probe.of(sae, x, own)
     return Loaded(BUILTIN, saev_loader.Source(), warnings, probe, own.f_x, own.x_hat)
 
@@ -83,10 +85,10 @@ def check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
 def _check_loaded(
     file: checkpoint.File, saev: saev_loader.Saev, x: np.ndarray
 ) -> Loaded:
-    """Load a file with saev, and hold what comes back against the file's own bytes.
+    """Load a file with saev, and compare the result with the file's bytes.
 
     Raises:
-        UserError: It is not what the file holds, or saev computes something else.
+        UserError: saev loads other values, or computes something else.
     """
     import torch
 
@@ -96,13 +98,15 @@ def _check_loaded(
         raise UserError(f"{file.fpath}: {err}") from None
     state = model.state_dict()
     for name in sorted(state.keys() ^ file.stored.keys()):
-        whose = f"{saev.label} makes up" if name in state else f"{saev.label} loses"
-        raise UserError(f"{file.fpath}: {whose} the tensor {one_line(name)}")
-    odds = [file.difference(name, state[name]) for name in file.stored]
-    if any(odds):
-        told = "; ".join(filter(None, odds))
-        raise UserError(f"{file.fpath}: {saev.label} loads other values: {told}")
-    # Bit for bit the file's own by now, so one copy serves both.
+        verb = "adds" if name in state else "loses"
+        raise UserError(
+            f"{file.fpath}: {saev.label} {verb} the tensor {one_line(name)}"
+        )
+    differences = [file.difference(name, state[name]) for name in file.stored]
+    if any(differences):
+        text = "; ".join(filter(None, differences))
+        raise UserError(f"{file.fpath}: {saev.label} loads other values: {text}")
+    # Known to equal the file's bit for bit, so one copy serves both.
     sae = Sae(file.header, state)
     own = _compute(file, sae, x)
     try:
@@ -115,9 +119,12 @@ def _check_loaded(
         expected = _compute(file, sae, x, subtract_b_dec=True)
     off_f, off_x = _off_features(sae, expected, f_x), _off(x_hat, expected.x_hat)
     if off_x > TOLERANCE and f_x.shape == expected.f_x.shape:
-        # A feature within rounding of firing fires in one of the two.
+        # A feature within rounding of firing may fire in one of the two only.
         off_x = _off(x_hat, sae.decode(f_x.double()))
-    for what, off in (("other features", off_f), ("another reconstruction", off_x)):
+    for what, off in (
+        ("different features", off_f),
+        ("a different reconstruction", off_x),
+    ):
         if not off <= TOLERANCE:  # NaN is not
             raise UserError(
                 f"{file.fpath}: {saev.label} computes {what} than the built-in"
@@ -131,10 +138,10 @@ def _check_loaded(
 def _compute(
     file: checkpoint.File, sae: Sae, x: np.ndarray, *, subtract_b_dec: bool = False
 ) -> Computed:
-    """What the SAE computes from x by the built-in reader.
+    """What the SAE computes from x, by our own forward pass.
 
     Raises:
-        UserError: Its weights are finite, and what it computes is not.
+        UserError: Its weights are finite, but what it computes is not.
     """
     own = checkpoint_probe.compute(sae, x, subtract_b_dec=subtract_b_dec)
     if not (own.x_hat.abs() <= FLOAT32_MAX).all():  # NaN is not
@@ -150,7 +157,7 @@ def _off(found: tp.Any, own: tp.Any) -> float:
 
 
 def _off_features(sae: Sae, own: Computed, f_x: tp.Any) -> float:
-    """`_off` of features, where one that is within rounding of firing may or may not."""
+    """`_off` for features, except that one within rounding of firing may or may not fire."""
     import torch
 
     if f_x.shape != own.f_x.shape:
@@ -165,7 +172,7 @@ def _off_features(sae: Sae, own: Computed, f_x: tp.Any) -> float:
 
 
 def weight_warnings(sae: Sae) -> list[str]:
-    """What is odd about the weights, though nothing forbids it."""
+    """What looks wrong about the weights but is not an error."""
     import torch
 
     found = []
@@ -179,14 +186,14 @@ def weight_warnings(sae: Sae) -> list[str]:
                 f" (one is {norms[off.argmax()].item():.4g})"
             )
     encoder = sae.tensors["W_enc"].T
-    # A row first: to compare all of them takes as long as to hash them.
+    # One row first: comparing all of them takes as long as hashing them.
     if all(torch.equal(encoder[i], sae.tensors["W_dec"][i]) for i in (0, slice(None))):
         found.append(
-            "W_enc is W_dec transposed, as a faulty saev loader leaves them on saving again"
+            "W_enc is W_dec transposed, as if saved again after loading with a faulty saev"
         )
     if sae.header.subtracts_b_dec and sae.tensors["b_dec"].any():
         found.append(
-            "trained with b_dec taken from x first, which today's saev doesn't do: it does"
-            " not compute what training logged"
+            "trained by a saev that subtracted b_dec from x first; current saev doesn't, so it"
+            " doesn't compute what training logged"
         )
     return found

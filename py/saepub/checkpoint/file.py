@@ -1,7 +1,7 @@
-"""The built-in reader of checkpoints: any that saev has written, without importing saev.
+"""The built-in reader of checkpoints, for every format that saev has written, without saev.
 
-A file is read from disk once, into memory that has a name of its own, so that a loader
-which takes a path sees the very bytes that were hashed and checked.
+A file is read from disk once, into memory that has a path, so that a loader that takes a path
+sees the very bytes that were hashed and checked.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from .sae import Sae
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_ARCHIVE_OVERHEAD_BYTES = 1 << 20
-"""What a zip may add to its values; torch's adds a few kB."""
+"""The most that the zip format may add to the values; torch adds a few kB."""
 CHUNK_BYTES = 1 << 22
 
 
@@ -32,7 +32,7 @@ def load(fpath: str | os.PathLike[str]) -> Sae:
     """Read and check a checkpoint.
 
     Raises:
-        UserError: It can't be read, is damaged, or is none that saev wrote.
+        UserError: It can't be read, is damaged, or was not written by saev.
     """
     with File(fpath) as file:
         file.read()
@@ -40,15 +40,14 @@ def load(fpath: str | os.PathLike[str]) -> Sae:
 
 
 class NotFinite(UserError):
-    """A whole checkpoint of a run that diverged."""
+    """An intact checkpoint of a run that diverged."""
 
 
 class File:
-    """A checkpoint, open: its header at once, the rest after `read`.
+    """An open checkpoint. Its header is read at once, the rest by `read`.
 
     Raises:
-        UserError: From here and every method: one line that names the file and what is
-            wrong with it.
+        UserError: Here and in every method: one line with the file and what is wrong with it.
     """
 
     def __init__(self, fpath: str | os.PathLike[str]):
@@ -66,7 +65,7 @@ class File:
             self.n_header_bytes = self._head.find(b"\n") + 1
             if self.n_header_bytes == 0:
                 raise Refused(
-                    "no header line: saev writes one line of JSON first"
+                    "no header line; saev writes a line of JSON first"
                     if self.n_bytes
                     else "an empty file"
                 )
@@ -88,9 +87,9 @@ class File:
             self._fd.close()
 
     def read(self) -> None:
-        """Read the rest: sets `sha256`, checks the archive, its CRCs and what it holds.
+        """Read the rest, set `sha256`, and check the archive, its CRCs and its contents.
 
-        Every value is finite then.
+        Afterwards every value is known to be finite.
         """
         with self._naming():
             memory = self._read_into_memory()
@@ -101,23 +100,23 @@ class File:
             self._check_finite()
 
     def sae(self) -> Sae:
-        """The SAE of a file that was read, its tensors copied out."""
+        """The SAE, with copies of the tensors. Needs `read` first."""
         import torch
 
         tensors = {}
         for name, stored in self.stored.items():
-            # Values start anywhere in the file, floats must not: hence by way of bytes.
+            # Values may start at any offset but floats must be aligned, so copy as bytes.
             flat = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
             tensor = flat.clone().view(torch.float32)
             tensors[name] = tensor.as_strided(stored.shape, stored.strides)
         return Sae(self.header, tensors)
 
     def difference(self, name: str, tensor: tp.Any) -> str:
-        """How a tensor differs from the file's, bit for bit; "" where it does not.
+        """How a tensor differs from the file's, bit for bit; "" if it doesn't.
 
         Args:
             name: One of `stored`.
-            tensor: A torch tensor on the CPU, of any strides.
+            tensor: A torch tensor with any strides.
         """
         import torch
 
@@ -130,7 +129,7 @@ class File:
             return f"{name} became {tuple(tensor.shape)}, not {stored.shape}"
         dims = range(len(stored.shape))
         outer_first = sorted(dims, key=lambda dim: -stored.strides[dim])
-        # A copy only where the loader laid the values out in another order.
+        # Copies only if the loader laid the values out in another order.
         values = tensor.detach().permute(outer_first).contiguous()
         own = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
         if _same_bytes(values.data_ptr(), own.data_ptr(), len(own)):
@@ -140,9 +139,9 @@ class File:
         return f"{name} differs in {n_off} of {values.numel()} values"
 
     def loader_fpath(self) -> str:
-        """A path under which this process can open the bytes that were read."""
+        """A path at which this process can open the bytes that were read."""
         assert self._memory is not None, "read() comes first"
-        self._memory.fd.seek(0)  # where /dev/fd shares the position
+        self._memory.fd.seek(0)  # on some systems, /dev/fd shares the position
         return f"/dev/fd/{self._memory.fd.fileno()}"
 
     def _note_stat(self) -> None:
@@ -151,12 +150,12 @@ class File:
         self.n_bytes, self.mtime_ns = info.st_size, info.st_mtime_ns
 
     def _read_head(self) -> bytes:
-        """The file up to its first line's end, and somewhat more."""
+        """The file up to the end of its first line, and a little more."""
         assert self._fd is not None, "it is closed"
         head = b""
         while b"\n" not in head[-(1 << 16) :]:
             if len(head) > MAX_HEADER_BYTES:
-                raise Refused(f"no header line in its first {MAX_HEADER_BYTES} bytes")
+                raise Refused(f"no header line in the first {MAX_HEADER_BYTES} bytes")
             text = self._fd.read(1 << 16)
             if not text:
                 break
@@ -168,9 +167,8 @@ class File:
         n_most = self.n_header_bytes + 4 * n_values + MAX_ARCHIVE_OVERHEAD_BYTES
         if self.n_bytes > n_most:
             raise Refused(
-                f"{human(self.n_bytes)}, where an SAE of its widths"
-                f" ({self.header.d_model} by {self.header.d_sae}) has"
-                f" {human(4 * n_values)}"
+                f"{human(self.n_bytes)}, but an SAE of {self.header.d_model} by"
+                f" {self.header.d_sae} has {human(4 * n_values)}"
             )
         assert self._fd is not None, "it is closed"
         self._memory = memory = Memory.take(self.n_bytes)
@@ -187,7 +185,7 @@ class File:
                 n_read += n_more
         self._note_stat()
         if n_read != self.n_bytes or before != (self.n_bytes, self.mtime_ns):
-            raise Refused("it changed while it was read; is the run still writing?")
+            raise Refused("it changed while being read; is the run still writing?")
         self.sha256 = digest.hexdigest()
         return memory
 
@@ -195,8 +193,8 @@ class File:
         shapes = self.header.shapes
         if "activation.threshold" in shapes.keys() - self.stored.keys():
             raise Refused(
-                "no activation.threshold: a BatchTopK from before saev kept one, which"
-                " says nothing of which features fire; saev refuses it too"
+                "no activation.threshold: a BatchTopK SAE from before saev saved one, so"
+                " which features fire is unknown; saev refuses it too"
             )
         for name in shapes.keys() ^ self.stored.keys():
             what = "no" if name in shapes else "an unknown tensor"
@@ -204,13 +202,13 @@ class File:
         for name, stored in self.stored.items():
             if stored.shape != shapes[name]:
                 raise Refused(
-                    f"{name} has shape {stored.shape}, its header says {shapes[name]}"
+                    f"{name} has shape {stored.shape}, but the header says {shapes[name]}"
                 )
             checkpoint_pickle.check_fills(name, stored, self._members)
         used = {stored.member for stored in self.stored.values()}
         for name in self._members:
             if name.startswith("data/") and name not in used:
-                raise Refused(f"its archive has {name}, which is no tensor's")
+                raise Refused(f"its archive has {name}, which no tensor uses")
 
     def _check_finite(self) -> None:
         import torch
@@ -224,7 +222,7 @@ class File:
 
     @contextlib.contextmanager
     def _naming(self) -> tp.Iterator[None]:
-        """Whatever is wrong in here, tell of which file."""
+        """Turn errors raised inside into UserErrors that name the file."""
         try:
             yield
         except (Refused, OSError) as err:
@@ -234,9 +232,9 @@ class File:
 
 
 class Memory:
-    """A file in memory and its mapping, for the bytes of one checkpoint after another.
+    """A file in memory and its mapping, reused for one checkpoint after another.
 
-    To be given pages that the kernel must clear first takes longer than to fill them.
+    Having the kernel clear new pages takes longer than filling them.
     """
 
     _idle: tp.ClassVar[list["Memory"]] = []
@@ -247,7 +245,7 @@ class Memory:
 
     @classmethod
     def take(cls, n_bytes: int) -> "Memory":
-        """One that nobody else has, and whose file has `n_bytes`."""
+        """An unused one, whose file has `n_bytes`."""
         self = cls._idle.pop() if cls._idle else cls()
         os.truncate(self.fd.fileno(), n_bytes)
         if self._map is None or len(self._map) < n_bytes:
@@ -255,17 +253,17 @@ class Memory:
         return self
 
     def view(self, n_bytes: int) -> memoryview:
-        """Its first bytes, as far as the file goes. Not to be looked at after `give_back`."""
+        """Its first `n_bytes`. Don't use the view after `give_back`."""
         assert self._map is not None, "take() comes first"
         return memoryview(self._map)[:n_bytes]
 
     def give_back(self) -> None:
-        """Let the next checkpoint have it; tensors never are views of it."""
+        """Make it available to the next checkpoint; tensors are never views of it."""
         self._idle.append(self)
 
 
 def _same_bytes(a: int, b: int, n_bytes: int) -> bool:
-    """Whether memory at two addresses holds the same."""
+    """Whether the memory at two addresses is equal."""
     return bool(_memcmp(a, b, n_bytes) == 0)
 
 
@@ -274,9 +272,9 @@ _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 def open_memory() -> tp.BinaryIO:
-    """A file in memory, without a place in any directory; /dev/fd names it.
+    """A file in memory, with a path only under /dev/fd.
 
-    Where the system has no such thing, it is a temporary file that has lost its name.
+    On systems without memfd_create, an unlinked temporary file.
     """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("sae.pt", os.MFD_CLOEXEC)
@@ -285,7 +283,7 @@ def open_memory() -> tp.BinaryIO:
 
 
 def _open(fpath: str) -> io.FileIO:
-    """Open a regular file, and nothing that could block or never end."""
+    """Open a regular file; refuse anything that could block or never end."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     fd = os.open(fpath, flags)
     mode = os.fstat(fd).st_mode

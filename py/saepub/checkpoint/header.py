@@ -1,9 +1,9 @@
-"""The first line of a checkpoint: what each saev wrote there, and what it means.
+"""The first line of a checkpoint: what each version of saev wrote there, and its meaning.
 
-A checkpoint is one line of JSON, then `torch.save` of the model's weights. Since its first
-release saev has written that line in seven ways:
+A checkpoint is one line of JSON, followed by `torch.save` of the model's weights. Since its
+first release saev has written that line in seven formats:
 
-| schema     | the config stands    | widths                      | activation              |
+| schema     | config at            | widths                      | activation              |
 |------------|----------------------|-----------------------------|-------------------------|
 | none       | at the top           | d_vit, exp_factor           | always ReLU             |
 | 1, first   | "cfg"                | d_vit, exp_factor           | top-level "cls"         |
@@ -12,8 +12,8 @@ release saev has written that line in seven ways:
 | 3          | "cfg"                | d_model, exp_factor         | cfg "activation"        |
 | 4, 5       | "cfg"                | d_model, d_sae              | cfg "activation"        |
 
-An activation is {"cls": …, "params": {…}}. d_sae = d_model * exp_factor where only the
-factor is given. Keys that no saev knows are refused, as saev refuses them.
+An activation is {"cls": …, "params": {…}}. If only the factor is given, d_sae = d_model *
+exp_factor. Unknown keys are refused, as saev refuses them.
 """
 
 import copy
@@ -27,11 +27,11 @@ from ..kinds import ACTIVATIONS, RULES, THRESHOLD
 MAX_WIDTH = 2**24
 
 ACTIVATION_KEYS = {a.cls: a.key for a in ACTIVATIONS.values()}
-"""An activation's class in saev, and its key in W&B configs and lines."""
+"""An activation's key in W&B configs and lines, by its class in saev."""
 
 PARAMS = {a.cls: a.params for a in ACTIVATIONS.values()}
 DEFAULT_TOP_K = 32
-"""saev's, where a header has none."""
+"""saev's default, for headers without one."""
 
 TRAINING_KEYS = {
     "n_reinit_samples",
@@ -47,7 +47,7 @@ LOSSES = {
     "sparsity": {"NoSparsity": "no-sparsity", "L1Sparsity": "l1-sparsity"},
     "aux": {"NoAux": "no-aux", "AuxK": "auxk"},
 }
-"""Losses beside the reconstruction's: their classes in saev, and the keys of these."""
+"""The losses besides the reconstruction's: the keys of their classes in saev."""
 
 LOSS_PARAMS = {
     "NoSparsity": {"key"},
@@ -58,14 +58,14 @@ LOSS_PARAMS = {
 
 TOO_DEEP = "its header is nested too deep"
 MAX_DEPTH = 8
-"""How deep a header may be nested. saev's are six deep at most."""
+"""The deepest nesting allowed in a header. saev's have six levels at most."""
 
 MAX_NUMBER = 2**53
-"""Of an activation's config, which travels on lines: what jq would not round."""
+"""The largest number in an activation's config that jq doesn't round; lines carry it."""
 
 
 class Refused(Exception):
-    """Why a checkpoint can't be read, without its name. `checkpoint.File` adds that."""
+    """Why a checkpoint can't be read, without the file's name, which `checkpoint.File` adds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,30 +78,30 @@ class Header:
     activation: str
     """Its key: relu, top-k, …"""
     top_k: int | None
-    """Features that may fire; None where an activation has none."""
+    """How many features fire; None for an activation without a k."""
     aux: str | None
-    """The key of its auxiliary loss; None where the header has none, as before schema 5."""
+    """The key of its auxiliary loss; None if the header has none, as before schema 5."""
     activation_config: dict[str, tp.Any]
-    """As the header has it; {} where it has none."""
+    """As in the header; {} if it has none."""
     normalize_w_dec: bool
     """Whether training kept the decoder's rows at unit norm."""
     commit: str
-    """The saev commit that wrote it; "" where the header does not say."""
+    """The saev commit that wrote it; "" if the header has none."""
     lib: str
-    """The saev version that wrote it; "" where the header does not say."""
+    """The saev version that wrote it; "" if the header has none."""
     raw: dict[str, tp.Any]
 
     @property
     def rule(self) -> str:
-        """By which rule of `kinds` its features fire."""
+        """The rule of `kinds` by which its features fire."""
         return RULES[self.activation]
 
     @property
     def subtracts_b_dec(self) -> bool:
-        """Whether the saev that trained it took b_dec from x before it encoded.
+        """Whether the saev that trained it subtracted b_dec from x before encoding.
 
-        saev did until 31 July 2025 (its commit e7ca004), the day on which schema 1 got its
-        later form; what it has written since, and today's saev, does not.
+        saev did until 31 July 2025 (its commit e7ca004), when schema 1 got its later form;
+        saev has not done so since.
         """
         return self.schema is None or (
             self.schema == 1 and self.raw.get("cls") in ACTIVATION_KEYS
@@ -122,15 +122,15 @@ class Header:
 
 
 def parse(text: bytes) -> Header:
-    """What a checkpoint's first line says.
+    """Parse a checkpoint's first line.
 
     Raises:
-        Refused: It is not JSON, or not a header that saev wrote.
+        Refused: It is not JSON, or not a header that saev writes.
     """
     try:
         raw = json.loads(
             text.decode("utf-8"),
-            object_pairs_hook=_no_twice,
+            object_pairs_hook=_no_duplicates,
             parse_constant=_no_constant,
             parse_float=_finite,
         )
@@ -145,7 +145,7 @@ def parse(text: bytes) -> Header:
 
 
 def shrunk(header: Header) -> Header:
-    """The same header for an SAE of 4 inputs and 8 features, written by nobody."""
+    """The same header for an SAE of 4 inputs and 8 features, without commit and version."""
     raw = copy.deepcopy(header.raw)
     if header.schema is None:
         cfg = raw
@@ -166,7 +166,7 @@ def _from(raw: dict[str, tp.Any]) -> Header:
         known = {"d_vit", "exp_factor"} | TRAINING_KEYS | NO_SCHEMA_KEYS
         activation_config = {}
     elif type(schema) is not int or not 1 <= schema <= 5:
-        raise Refused(f"schema {_short(schema)} is none that saev has written (1 to 5)")
+        raise Refused(f"schema {_short(schema)} is not one that saev writes (1 to 5)")
     else:
         cfg = raw.get("cfg")
         if not isinstance(cfg, dict):
@@ -183,9 +183,11 @@ def _from(raw: dict[str, tp.Any]) -> Header:
             cls, params = _class_and_params(activation_config)
     for key in cfg:
         if key not in known:
-            raise Refused(f"its header has {_short(key)}, which saev does not know")
+            raise Refused(f"its header has {_short(key)}, which saev doesn't know")
         if key != "activation" and isinstance(cfg[key], (dict, list)):
-            raise Refused(f"its header's {key} is {_short(cfg[key])}, not one value")
+            raise Refused(
+                f"its header's {key} is {_short(cfg[key])}, not a single value"
+            )
     d_model, d_sae = _widths(cfg)
     normalize_w_dec = cfg.get("normalize_w_dec", True)
     if type(normalize_w_dec) is not bool:
@@ -214,7 +216,7 @@ def _class_and_params(config: object) -> tuple[str, dict[str, tp.Any]]:
         raise Refused(f"activation {_short(cls)} is not one of {', '.join(PARAMS)}")
     params: dict[str, tp.Any] = {}
     for name, value in config["params"].items():
-        key = "key" if name == "kind" else name  # an older name, gone since
+        key = "key" if name == "kind" else name  # its former name
         if key not in PARAMS[cls] or key in params:
             raise Refused(f"activation {cls} has {_short(name)}, which saev refuses")
         params[key] = value
@@ -226,7 +228,7 @@ def _class_and_params(config: object) -> tuple[str, dict[str, tp.Any]]:
 
 
 def _loss(name: str, params: dict[str, tp.Any], schema: int | None) -> str | None:
-    """The key of one of `LOSSES`; None where the header has none."""
+    """The key of one of `LOSSES`; None if the header has none."""
     if name not in params:
         return None
     config = params[name]
@@ -270,11 +272,11 @@ def _top_k(cls: str, params: dict[str, tp.Any]) -> int | None:
 def _widths(cfg: dict[str, tp.Any]) -> tuple[int, int]:
     for one, other in (("d_model", "d_vit"), ("d_sae", "exp_factor")):
         if (one in cfg) == (other in cfg):
-            raise Refused(f"its header must have one of {one} and {other}")
+            raise Refused(f"its header must have either {one} or {other}")
     d_model: tp.Any = cfg.get("d_model", cfg.get("d_vit"))
     d_sae: tp.Any = cfg.get("d_sae", cfg.get("exp_factor"))
     if not _is_width(d_model) or not _is_width(d_sae):
-        raise Refused(f"widths {_short(d_model)} and {_short(d_sae)} can't be right")
+        raise Refused(f"widths {_short(d_model)} and {_short(d_sae)} are impossible")
     if "exp_factor" in cfg:
         d_sae *= d_model
     return d_model, d_sae
@@ -293,7 +295,7 @@ def _text(raw: dict[str, tp.Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _no_twice(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
+def _no_duplicates(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
     obj = dict(pairs)
     if len(obj) != len(pairs):
         raise Refused("its header has a key twice")
@@ -308,7 +310,7 @@ def _finite(text: str) -> float:
 
 
 def _check_depth(raw: tp.Any) -> None:
-    """Raises Refused where it is nested deeper than any saev's. What follows may recurse."""
+    """Raise Refused if it is nested deeper than any of saev's, since later code recurses."""
     level = [raw]
     for _ in range(MAX_DEPTH):
         containers = [value for value in level if isinstance(value, (dict, list))]
@@ -329,6 +331,6 @@ def _no_constant(name: str) -> tp.NoReturn:
 
 
 def _short(value: object) -> str:
-    """A header's value, or an error about it, fit for one line of a message."""
+    """A header's value, or an error about it, shortened for a message."""
     text = str(value) if isinstance(value, Exception) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
-"""The pickle in a checkpoint: names, shapes and strides of its tensors, and nothing run.
+"""The pickle in a checkpoint: names, shapes and strides of its tensors, without running code.
 
-It may hold only what a state dict of float32 tensors needs. Every opcode is looked at
-before the first is obeyed, and what the pickle names is never imported.
+It may contain only what a state dict of float32 tensors needs. Every opcode is checked before
+any is executed, and nothing that the pickle names is imported.
 """
 
 import collections
@@ -27,12 +27,12 @@ OPCODES = frozenset(
 
 
 class Stored(tp.NamedTuple):
-    """Where a tensor's values are: a whole member, in the order that the strides say."""
+    """Where a tensor's values are: a whole member, laid out by the strides."""
 
     member: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In values. The longest first, except for a matrix that was saved transposed."""
+    """In values. Descending, except for a matrix that was saved transposed."""
 
 
 class _Storage(tp.NamedTuple):
@@ -44,11 +44,10 @@ def tensors(found: dict[str, memoryview]) -> dict[str, Stored]:
     """The state dict's tensors, by name.
 
     Args:
-        found: The archive's members by name, from `checkpoint_zip.members`.
+        found: The archive's members by name, from `archive.members`.
 
     Raises:
-        Refused: The pickle would run code or is not a state dict of float32 tensors, or a
-            tensor does not fill a member exactly.
+        Refused: The pickle would run code, or is not a state dict of float32 tensors.
     """
     if "data.pkl" not in found:
         raise Refused("its archive has no data.pkl")
@@ -63,15 +62,15 @@ def tensors(found: dict[str, memoryview]) -> dict[str, Stored]:
     except Exception as err:  # noqa: BLE001, bytes of any kind raise errors of any kind
         raise Refused(f"its pickle is damaged: {type(err).__name__}") from None
     if not isinstance(state, dict):
-        raise Refused("it holds no state dict")
+        raise Refused("it has no state dict")
     for name, stored in state.items():
         if type(name) is not str or not isinstance(stored, Stored):
-            raise Refused("its state dict holds something else than named tensors")
+            raise Refused("its state dict holds something other than named tensors")
     return dict(state)
 
 
 def check_fills(name: str, stored: Stored, found: dict[str, memoryview]) -> None:
-    """Raises Refused unless the tensor's values are a whole member, each used once."""
+    """Raise Refused unless the tensor uses each value of its member exactly once."""
     n_values = 1
     for stride, size in sorted(zip(stored.strides, stored.shape, strict=True)):
         if size > 1 and stride != n_values:
@@ -79,11 +78,13 @@ def check_fills(name: str, stored: Stored, found: dict[str, memoryview]) -> None
         n_values *= size
     n_bytes = len(found.get(stored.member, b""))
     if n_bytes != 4 * n_values:
-        raise Refused(f"{name} needs {4 * n_values} bytes, its member has {n_bytes}")
+        raise Refused(
+            f"{name} needs {4 * n_values} bytes, but its member has {n_bytes}"
+        )
 
 
 def _check_opcodes(text: bytes) -> None:
-    """Raises Refused where the pickle does what no state dict needs, before any of it runs."""
+    """Raise Refused if any opcode is one that a state dict doesn't need."""
     try:
         for opcode, arg, _ in pickletools.genops(text):
             if opcode.name == "GLOBAL" and arg not in GLOBALS:
@@ -93,7 +94,7 @@ def _check_opcodes(text: bytes) -> None:
                     f"its pickle has {opcode.name}, which no state dict needs"
                 )
             if opcode.name == "LONG_BINPUT" and int(arg or 0) > MAX_PICKLE_BYTES:
-                raise Refused("its pickle is damaged: a memo out of all bounds")
+                raise Refused("its pickle is damaged: a memo index is out of bounds")
     except ValueError as err:
         raise Refused(f"its pickle is damaged: {str(err)[:60]!r}") from None
 
@@ -115,9 +116,9 @@ def _rebuild(
 ) -> Stored:
     numbers = (*shape, *strides, storage.n_values)
     if any(type(n) is not int or n < 0 for n in numbers) or type(offset) is not int:
-        raise Refused("a tensor whose shape is not made of whole numbers")
+        raise Refused("a tensor whose shape is not whole numbers")
     if len(shape) != len(strides) or offset != 0 or hooks or metadata:
-        raise Refused("a tensor that is a part of another")
+        raise Refused("a tensor that is part of another")
     if math.prod(shape) != storage.n_values:
         raise Refused(
             f"a tensor of shape {_clip(shape)} over {storage.n_values} values"
@@ -135,7 +136,7 @@ GLOBALS = {
     "torch._utils _rebuild_tensor_v2": _rebuild,
     "torch FloatStorage": "float32",
 }
-"""All that a pickle may name, and what stands in for it here."""
+"""Everything that a pickle may name, and its stand-in here."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -145,5 +146,5 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: tp.Any) -> _Storage:
         kind, dtype, key, _location, n_values = pid
         if kind != "storage" or dtype != "float32" or type(key) is not str:
-            raise Refused("its pickle refers to something else than float32 values")
+            raise Refused("its pickle refers to something other than float32 values")
         return _Storage(f"data/{key}", n_values)

@@ -1,7 +1,7 @@
 """A probe: what an SAE computes from a few activations.
 
-It is published beside the checkpoint, so that whoever loads the file, with whatever loader,
-can see whether it computes what was measured.
+It is published beside the checkpoint, so that anyone who loads the file, with any loader, can
+check that it computes what was measured.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from ..kinds import LARGEST, THRESHOLD
 from .sae import Sae
 
 N_TOKENS = 8
-"""Activations that an SAE is tried on; those whose outcome is the most certain are published."""
+"""How many activations an SAE is run on; those least sensitive to rounding are published."""
 N_FEATURES = 8
-"""The strongest features of each that are noted, at most."""
+"""How many of the strongest features are recorded for each, at most."""
 SEED = 0
 TOLERANCE = 1e-4
-"""How far values may lie from the probe's, relative to the largest: float32 on any machine."""
+"""How far values may be from the probe's, relative to the largest: float32 on any machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Probe:
     x_hat: np.ndarray
     """The reconstruction from all features, (n, d_model)."""
     margin: np.ndarray
-    """How far rounding is from changing which features fire, (n,), relative to the largest
-    pre-activation. Infinite for ReLU, where a feature at the brink has a value near 0."""
+    """How far the pre-activations are from changing which features fire, (n,), relative to the
+    largest. Infinite for ReLU, where a feature on the edge has a value near 0."""
 
 
 def inputs_fpath(dpath: str | os.PathLike[str], layer: int) -> pathlib.Path:
@@ -49,7 +49,7 @@ def inputs_fpath(dpath: str | os.PathLike[str], layer: int) -> pathlib.Path:
 
 
 def write_inputs(dpath: str | os.PathLike[str], layer: int, x: np.ndarray) -> None:
-    """Leave a layer's activations where `inputs` looks. The same ones leave the file alone."""
+    """Store a layer's activations where `inputs` looks, unless they are there already."""
     with contextlib.suppress(OSError, ValueError):
         if np.array_equal(np.load(inputs_fpath(dpath, layer), allow_pickle=False), x):
             return
@@ -58,7 +58,7 @@ def write_inputs(dpath: str | os.PathLike[str], layer: int, x: np.ndarray) -> No
 
 
 def inputs(dpath: str | os.PathLike[str], layer: int, d_model: int) -> np.ndarray:
-    """Real activations of a layer where `dpath` holds layer_<N>.npy, else random ones."""
+    """A layer's real activations if `dpath` has layer_<N>.npy, else random ones."""
     fpath = inputs_fpath(dpath, layer)
     if not fpath.exists():
         return random_inputs(d_model)
@@ -68,19 +68,19 @@ def inputs(dpath: str | os.PathLike[str], layer: int, d_model: int) -> np.ndarra
 
 def random_inputs(d_model: int) -> np.ndarray:
     """The same activations every time, (N_TOKENS, d_model), float32, standard normal."""
-    # The legacy generator, because numpy promises that its stream stays.
+    # The legacy generator, because numpy promises not to change its stream.
     rng = np.random.RandomState(SEED)
     return rng.standard_normal((N_TOKENS, d_model)).astype(np.float32)
 
 
 def is_random(x: np.ndarray) -> bool:
-    """Whether activations are those of `random_inputs`."""
+    """Whether activations are from `random_inputs`."""
     return np.array_equal(x, random_inputs(x.shape[1]))
 
 
 class Computed(tp.NamedTuple):
-    """What an SAE computes from x, in float64: the same to the last bit of float32 on every
-    machine. Tensors of (n, d_sae), (n, d_sae) and (n, d_model)."""
+    """What an SAE computes from x, in float64, so that it agrees to the last bit of float32 on
+    every machine. Tensors of shape (n, d_sae), (n, d_sae) and (n, d_model)."""
 
     h_x: tp.Any
     f_x: tp.Any
@@ -113,7 +113,7 @@ def of(sae: Sae, x: np.ndarray, computed: Computed | None = None) -> Probe:
 
 
 def _margin(sae: Sae, h_x: tp.Any) -> tp.Any:
-    """What stands between h_x and another set of features that fire, (n,)."""
+    """The change in h_x that would change which features fire, (n,)."""
     import torch
 
     k = sae.header.top_k or 0
@@ -126,7 +126,7 @@ def _margin(sae: Sae, h_x: tp.Any) -> tp.Any:
 
 
 def difference(probe: Probe, f_x: tp.Any, x_hat: tp.Any) -> str:
-    """How what a loaded SAE computes from the probe's x is not what it says; "" where it is.
+    """How a loaded SAE's results on the probe's x differ from the probe's; "" if they agree.
 
     Args:
         probe: The probe.
@@ -136,26 +136,26 @@ def difference(probe: Probe, f_x: tp.Any, x_hat: tp.Any) -> str:
     at = np.take_along_axis(f_x.numpy(), probe.features.astype(np.int64), axis=1)
     for what, found, expected in (
         ("features", at, probe.values),
-        ("a reconstruction", x_hat.numpy()[:, : probe.x_hat.shape[1]], probe.x_hat),
+        ("reconstructions", x_hat.numpy()[:, : probe.x_hat.shape[1]], probe.x_hat),
     ):
         off = np.abs(found - expected).max(initial=0)
         off /= np.abs(expected).max(initial=1e-30)
         if not off <= TOLERANCE:  # NaN is not
-            return f"{what} other than published, off by {off:.2g} of the largest"
+            return f"different {what} than published, off by {off:.2g} of the largest"
     return ""
 
 
 def write(probe: Probe, sha256: str, fpath: str | os.PathLike[str]) -> None:
-    """Keep the probe of the checkpoint with that sha256 in a file."""
+    """Write the probe of the checkpoint with that sha256 to a file."""
     with write_aside(fpath, "wb") as fd:
         np.savez(fd, sha256=np.array(sha256), **vars(probe))
 
 
 def read(fpath: str | os.PathLike[str], sha256: str) -> Probe:
-    """The probe of the checkpoint with that sha256, as `write` kept it.
+    """The probe of the checkpoint with that sha256, from `write`.
 
     Raises:
-        UserError: It isn't there, or of another checkpoint.
+        UserError: It is missing, or belongs to another checkpoint.
     """
     try:
         with np.load(fpath, allow_pickle=False) as arrays:

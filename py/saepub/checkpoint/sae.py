@@ -1,4 +1,4 @@
-"""What an SAE computes from its weights, as saev defines it in eval mode."""
+"""An SAE's forward pass, as saev defines it in eval mode."""
 
 import dataclasses
 import typing as tp
@@ -7,15 +7,15 @@ from ..kinds import LARGEST, THRESHOLD
 from .header import Header
 
 BLOCK_VALUES = 1 << 18
-"""Weights that are widened at once: what fits into a core's cache."""
+"""How many weights to widen at once: as many as fit in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sae:
     """An SAE's header and tensors, float32.
 
-    With d_model inputs and d_sae features: W_enc (d_model, d_sae), b_enc (d_sae,),
-    W_dec (d_sae, d_model), b_dec (d_model,), and for batch-top-k activation.threshold ().
+    W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,), and for
+    batch-top-k activation.threshold ().
     """
 
     header: Header
@@ -26,9 +26,9 @@ class Sae:
 
         Args:
             x: Activations of the model, (n, d_model), float32, or float64 for a result
-                that no rounding of float32 has touched.
-            subtract_b_dec: Take b_dec from x first, as saev 0.1.0 does. Today's saev does
-                not, for the same files; what is published is today's.
+                without float32 rounding.
+            subtract_b_dec: Subtract b_dec from x first, as saev 0.1.0 does. Current saev
+                doesn't, for the same files, and that is what we publish.
 
         Returns:
             (n, d_sae), of x's type.
@@ -38,7 +38,7 @@ class Sae:
         return _product(x, self.tensors["W_enc"]) + self.tensors["b_enc"]
 
     def cut(self, h_x: tp.Any) -> tp.Any:
-        """At what pre-activation a feature starts to fire, (n, 1), or () for all rows."""
+        """The pre-activation above which a feature fires, (n, 1), or () for all rows."""
         import torch
 
         if self.header.rule == LARGEST:
@@ -50,8 +50,8 @@ class Sae:
     def activate(self, h_x: tp.Any) -> tp.Any:
         """f_x, (n, d_sae), from h_x.
 
-        top-k keeps the k largest of a row, negative ones too. batch-top-k is in eval mode
-        a JumpReLU at the threshold that training left, ReLU if that is not above 0.
+        top-k keeps the k largest of a row, even negative ones. In eval mode, batch-top-k is
+        a JumpReLU at the threshold from training, or a ReLU if that is not above 0.
         """
         import torch
 
@@ -75,7 +75,7 @@ class Sae:
 
 
 def _product(x: tp.Any, weights: tp.Any) -> tp.Any:
-    """x @ weights in x's type. Where that is wider, the weights are widened block by block."""
+    """x @ weights in x's dtype. If that is wider, the weights are widened block by block."""
     import torch
 
     if x.dtype == weights.dtype:

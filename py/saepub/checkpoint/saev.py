@@ -1,7 +1,7 @@
-"""The saev at hand: SAEV_DIR's checkout, else the installed release. Loads checkpoints with it.
+"""Loads checkpoints with the available saev: SAEV_DIR's checkout, else the installed release.
 
-Its `saev.nn.load` is what people will call on the published files, so preflight calls it
-too, unchanged, on the CPU, and looks at what comes back.
+People will call its `saev.nn.load` on the published files, so preflight calls it too, unchanged,
+on the CPU, and checks what it returns.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from .header import Header
 
 DIRTY = "-dirty"
 UNKNOWN = "saev (commit unknown)"
-"""A checkout whose commit nobody can tell. Its version says nothing: it has been the same
-since before the files that it reads."""
+"""The label of a checkout whose commit is unknown. Its version doesn't identify it: saev has not
+changed that since before the files that it reads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """How anybody else gets the saev at hand."""
+    """How other people can install the available saev."""
 
     requirement: str | None = None
-    """For pip; None where nobody else could."""
+    """A requirement for pip; None if nobody else could install it."""
     python: str | None = None
-    """The versions of Python that it needs, as ">=3.12"."""
+    """The Python versions that it supports, as ">=3.12"."""
     why_not: str = ""
     """Why there is no requirement."""
 
@@ -45,20 +45,20 @@ class Source:
 @dataclasses.dataclass(frozen=True)
 class Saev:
     nn: tp.Any
-    """Its module `saev.nn`."""
+    """The module `saev.nn`."""
     label: str
     """"saev" and its commit or version."""
     is_checkout: bool
     source: Source = Source()
 
     def load(self, fpath: str) -> tp.Any:
-        """The model (torch.nn.Module, in eval mode) that it reads from a checkpoint.
+        """Load a checkpoint as a model (torch.nn.Module, in eval mode).
 
-        What its making would fill with random numbers is NaN instead, until the file's
-        values come in their place.
+        Parameters that saev would initialize at random are NaN until the file's values
+        replace them.
 
         Raises:
-            UserError: It refuses the file; says why, not which file.
+            UserError: saev refuses the file. The message doesn't name the file.
         """
         try:
             with _quiet_stdout(), _no_draws():
@@ -70,19 +70,19 @@ class Saev:
             ) from None
 
     def why_not(self, header: Header) -> str:
-        """Why it can't read headers like this one; "" where it can."""
+        """Why it can't read headers like this one; "" if it can."""
         return _why_not(self, json.dumps(checkpoint_header.shrunk(header).raw))
 
     def run(self, model: tp.Any, x: tp.Any) -> tuple[tp.Any, tp.Any, bool]:
-        """What a loaded model computes.
+        """Run a loaded model.
 
         Args:
             model: From `load`.
             x: Activations, (n, d_model), float32.
 
         Returns:
-            f_x (n, d_sae), x_hat (n, d_model), and whether this saev takes b_dec from x
-            before it encodes. Only those did that whose forward also returned the loss.
+            f_x (n, d_sae), x_hat (n, d_model), and whether this saev subtracts b_dec from x
+            before encoding, as only versions did whose forward also returned the loss.
         """
         import torch
 
@@ -97,9 +97,9 @@ class Saev:
 
 @functools.cache
 def _why_not(saev: Saev, header: str) -> str:
-    """Found by trial on a tiny checkpoint with this header, not by saev's version.
+    """Load a tiny checkpoint with this header, instead of relying on saev's version.
 
-    A real file may be refused for what is wrong with it; this one has nothing wrong.
+    saev might refuse a real file because of some fault in it; this one has none.
     """
     import torch
 
@@ -117,7 +117,7 @@ def _why_not(saev: Saev, header: str) -> str:
 
 
 @functools.cache
-def at_hand() -> Saev:
+def available() -> Saev:
     """Import the saev that the SAEV_DIR setting names, else the installed one.
 
     Raises:
@@ -146,37 +146,37 @@ def at_hand() -> Saev:
 
 
 def identity() -> list[tp.Any]:
-    """What tells this saev from another, JSON: its label, source, and a checkout's files.
+    """What distinguishes this saev from another, as JSON: label, source and checkout's files.
 
     Raises:
         SetupError: It can't be imported.
     """
     src_dpath = checkout_src()
     fpaths = sorted(src_dpath.rglob("*.py")) if src_dpath else []
-    source = dataclasses.asdict(at_hand().source)
-    return [at_hand().label, source, files.facts(fpaths)]
+    source = dataclasses.asdict(available().source)
+    return [available().label, source, files.facts(fpaths)]
 
 
 def environment() -> dict[str, str]:
-    """What finds the same saev from any directory, in a process of its own."""
+    """The environment with which another process finds the same saev, from any directory."""
     saev_dir = settings.get("SAEV_DIR")
     return {"SAEV_DIR": os.path.abspath(saev_dir)} if saev_dir else {}
 
 
 def checkout_src() -> pathlib.Path | None:
-    """src/ of the checkout that SAEV_DIR names; None where it is not set or holds no saev."""
+    """src/ of the checkout that SAEV_DIR names; None if it is not set or has no saev."""
     saev_dir = settings.get("SAEV_DIR")
     src_dpath = pathlib.Path(saev_dir).resolve() / "src"
     return src_dpath if saev_dir and (src_dpath / "saev").is_dir() else None
 
 
 def commit(src_dpath: pathlib.Path) -> str:
-    """The checkout's commit, "-dirty" where src/ differs from it; "" where git can't say."""
+    """The checkout's commit, with "-dirty" if src/ differs from it; "" if git can't say."""
     try:
         if pathlib.Path(_git(src_dpath, "rev-parse", "--show-toplevel")) != (
             src_dpath.parent
         ):
-            return ""  # a copy that lies within some other project's checkout
+            return ""  # a copy inside another project's checkout
         name = _git(src_dpath, "rev-parse", "HEAD")
         status = ("status", "--porcelain", "--untracked-files=no", "--", ".")
         return name + DIRTY * bool(_git(src_dpath, *status))
@@ -185,12 +185,12 @@ def commit(src_dpath: pathlib.Path) -> str:
 
 
 def _git(dpath: pathlib.Path, *args: str) -> str:
-    # A checkout shared on a cluster belongs to someone else, which git objects to.
+    # git refuses another user's checkout, as one shared on a cluster may be.
     command = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"]
     return subprocess.run(
         [*command, "-C", str(dpath), *args],
         check=True,
-        # Not the environment of a git hook, which speaks of another checkout.
+        # In a git hook, GIT_* would point to another checkout.
         env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -199,15 +199,15 @@ def _git(dpath: pathlib.Path, *args: str) -> str:
 
 
 def _source_of(src_dpath: pathlib.Path, name: str) -> Source:
-    """How anybody else gets a checkout whose `commit` is `name`."""
+    """How other people can install a checkout whose `commit` is `name`."""
     python = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         project = (src_dpath.parent / "pyproject.toml").read_text(encoding="utf-8")
         python = one_line(tomllib.loads(project)["project"]["requires-python"])
     if not name:
-        return Source(None, python, "has no git history that names its commit")
+        return Source(None, python, "has no git history")
     if name.endswith(DIRTY):
-        return Source(None, python, "differs from its commit")
+        return Source(None, python, "has uncommitted changes")
     try:
         url = public_url(_git(src_dpath, "remote", "get-url", "origin"))
         is_public = _git(src_dpath, "branch", "--remotes", "--contains", name)
@@ -219,8 +219,7 @@ def _source_of(src_dpath: pathlib.Path, name: str) -> Source:
 
 
 def public_url(remote: str) -> str:
-    """Where anybody can clone a git remote from, without whoever's name and password;
-    "" where it is no address."""
+    """A git remote's https address without user name and password; "" if it has none."""
     found = re.fullmatch(
         r"(?:https://|ssh://|git://)?(?:[^@/\s]*@)?([A-Za-z0-9.-]+\.[A-Za-z]+)[:/]"
         r"([A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)+)/?",
@@ -230,7 +229,7 @@ def public_url(remote: str) -> str:
 
 
 def _installed() -> tuple[str, bool, Source]:
-    """The installed saev's label, that it is no checkout, and its source."""
+    """The installed saev's label, False for "not a checkout", and its source."""
     from importlib import metadata  # slow to import
 
     try:
@@ -257,15 +256,15 @@ def _installed() -> tuple[str, bool, Source]:
 
 
 def _quiet_stdout() -> contextlib.AbstractContextManager[tp.Any]:
-    """Whatever saev prints goes to people: stdout is for data only."""
+    """Send what saev prints to stderr: stdout is for data only."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def _no_draws() -> contextlib.AbstractContextManager[tp.Any]:
-    """Fill tensors with NaN that a module would draw at random when it is made.
+    """Replace random initialization of a module's tensors by NaN.
 
-    Half of the time that loading takes went into numbers that the file's overwrite. One
-    that nothing overwrites is NaN now, which no file of ours holds.
+    Drawing numbers that the file's values overwrite took half of the loading time. A value
+    that is not overwritten stays NaN, which no checked file contains.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""The frontier, what to pick of it, and what to say about it."""
+"""The frontier, the choice from it, and the account of every candidate."""

@@ -1,4 +1,4 @@
-"""Where every candidate went, in words, and what a person should look at before publishing."""
+"""What became of every candidate, in words, and what to look at before publishing."""
 
 import collections
 import typing as tp
@@ -8,12 +8,12 @@ from ..text import n_of, one_line
 from . import frontier
 
 FEW = 3
-"""A frontier of fewer runs than this is worth a look."""
+"""Warn about a frontier with fewer runs than this."""
 
 N_NAMED = 8
 """How many run ids a sentence names. build/<slug>/account.jsonl has all of them."""
 
-MENDS = {
+ADVICE = {
     "no NMSE": "measure them: make measure",
     "no L0": "measure them: make measure",
     "not finite": "training diverged: nothing to do",
@@ -29,39 +29,39 @@ MENDS = {
     "wrong aux": "check CATALOG",
     "trained on scaled activations": "nothing to do: the scale is in no checkpoint",
 }
-"""By how a reason to drop a run begins, what to do about it. Every reason has its row."""
+"""What to do about a reason to drop a run, by the start of the reason. Covers every reason."""
 
 
-def mends(reasons_: tp.Iterable[str]) -> list[str]:
-    """What to do about some reasons, each once, in the order of MENDS."""
-    found = set(reasons_)
+def advice(reasons_: tp.Iterable[str]) -> list[str]:
+    """What to do about some drop reasons, without duplicates, in the order of ADVICE."""
+    found = tuple(set(reasons_))
     return list(
         dict.fromkeys(
-            mend
-            for start, mend in MENDS.items()
+            text
+            for start, text in ADVICE.items()
             if any(reason.startswith(start) for reason in found)
         )
     )
 
 
 def some(run_ids: tp.Sequence[str]) -> str:
-    """The first few of some run ids, and how many more there are."""
+    """The first few run ids, and how many more there are."""
     more = len(run_ids) - N_NAMED
     named = " ".join(run_ids[: N_NAMED if more > 1 else None])
     return f"{named} and {more:,} more" if more > 1 else named
 
 
 def reasons(dropped: tp.Mapping[str, tp.Sized]) -> str:
-    """How many runs were dropped for which reason."""
+    """How many runs were dropped for each reason."""
     counts = sorted(dropped.items())
     return ", ".join(f"{len(runs):,} {one_line(why)}" for why, runs in counts)
 
 
 def equation(n: tp.Mapping[str, int]) -> str:
-    """The candidates of a panel or a repo as the sum of their fates.
+    """The number of candidates of a panel or a repo, as a sum over their fates.
 
     Args:
-        n: How many there are of each fate; none where a fate is missing.
+        n: How many there are of each fate; a missing fate counts as 0.
     """
     counts = {fate: n.get(fate, 0) for fate in (OFF_FRONTIER, NOT_NEEDED, DROPPED)}
     n_chosen = n.get(CHOSEN, 0) + n.get(PINNED, 0)
@@ -74,7 +74,7 @@ def equation(n: tp.Mapping[str, int]) -> str:
 
 
 def left_out(account: list[Line]) -> list[str]:
-    """One repo's candidates counted by fate, then who was left out and why, a line each."""
+    """One repo's candidates by fate, then the runs left out by reason, one line each."""
     groups: dict[str, list[Line]] = collections.defaultdict(list)
     for run in account:
         if run["fate"] == DROPPED:
@@ -88,39 +88,39 @@ def left_out(account: list[Line]) -> list[str]:
         by_layer: dict[int, list[str]] = collections.defaultdict(list)
         for run in runs:
             by_layer[run["layer"]].append(run["run_id"])
-        told = "; ".join(
+        layers = "; ".join(
             f"layer {layer}: {some(sorted(ids))}"
             for layer, ids in sorted(by_layer.items())
         )
-        out.append(f"  {len(runs):>3} {why} ({told})")
+        out.append(f"  {len(runs):>3} {why} ({layers})")
     return out
 
 
 def aux_of(rows: list[Line]) -> dict[str, int]:
     """How many runs were trained with each auxiliary loss.
 
-    Runs from before saev had any name none.
+    Runs from before saev had auxiliary losses count as "no-aux".
     """
     return collections.Counter(row.get("aux") or "no-aux" for row in rows)
 
 
 def loading(rows: list[Line]) -> list[str]:
-    """Why a card can't tell its readers which saev loads the files."""
+    """Why a card can't say how to install a saev that loads the files."""
     reasons_: set[str] = {
         why for row in rows if (why := (row.get("saev") or {}).get("why_not"))
     }
     return [
-        f"the saev that loads the checkpoints {one_line(reason)}: the card can't say how to"
-        " install it; set SAEV_DIR to a clone without changes, at a commit that was pushed"
+        f"the saev that loads the checkpoints {one_line(reason)}, so the card can't say how to"
+        " install it; set SAEV_DIR to a clean clone at a commit that was pushed"
         for reason in sorted(reasons_)
     ]
 
 
 def warnings(rows: list[Line], account: list[Line]) -> list[str]:
-    """One repo's warnings, a line of text each.
+    """One repo's warnings, one line of text each.
 
     Args:
-        rows: The lines to publish, each with the warnings that preflight gave it.
+        rows: The lines to publish, each with preflight's warnings.
         account: Every candidate with its fate.
     """
     out: list[str] = []
@@ -128,10 +128,10 @@ def warnings(rows: list[Line], account: list[Line]) -> list[str]:
         panel = [r for r in account if r["layer"] == layer and frontier.has_place(r)]
         n = len(frontier.of_account(panel))
         if n < FEW:
-            out.append(f"layer {layer}: a frontier of {n_of(n, 'run')} only")
+            out.append(f"layer {layer}: a frontier of only {n_of(n, 'run')}")
     if len(aux := aux_of(rows)) > 1:
-        told = ", ".join(f"{n} {name}" for name, n in sorted(aux.items()))
-        out.append(f"runs of different auxiliary losses: {told}")
+        counts = ", ".join(f"{n} {name}" for name, n in sorted(aux.items()))
+        out.append(f"runs with different auxiliary losses: {counts}")
     n_logged = sum(row.get("numbers") == "wandb" for row in rows)
     if n_logged:
         out.append(

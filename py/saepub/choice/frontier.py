@@ -1,4 +1,4 @@
-"""The rule by which runs are chosen: the frontier of L0 against NMSE, and what to pick of it."""
+"""The rule that chooses runs: the frontier of L0 against NMSE, and the pick from it."""
 
 import math
 import typing as tp
@@ -7,12 +7,12 @@ from ..jsonl import DROPPED, Line
 
 
 class Run(tp.NamedTuple):
-    """A run that may be chosen. Compares in the rule's order."""
+    """A run that may be chosen. Sorts in the rule's order."""
 
     l0: float
     nmse: float
     age: float
-    """Minus its date: the later comes first."""
+    """Minus its date, so that later runs come first."""
     run_id: str
     text: bytes = b""
 
@@ -20,8 +20,7 @@ class Run(tp.NamedTuple):
 def split(runs: tp.Iterable[Run]) -> tuple[list[Run], list[Run]]:
     """The runs whose NMSE is strictly below that of every run before them, and the others.
 
-    Before means sparser, or at the same L0 better, later, or first by id. Both are sparsest
-    first.
+    Runs are ordered by L0, then NMSE, then newest first, then id. Both lists keep this order.
     """
     front: list[Run] = []
     off: list[Run] = []
@@ -31,7 +30,7 @@ def split(runs: tp.Iterable[Run]) -> tuple[list[Run], list[Run]]:
 
 
 def of_account(account: list[Line]) -> list[Line]:
-    """The frontier among one panel's candidates that have a place, dropped ones aside."""
+    """The frontier among one panel's candidates (see `has_place`), dropped ones excluded."""
     front: list[Line] = []
     for run in sorted(account, key=lambda r: (r["l0"], r["nmse"])):
         if run["fate"] == DROPPED:
@@ -42,7 +41,7 @@ def of_account(account: list[Line]) -> list[Line]:
 
 
 def has_place(run: Line) -> bool:
-    """Whether a candidate has finite measures and an L0 that has a logarithm."""
+    """Whether a candidate can be drawn: finite measures and a positive L0."""
     measures = (run["l0"], run["nmse"])
     if not all(type(m) in (int, float) and math.isfinite(m) for m in measures):
         return False

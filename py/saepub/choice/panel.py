@@ -9,10 +9,10 @@ from .frontier import Run
 
 
 class Choice(tp.NamedTuple):
-    """What became of a panel's candidates that were not dropped."""
+    """The fates of a panel's eligible candidates."""
 
     chosen: list[Run]
-    """The runs to publish, pinned ones among them, sparsest first."""
+    """The runs to publish, including pinned ones, sparsest first."""
     fates: dict[str, list[str]]
     """Run ids by fate, each sparsest first."""
 
@@ -23,18 +23,18 @@ class Panel:
     def __init__(self) -> None:
         self.runs: list[Run] = []
         self.dropped: dict[str, list[str]] = collections.defaultdict(list)
-        """Run ids by the reason for which they were dropped."""
+        """Run ids by the reason that they were dropped for."""
 
     @property
     def n_candidates(self) -> int:
         return len(self.runs) + sum(map(len, self.dropped.values()))
 
     def choose(self, n: int, pins: tp.Collection[str] = ()) -> Choice:
-        """Settle the fate of every run that was not dropped.
+        """Decide the fate of every run that was not dropped.
 
         Args:
-            n: How many runs the rule may take; 2 or more.
-            pins: Run ids to take besides, whatever the rule says.
+            n: How many runs the rule may choose; 2 or more.
+            pins: Run ids to choose in addition.
         """
         front, off = frontier.split(self.runs)
         by_rule = set(frontier.pick(front, n))

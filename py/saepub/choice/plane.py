@@ -1,4 +1,4 @@
-"""The plane of log L0 and NMSE in which plot and page show a layer's candidates."""
+"""The plane of log L0 and NMSE in which the plot and the page show a layer's candidates."""
 
 import math
 import statistics
@@ -13,32 +13,32 @@ LEGEND = {
     OFF_FRONTIER: "off the frontier",
     DROPPED: "not eligible",
 }
-"""Each fate in words that stand alone, in the order of every legend and count."""
+"""The label of each fate, in the order of every legend and count."""
 
 PAD = 0.06
-"""What an axis spans beyond its outermost values, as a share of its length."""
+"""How far an axis extends beyond its outermost values, as a fraction of its length."""
 
 
 class Span(tp.NamedTuple):
-    """What an axis spans, as drawn: log10 for L0."""
+    """The range of an axis as drawn: log10 for L0."""
 
     lo: float
     hi: float
 
     def share(self, value: float) -> float:
-        """Where `value` is drawn: 0 at the low end, 1 at the high end; outside, beyond those."""
+        """Where `value` is drawn: 0 at the low end, 1 at the high end."""
         return (value - self.lo) / (self.hi - self.lo)
 
 
 def spans(placed: list[Line], front: list[Line]) -> tuple[Span, Span]:
-    """The spans of log10 L0 and of NMSE.
+    """The ranges of log10 L0 and of NMSE.
 
-    They hold the runs that may be chosen (the frontier and what was pinned) and any others
-    nearby, so that one diverged run doesn't flatten the rest into a line.
+    They include the frontier, the chosen and pinned runs and any others nearby, so that one
+    diverged run doesn't flatten the rest into a line.
 
     Args:
         placed: Runs with finite measures and an L0 above 0; at least one.
-        front: Those on the frontier, of one layer or of several.
+        front: Those on the frontier, of one layer or several.
     """
     kept = front + [run for run in placed if run["fate"] in (CHOSEN, PINNED)]
     kept = kept or placed
@@ -57,7 +57,7 @@ def log_l0(run: Line) -> float:
 
 
 def nmse(run: Line) -> float:
-    """The run's NMSE, kept within what arithmetic can take."""
+    """The run's NMSE, clipped so that arithmetic doesn't overflow."""
     return float(min(max(run["nmse"], -1e200), 1e200))
 
 
@@ -73,7 +73,7 @@ def _span(kept: list[float], others: list[float], least: float) -> Span:
 def staircase(front: list[Line]) -> list[tuple[float, float]]:
     """The corners of a frontier's line, as (log10 L0, NMSE).
 
-    It is a staircase: between two runs, nothing better than the sparser one was attained.
+    It is a staircase: between two runs, nothing better than the sparser one was achieved.
     """
     corners: list[tuple[float, float]] = []
     for run in front:
@@ -84,7 +84,7 @@ def staircase(front: list[Line]) -> list[tuple[float, float]]:
 
 
 def l0_ticks(span: Span, n: int) -> list[tuple[float, str]]:
-    """At most about `n` round values of L0, each where it is drawn and with its label."""
+    """At most about `n` round values of L0, each as its position and label."""
     from matplotlib import ticker  # slow to import
 
     lo, hi = 10**span.lo, 10**span.hi
@@ -106,5 +106,5 @@ def nmse_ticks(span: Span, n: int) -> list[tuple[float, str]]:
     # Padding below the smallest NMSE must not suggest that it could be negative.
     is_room = span.lo < 0 <= span.lo + 0.25 * (span.hi - span.lo)
     least = 0.0 if is_room else span.lo
-    # Through text, since 3 × 0.1 is not 0.3 to a computer.
+    # Through text, since 3 × 0.1 is not 0.3 in floating point.
     return [(float(f"{v:.12g}"), f"{v:g}") for v in values if least <= v <= span.hi]

@@ -193,7 +193,7 @@ def _lines(cat: catalog.Catalog, repo: catalog.Repo) -> list[jsonl.Line]:
 def saev() -> Found:
     from ..checkpoint import saev as saev_loader
 
-    at_hand = saev_loader.at_hand()
+    at_hand = saev_loader.available()
     reads: list[str] = []
     refuses: list[str] = []
     for schema, raw in HEADERS.items():
@@ -224,7 +224,7 @@ def runs() -> Found:
     text = f"{n_there} of {n_of(len(chosen), 'chosen checkpoint')} there"
     if missing:
         mend = f'make dry-run EXCLUDE="{" ".join(missing)}"'
-        yield BAD, f"{text}; to go on without: {mend}"
+        yield BAD, f"{text}; to continue without them: {mend}"
     elif chosen:
         yield OK, text
     else:

@@ -16,8 +16,8 @@ import urllib.parse
 import urllib.request
 import warnings
 
-from .. import __version__, patience, settings
-from ..cli import UserError, again, scrub
+from .. import __version__, retry, settings
+from ..cli import UserError, resume_command, scrub
 from ..text import one_line, say
 
 # The client reads its own settings while it is imported, and .env may have some. So every
@@ -158,7 +158,7 @@ def _no_endless_wait(response: tp.Any) -> None:
     if seconds is not None and seconds > WAIT_MAX:
         raise UserError(
             f"{endpoint()} asks us to wait for {seconds:.0f} s"
-            f" ({response.status_code}); run {again()} after that"
+            f" ({response.status_code}); run {resume_command()} after that"
         )
 
 
@@ -250,7 +250,7 @@ def is_passing(err: BaseException) -> bool:
     return any(isinstance(cause, kinds) for cause in _causes(err))
 
 
-def tell(err: BaseException) -> str:
+def explain(err: BaseException) -> str:
     """What went wrong, in a few words for a person."""
     for cause in _causes(err):
         if isinstance(cause, UserError):
@@ -311,9 +311,9 @@ def retrying(
     """
 
     def told(err: Exception, seconds: float) -> None:
-        say(f"{what}: {tell(err)}; trying again in {seconds:.0f} s")
+        say(f"{what}: {explain(err)}; trying again in {seconds:.0f} s")
 
-    return patience.patiently(call, PAUSES, may_pass, _asked, told)
+    return retry.call(call, PAUSES, may_pass, _asked, told)
 
 
 def _asked(err: Exception) -> float | None:
@@ -327,4 +327,4 @@ def _asked_by(response: tp.Any) -> float | None:
     """The seconds that an answer of "busy" asks us to wait; None where it names none."""
     if response.status_code != 429 and response.status_code < 500:
         return None
-    return patience.asked_by(response.headers)
+    return retry.requested_wait(response.headers)

@@ -46,7 +46,7 @@ def find(wanted: Collection) -> Found | None:
     try:
         found = hub.retrying(f"collection {name_of(wanted)}", lambda: _find(wanted))
     except Exception as err:
-        raise UserError(f"collection {name_of(wanted)}: {hub.tell(err)}") from err
+        raise UserError(f"collection {name_of(wanted)}: {hub.explain(err)}") from err
     if len(found) > 1:
         slugs = " and ".join(sorted(f.slug for f in found))
         raise UserError(
@@ -101,7 +101,7 @@ def create(wanted: Collection) -> Found:
         except Exception as err:
             is_too_long = hub.status_of(err) in (400, 413, 422)
             if not is_too_long or shorten(title) == title:
-                why = hub.tell(err)
+                why = hub.explain(err)
                 raise UserError(f"{what}: can't create it: {why}") from err
         title, description = shorten(wanted.title), wanted.title[:DESCRIPTION_MAX]
 
@@ -122,7 +122,7 @@ def add(found: Found, repo_id: str, note: str) -> None:
             ),
         )
     except Exception as err:
-        raise UserError(f"{what}: can't add {repo_id}: {hub.tell(err)}") from err
+        raise UserError(f"{what}: can't add {repo_id}: {hub.explain(err)}") from err
 
 
 def shorten(title: str) -> str:

@@ -126,7 +126,7 @@ def remote(repo_id: str, revision: str | None = None) -> Remote:
     except errors.RevisionNotFoundError:
         raise UserError(f"{repo_id}: the Hub has no commit {revision}") from None
     except Exception as err:
-        raise UserError(f"{repo_id}: can't ask the Hub: {hub.tell(err)}") from err
+        raise UserError(f"{repo_id}: can't ask the Hub: {hub.explain(err)}") from err
 
 
 def compare(there: Remote, here: dict[str, File], dpath: pathlib.Path) -> Changes:
@@ -212,9 +212,9 @@ def refused_card(text: str) -> str:
         hub.retrying("README.md", lambda: hub.post("/api/validate-yaml", body))
     except Exception as err:
         if hub.status_of(err) == 400:
-            return f"README.md: the Hub refuses it: {hub.tell(err)}"
+            return f"README.md: the Hub refuses it: {hub.explain(err)}"
         raise UserError(
-            f"README.md: can't ask the Hub about it: {hub.tell(err)}"
+            f"README.md: can't ask the Hub about it: {hub.explain(err)}"
         ) from err
     return ""
 
@@ -253,7 +253,7 @@ def kept_out(repo_id: str, files: list[File], dpath: pathlib.Path) -> str:
     try:
         modes = hub.retrying(repo_id, lambda: upload_modes(repo_id, files, dpath))
     except Exception as err:
-        raise UserError(f"{repo_id}: can't write to it: {hub.tell(err)}") from err
+        raise UserError(f"{repo_id}: can't write to it: {hub.explain(err)}") from err
     return _left_out(repo_id, modes)
 
 
@@ -400,4 +400,4 @@ def download(repo_id: str, path: str, revision: str, cache_dpath: str) -> str:
     try:
         return hub.retrying(f"{repo_id}: {path}", fetch)
     except Exception as err:
-        raise UserError(f"can't download it: {hub.tell(err)}") from err
+        raise UserError(f"can't download it: {hub.explain(err)}") from err

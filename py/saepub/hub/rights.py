@@ -33,7 +33,7 @@ def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[
     except UserError as err:
         return [str(err)]
     except Exception as err:
-        return [f"can't ask the Hub who HF_TOKEN is: {hub.tell(err)}"]
+        return [f"can't ask the Hub who HF_TOKEN is: {hub.explain(err)}"]
     access = _object(_object(me.get("auth")).get("accessToken"))
     if access.get("role") == "read":
         return ["HF_TOKEN may only read; make a token that may write"]

@@ -13,7 +13,7 @@ from .. import __version__, jsonl, settings
 from ..cli import UserError
 from ..files import write_aside
 from ..hub.repo import File
-from ..measured import told
+from ..measured import explain
 from . import staged
 
 CHECKED = pydantic.ConfigDict(
@@ -179,7 +179,7 @@ def read(slug: str) -> Release:
             f"{fpath}: no record of a release; make release REPO={slug}"
         ) from None
     except pydantic.ValidationError as err:
-        raise UserError(f"{fpath}: not a record of a release: {told(err)}") from None
+        raise UserError(f"{fpath}: not a record of a release: {explain(err)}") from None
     if record.repo != slug:
         raise UserError(f"{fpath}: is the record of {record.repo}, not of {slug}")
     files = {f.path: File(f.path, f.bytes, f.sha256) for f in record.files}

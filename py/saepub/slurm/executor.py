@@ -128,7 +128,7 @@ def tell_lost(lost: list[tuple[str, str]], reasons: list[str] | None = None) -> 
     """
     problems = reasons or []
     problems += [f"{name}: not done: {how}" for name, how in lost]
-    cli.report(problems, "what is done is kept: the same command does only the rest")
+    cli.fail_on(problems, "what is done is kept: the same command does only the rest")
 
 
 def key(function: Function, part: Part, common: list[tp.Any]) -> str:

@@ -1,4 +1,4 @@
-"""clean: remove what can be made again, and only what bears our mark."""
+"""clean: remove what can be rebuilt, in directories with our mark only."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from ..cli import UserError, parser
 
 
 def main(argv: list[str]) -> None:
-    p = parser("Remove what is in BUILD, all but the demo.", "bin/clean")
+    p = parser("Empty BUILD, except for the demo.", "bin/clean")
     p.add_argument("--all", action="store_true", help="remove all of BUILD and VENV")
     args = p.parse_args(argv)
     settings.load()
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         settings.check_made(name, path)
         if args.all and os.path.islink(path):
             raise UserError(
-                f"{name} is {path}, a link, and not of our making; remove it yourself"
+                f"{name} is {path}, a link, which saepub didn't create; remove it yourself"
             )
     for path in filter(settings.is_ours, paths.values()):
         empty(path, () if args.all else ("demo",))
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 def empty(path: str, kept: tuple[str, ...]) -> None:
-    """Remove what is in a directory; the mark stays, so that an interrupted run can go on."""
+    """Empty a directory except for the mark, so that an interrupted run can be repeated."""
     for entry in os.scandir(path):
         if entry.name in (*kept, settings.MARK):
             continue

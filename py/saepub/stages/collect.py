@@ -1,7 +1,7 @@
 """collect: put each released repo into the catalog's collections, once."""
 
 from .. import catalog, jsonl, settings
-from ..cli import UserError, again, parser, report
+from ..cli import UserError, fail_on, parser, resume_command
 from ..hub import collections as hub_collections
 from ..release import staged
 from ..text import n_of, say
@@ -35,7 +35,10 @@ def main(argv: list[str]) -> None:
     # The repos are released whatever became of the collections.
     for row in rows:
         jsonl.write(row)
-    report(problems, f"the repos are released and verified; to go on: {again()}")
+    fail_on(
+        problems,
+        f"the repos are released and verified; to continue: {resume_command()}",
+    )
 
 
 def is_verified(rows: list[jsonl.Line]) -> bool:

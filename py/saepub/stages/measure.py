@@ -15,7 +15,7 @@ import typing as tp
 from .. import jsonl, measured, numbers, places, settings
 from ..activations import passes, remake
 from ..activations.passes import Found, Job, Source
-from ..cli import UserError, parser, report
+from ..cli import UserError, fail_on, parser
 from ..jsonl import Line
 from ..slurm import executor, tasks
 from ..slurm.work import Part
@@ -124,7 +124,7 @@ def find_sources(lines: list[Line], shards_dpath: pathlib.Path | None) -> Todo:
             problems.append(str(err))
         else:
             found[source] += of_panel
-    report(problems, "nothing was measured")
+    fail_on(problems, "nothing was measured")
     return dict(sorted(found.items()))
 
 
@@ -197,7 +197,7 @@ def check_shards(lines: list[Line], todo: Todo) -> None:
         known = [x[remake.METADATA] for x in here if x.get(remake.METADATA)]
         layers = {source.layer for source in sources}
         problems.append(remake.lacking(where, layers, known[0] if known else {}))
-    report(problems, "nothing was measured")
+    fail_on(problems, "nothing was measured")
 
 
 # ---- measuring -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ With --files, stdout has a line a file in place of the runs; see `staged.file_li
 """
 
 from .. import catalog, jsonl, settings
-from ..cli import UsageError, UserError, again, parser, report
+from ..cli import UsageError, UserError, fail_on, parser, resume_command
 from ..hub import collections as hub_collections
 from ..hub import repo as hub_repo
 from ..release import staged
@@ -39,12 +39,14 @@ def main(argv: list[str]) -> None:
     except UsageError:
         raise
     except UserError as err:
-        raise UserError(f"{err}; nothing was changed; to go on: {again()}") from err
+        raise UserError(
+            f"{err}; nothing was changed; to continue: {resume_command()}"
+        ) from err
     say("\n".join(told))
     if args.files:
         for line in files:
             jsonl.write(line)
-    report(problems, f"nothing was changed; to go on: {again()}")
+    fail_on(problems, f"nothing was changed; to continue: {resume_command()}")
     for row in () if args.files else rows:
         jsonl.write(row | {"parent_commit": parents[row["repo"]]})
 

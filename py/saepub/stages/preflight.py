@@ -134,7 +134,7 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
             check, parts, needs, at_once, depends_on=identity, env=env
         )
     else:
-        saev_loader.at_hand()  # before the fork, since to import it takes seconds
+        saev_loader.available()  # before the fork, since to import it takes seconds
         n_jobs = min(machine.n_at_once(n_bytes, at_once), len(parts))
         checked = pool.each(check, parts, n_jobs, prepare)
         outcomes = list(progress(checked, len(given), "preflight"))
@@ -172,7 +172,7 @@ def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
         SetupError: saev can't be imported, so no run can be checked.
     """
     with checkpoint.File(fpath) as file:
-        if odds := witnesses.odds(line, vars(file.header)):
+        if odds := witnesses.conflicts(line, vars(file.header)):
             raise UserError(f"at odds: {odds}")
         file.read()
         x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
@@ -268,7 +268,7 @@ def report(results: list[Result]) -> None:
     for r in failed:
         say(f"preflight: {jsonl.name_of(r.line)}: {r.reason}")
     if failed:
-        say(f"preflight: to go on without: {without(failed)}")
+        say(f"preflight: to continue without them: {without(failed)}")
 
 
 def without(failed: list[Result]) -> str:

@@ -9,7 +9,7 @@ import time
 import typing as tp
 
 from .. import catalog, jsonl, settings
-from ..cli import UserError, again, parser, report
+from ..cli import UserError, fail_on, parser, resume_command
 from ..hub import client as hub
 from ..hub import repo as hub_repo
 from ..hub import rights as hub_rights
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     if problem:
         have = ", ".join(cat.get(slug).repo_id for slug in done)
         have = f"; already there: {have}" if have else ""
-        raise UserError(f"{problem}{have}; to go on: {again()}")
+        raise UserError(f"{problem}{have}; to continue: {resume_command()}")
 
 
 def check(
@@ -96,7 +96,7 @@ def check(
             problems += check_there(repo, rows, there, is_sendable=not problems)
         except UserError as err:
             problems += [] if no_rights else [str(err)]  # else it has been told
-    report(problems, f"nothing was sent; to go on: {again()}")
+    fail_on(problems, f"nothing was sent; to continue: {resume_command()}")
     return theirs
 
 
@@ -242,7 +242,7 @@ def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -
             raise UserError(conflict(repo.slug, there, parent)) from err
         if ours is None:
             hold(repo.slug, rows)
-            raise UserError(hub.tell(err)) from err
+            raise UserError(hub.explain(err)) from err
         commit = ours
     check_sent(repo, rows, commit)
     return commit

@@ -13,10 +13,10 @@ from .. import jsonl, settings
 from ..choice import account
 from ..choice.frontier import Run
 from ..choice.panel import Choice, Panel
-from ..cli import UsageError, UserError, parser, report
+from ..cli import UsageError, UserError, fail_on, parser
 from ..files import write_aside
 from ..jsonl import DROPPED, PINNED, Line
-from ..numbers import is_lacking, mend
+from ..numbers import advice, is_lacking
 from ..text import n_of, say, timestamp
 
 KEYS = ("repo", "layer", "run_id", "l0", "nmse", "created_at", "drop")
@@ -131,10 +131,10 @@ def check(
     if any(lacking.values()):
         from ..activations import estimate  # numpy: slow to import
 
-        problems += [mend(of, estimate.of(of)) for of in lacking.values() if of]
+        problems += [advice(of, estimate.of(of)) for of in lacking.values() if of]
     if len(problems) == 1 and not other:
         raise UserError(problems[0])
-    report(problems, "; ".join(account.mends(other)) or "nothing was chosen")
+    fail_on(problems, "; ".join(account.advice(other)) or "nothing was chosen")
 
 
 def describe(panel: Panel, choice: Choice) -> str:

@@ -1,9 +1,9 @@
-"""settings: show how every setting is resolved, to people or, at each call, to make.
+"""settings: show how every setting is resolved, for people and, at each call, for make.
 
 The Makefile can't be read without a virtual environment and a catalog, so for make this also
-sets up both (the demo's, where no data is named). Each setting has a file under BUILD/.settings
-that is rewritten when its value changes, and joints depend on those files. Where a setting names
-a file, its size and time are part of the value. So make never sees a path of the user's.
+creates both (the demo's, if no data is set). Each setting has a file under BUILD/.settings that
+is rewritten when its value changes, and make's targets depend on those files. If a setting names
+a file, the file's size and time are part of the value. So make never sees a user's path.
 """
 
 import glob
@@ -21,10 +21,10 @@ from ..files import write_aside
 from ..text import printable, say
 
 LINE_END = "¶"
-"""Stands for a newline between make and us: $(shell) turns newlines into spaces."""
+"""Stands for a newline in what we pass to make: $(shell) turns newlines into spaces."""
 
 FOR_MAKE = r"[\w./+@,-]+"
-"""A path that can be a target: no character in it is special to make or to a shell."""
+"""A path that can be a target: without characters that are special to make or a shell."""
 
 AT_LEAST = {"N": 2}
 
@@ -37,7 +37,7 @@ class Call(tp.NamedTuple):
     overrides: str = ""
     """The variables on its command line, as MAKEOVERRIDES has them."""
     need_no_data: str = ""
-    """The goals that need nothing but settings."""
+    """The goals that need only settings, no catalog."""
 
     @property
     def changes_nothing(self) -> bool:
@@ -52,13 +52,13 @@ def main(argv: list[str]) -> None:
         "bin/settings\nbin/settings --value RUNS_ROOT",
     )
     p.add_argument(
-        "--value", metavar="NAME", help="print the value of one, and nothing else"
+        "--value", metavar="NAME", help="print only the value of this setting"
     )
     p.add_argument(
-        "--claim", metavar="NAME", help="make BUILD or VENV, with our mark; print it"
+        "--claim", metavar="NAME", help="create BUILD or VENV, with our mark; print it"
     )
     p.add_argument(
-        "--make", nargs="*", metavar="KEY=TEXT", help="print all for the Makefile"
+        "--make", nargs="*", metavar="KEY=TEXT", help="print all settings for make"
     )
     args = p.parse_args(argv)
     if args.make is not None:
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
 def value_of(name: str) -> str:
     if name not in settings.BY_NAME:
         raise UsageError(
-            f"{name} is no setting; {settings.near(name, settings.BY_NAME)}"
+            f"{name} is not a setting; {settings.suggestion(name, settings.BY_NAME)}"
         )
     found = settings.resolve()
     return (found[name].text if name in found else "") or settings.default(name)
@@ -104,7 +104,7 @@ def show() -> None:
 
 
 def for_make(call: Call) -> tp.Iterator[str]:
-    """Makefile lines. An error is one of them too, so that make itself reports it and stops."""
+    """Makefile lines. An error becomes a line too, so that make itself reports it and stops."""
     goals = call.goals.split()
     try:
         given = command_line(call.overrides)
@@ -117,7 +117,8 @@ def for_make(call: Call) -> tp.Iterator[str]:
         for name, value in found.items():
             os.environ[settings.in_environment(name)] = value.text
         yield from assignments(found, given)
-        yield f"export AGAIN := {quote(os.environ.get('AGAIN') or again(goals, given))}"
+        resume = os.environ.get("AGAIN") or resume_command(goals, given)
+        yield f"export AGAIN := {quote(resume)}"
         if not set(goals) <= {"help", *call.need_no_data.split()}:
             yield from pipe(call.changes_nothing)
     except UserError as err:
@@ -133,10 +134,10 @@ def error(text: str) -> tp.Iterator[str]:
 
 
 def command_line(overrides: str) -> dict[str, str]:
-    """What make's command line gives: words apart by spaces, which "\\" keeps, and "$" doubled.
+    """The variables on make's command line, in which "\\" escapes spaces and "$" is doubled.
 
     Raises:
-        UserError: It gives what nothing here takes, or a secret.
+        UserError: It sets a secret, or a variable that nothing reads.
     """
     given = {}
     for word in re.findall(r"(?:[^\s\\]|\\.)+", overrides, re.DOTALL):
@@ -144,17 +145,19 @@ def command_line(overrides: str) -> dict[str, str]:
         name = name.rstrip(":+?!")
         if name in settings.BY_NAME and settings.BY_NAME[name].kind == settings.SECRET:
             raise UserError(
-                f"{name} on a command line is there for all to see; export it instead"
+                f"{name} on a command line is visible to every user; export it instead"
             )
         names = (*settings.BY_NAME, *settings.KNOBS)
         if name not in (*names, "AGAIN"):
-            raise UserError(f"{name} is no setting; {settings.near(name, names)}")
+            raise UserError(
+                f"{name} is not a setting; {settings.suggestion(name, names)}"
+            )
         given[name] = text.replace("$$", "$").replace(LINE_END, "\n")
     return given
 
 
 def check(found: tp.Mapping[str, settings.Value]) -> None:
-    """Raises UserError where a value can't be, before anything is made."""
+    """Raise UserError if a value is invalid, before anything is built."""
     for name, (text, source) in found.items():
         least = AT_LEAST.get(name, 1)
         is_number = text.isascii() and text.isdecimal() and int(text) >= least
@@ -164,19 +167,19 @@ def check(found: tp.Mapping[str, settings.Value]) -> None:
             )
         if name in settings.MADE and not re.fullmatch(FOR_MAKE, text):
             raise UserError(
-                f"{name} is {text} ({source}); make takes letters, digits and . / _ + @ , - in it,"
-                " so name another directory"
+                f"{name} is {text} ({source}); it may have letters, digits and . / _ + @ , - only,"
+                " for make's sake; name another directory"
             )
         if LINE_END in text:
             raise UserError(
-                f"{name} ({source}) has a {LINE_END} in it, which make can't be told"
+                f"{name} ({source}) contains {LINE_END}, which can't be passed to make"
             )
 
 
 def assignments(
     found: tp.Mapping[str, settings.Value], given: tp.Mapping[str, str]
 ) -> tp.Iterator[str]:
-    """Every setting that is given, for make and for all that it starts."""
+    """Every setting that is set, for make and the programs that it starts."""
     for name in settings.MADE:
         text = found[name].text if name in found else settings.BY_NAME[name].default
         yield f"override {name} := {quote(text)}"
@@ -190,13 +193,13 @@ def assignments(
 
 
 def quote(text: str) -> str:
-    """Escape text for the right side of an assignment."""
+    """Escape text for the right-hand side of an assignment."""
     text = re.sub(r"(\\*)#", r"\1\1\\#", text.replace("$", "$$"))
     return text + "$()" if text.endswith("\\") else text
 
 
-def again(goals: list[str], given: tp.Mapping[str, str]) -> str:
-    """The command that goes on where this one stops."""
+def resume_command(goals: list[str], given: tp.Mapping[str, str]) -> str:
+    """The command that resumes where this one stops."""
     import shlex
 
     return " ".join(
@@ -208,7 +211,7 @@ def again(goals: list[str], given: tp.Mapping[str, str]) -> str:
 
 
 def pipe(changes_nothing: bool) -> tp.Iterator[str]:
-    """The repos of the catalog, and a file a setting whose time is that of its last change."""
+    """Makefile lines on the catalog's repos; also updates the settings' files."""
     is_demo = settings.is_demo_fpath(settings.get("CATALOG"))
     lacks_demo = is_demo and not os.path.exists(settings.get("CATALOG"))
     if changes_nothing and (not is_set_up() or lacks_demo):
@@ -217,14 +220,14 @@ def pipe(changes_nothing: bool) -> tp.Iterator[str]:
     set_up()
     if lacks_demo:
         run("bin/demo")
-    joints = Joints(settings.get("BUILD"), changes_nothing)
-    repos = of_catalog(joints)
+    stamps = Stamps(settings.get("BUILD"), changes_nothing)
+    repos = of_catalog(stamps)
     chosen = settings.split(settings.get("REPO")) or list(repos)
     for slug in chosen:
         if slug not in repos:
-            near = settings.near(slug, repos, f"it has: {' '.join(repos)}")
+            hint = settings.suggestion(slug, repos, f"it has: {' '.join(repos)}")
             raise UserError(
-                f'REPO: {settings.get("CATALOG")} has no repo "{slug}"; {near}'
+                f'REPO: {settings.get("CATALOG")} has no repo "{slug}"; {hint}'
             )
     if not changes_nothing:
         settings.claim("BUILD")
@@ -237,39 +240,39 @@ def pipe(changes_nothing: bool) -> tp.Iterator[str]:
             name not in ("CATALOG", "METRICS_SNAPSHOT", "RECORDS", *settings.MADE)
             and setting.kind != settings.SECRET
         ):
-            joints.tell(name, settings.get(name))
-    joints.tell("CATALOG", with_time(settings.get("CATALOG")))
+            stamps.update(name, settings.get(name))
+    stamps.update("CATALOG", with_time(settings.get("CATALOG")))
     measured = os.path.join(settings.get("RECORDS"), "measured")
-    joints.tell("RECORDS", with_time(measured))
-    joints.tell("METRICS_SNAPSHOT", with_time(settings.get("METRICS_SNAPSHOT")))
+    stamps.update("RECORDS", with_time(measured))
+    stamps.update("METRICS_SNAPSHOT", with_time(settings.get("METRICS_SNAPSHOT")))
     for slug, entry in repos.items():
-        joints.tell(f"entry.{slug}", json.dumps(entry))
-        joints.tell(f"expected.{slug}", json.dumps(without_words(entry)))
-        joints.tell(f"sources.{slug}", "".join(map(with_time, files_of(entry))))
+        stamps.update(f"entry.{slug}", json.dumps(entry))
+        stamps.update(f"expected.{slug}", json.dumps(without_words(entry)))
+        stamps.update(f"sources.{slug}", "".join(map(with_time, files_of(entry))))
         if facts := own_facts(entry):
             yield f"facts.{slug} := {quote(facts)}"
-    if joints.changed and changes_nothing:
-        yield f".PHONY: {' '.join(joints.changed)}"
+    if stamps.changed and changes_nothing:
+        yield f".PHONY: {' '.join(stamps.changed)}"
 
 
-class Joints:
-    """One file a setting, rewritten where its value changed: what joints depend on."""
+class Stamps:
+    """One file per setting, rewritten when its value changes, as a prerequisite in make."""
 
     def __init__(self, build: str, changes_nothing: bool):
         self._dpath = os.path.join(build, ".settings")
         self._changes_nothing = changes_nothing
         self.changed: list[str] = []
 
-    def knows(self, name: str, value: str) -> bool:
-        """Whether a value is that of the last call."""
+    def is_current(self, name: str, value: str) -> bool:
+        """Whether a value is the same as at the last call."""
         try:
             with open(os.path.join(self._dpath, name), encoding="utf-8") as fd:
                 return fd.read() == value
         except (OSError, ValueError):
             return False
 
-    def tell(self, name: str, value: str) -> None:
-        if self.knows(name, value):
+    def update(self, name: str, value: str) -> None:
+        if self.is_current(name, value):
             return
         fpath = os.path.join(self._dpath, name)
         self.changed.append(fpath)
@@ -278,17 +281,17 @@ class Joints:
                 fd.write(value)
 
 
-def of_catalog(joints: Joints) -> dict[str, tp.Any]:
-    """Each repo's entry, with what the catalog says of all.
+def of_catalog(stamps: Stamps) -> dict[str, tp.Any]:
+    """By slug, each repo's entry and the catalog's common part.
 
-    A catalog that was found right is not checked again until it changes: that takes longer than
-    all else that make does where there is nothing to do.
+    A valid catalog is not checked again until it changes: that would take longer than the rest
+    of a make that has nothing to do.
 
     Raises:
-        UserError: It is wrong.
+        UserError: The catalog has errors.
     """
     fpath = settings.get("CATALOG")
-    if not joints.knows("CATALOG", with_time(fpath)):
+    if not stamps.is_current("CATALOG", with_time(fpath)):
         from .. import catalog  # slow to import
 
         catalog.load()
@@ -302,18 +305,18 @@ def of_catalog(joints: Joints) -> dict[str, tp.Any]:
 
 WORDS = {"title", "base_model", "license", "links", "contact", "citation", "tags"}
 WORDS |= {"datasets", "tokens", "recipe"}
-"""The keys of a catalog that only the card shows: no other joint is redone for them."""
+"""The keys of a catalog that only the card shows: changing them rebuilds only the card."""
 
 
 def without_words(entry: tp.Any) -> tp.Any:
-    """An entry, without what only the card shows."""
+    """An entry without the keys that only the card shows."""
     repo, rest = entry
     lab = rest.get("lab") or {}
-    return [{k: of for k, of in node.items() if k not in WORDS} for node in (repo, lab)]
+    return [{k: v for k, v in node.items() if k not in WORDS} for node in (repo, lab)]
 
 
 def own_facts(entry: tp.Any) -> str:
-    """The command that reads what a lab's own trainer logged; "" for saev's."""
+    """The command of a lab's own facts filter; "" if it has none."""
     repo, rest = entry
     name = repo.get("facts") or rest.get("lab", {}).get("facts")
     if not name:
@@ -325,7 +328,7 @@ def own_facts(entry: tp.Any) -> str:
 
 
 def files_of(entry: object) -> list[str]:
-    """Every file that an entry names, under SAEV_DIR or beside the catalog."""
+    """Every existing file that an entry names, under SAEV_DIR or beside the catalog."""
     if isinstance(entry, str):
         roots = (settings.get("SAEV_DIR"), os.path.dirname(settings.get("CATALOG")))
         paths = [os.path.join(root, entry) for root in roots if entry]
@@ -341,7 +344,7 @@ def files_of(entry: object) -> list[str]:
 
 
 def with_time(path: str) -> str:
-    """A path, with what changes when the file changes."""
+    """A path with its file's size and modification time."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -350,7 +353,7 @@ def with_time(path: str) -> str:
 
 
 def is_set_up() -> bool:
-    """Whether this runs in VENV, and that has today's packages."""
+    """Whether VENV exists and its packages are up to date."""
     venv = settings.get("VENV")
     files = [
         os.path.join(settings.ROOT, name)
@@ -366,7 +369,7 @@ def is_set_up() -> bool:
 
 
 def set_up() -> None:
-    """Go on in VENV, with today's packages."""
+    """Set up VENV if necessary, and restart in it."""
     venv = settings.get("VENV")
     if not is_set_up():
         run("bin/setup")
@@ -376,16 +379,16 @@ def set_up() -> None:
 
 
 def run(program: str) -> None:
-    """Raises UserError where a program of ours fails; it has told why."""
+    """Run a program of ours. Raises UserError if it fails; it has printed why."""
     done = subprocess.run([os.path.join(settings.ROOT, program)], stdout=sys.stderr)
     if done.returncode:
         raise UserError(f"{program} failed")
 
 
 def tidy() -> None:
-    """Remove what killed programs left behind, and let what is dated in the future be made again.
+    """Remove what killed programs left, and have files dated in the future rebuilt.
 
-    The clock was set back, and such a file would look newer than all that it is made from.
+    After the clock was set back, such a file would look newer than everything it depends on.
     """
     build, soon = settings.get("BUILD"), time.time() + 60
     names = (
@@ -404,7 +407,7 @@ def tidy() -> None:
             if not os.path.exists(f"/proc/{left[1]}"):
                 os.unlink(fpath)
         elif os.stat(fpath).st_mtime > soon:
-            say(f"make: {fpath} is dated in the future, and is made again")
+            say(f"make: {fpath} is dated in the future; rebuilding it")
             os.utime(fpath, None if ".settings" in fpath else (0, 0))
     for fpath in glob.glob(os.path.join(glob.escape(build), "*/staged.jsonl")):
         if not os.path.exists(

@@ -7,7 +7,7 @@ import typing as tp
 from .. import catalog, jsonl, settings
 from ..choice.account import aux_of, left_out, warnings
 from ..cli import parser
-from ..numbers import describe, is_lacking, mend
+from ..numbers import advice, describe, is_lacking
 from ..text import human, l0_text, n_of, nmse_text
 
 
@@ -98,7 +98,7 @@ def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
     if lacking := [run for run in account if is_lacking(run["drop"])]:
         from ..activations import estimate  # numpy: slow to import
 
-        out.append(mend(lacking, estimate.of(lacking)))
+        out.append(advice(lacking, estimate.of(lacking)))
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin:
         out.append(

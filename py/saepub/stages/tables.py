@@ -1,4 +1,4 @@
-"""tables: write what README, .env.example and catalog.schema.json repeat of the code."""
+"""tables: generate README's tables, .env.example and catalog.schema.json from the code."""
 
 import json
 import pathlib
@@ -20,13 +20,13 @@ END = "<!-- end -->\n"
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Write README's tables, .env.example and catalog.schema.json anew from the code.",
+        "Generate README's tables, .env.example and catalog.schema.json from the code.",
         "bin/tables --check",
     )
     p.add_argument(
         "--check",
         action="store_true",
-        help="write nothing; fail if one is not up to date",
+        help="write nothing; fail if any is out of date",
     )
     args = p.parse_args(argv)
     readme = README.read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     old = {fpath for fpath, text in made.items() if not _is(fpath, text)}
     if args.check and old:
         names = " and ".join(sorted(fpath.name for fpath in old))
-        raise UserError(f"{names}: not as the code has it; run bin/tables")
+        raise UserError(f"{names}: out of date; run bin/tables")
     for fpath in old:
         with write_aside(fpath) as fd:
             fd.write(made[fpath])
@@ -53,7 +53,7 @@ def schema_text() -> str:
 
 
 def with_tables(readme: str) -> str:
-    """README with each of `TABLES` made anew between its two comments."""
+    """README with each of `TABLES` regenerated between its two comments."""
     for name, make in TABLES.items():
         start = START.format(name)
         before, found, rest = readme.partition(start)
@@ -74,14 +74,14 @@ def _cell(text: str) -> str:
 
 
 def catalog_keys() -> str:
-    """Every key of a catalog, by its path."""
+    """Every key of a catalog."""
     head = ("key", "what it is")
     return table(head, ((f"`{key}`", what) for key, what in catalog.all_keys()))
 
 
 def line_keys() -> str:
     """Every key of a line, with the stage that adds it."""
-    head = ("key", "added by", "what it is", "it holds")
+    head = ("key", "added by", "what it is", "type")
     rows = [
         (f"`{key}`", by, means, jsonl.KEYS[key].what)
         for by, keys in jsonl.MEANINGS.items()
@@ -91,8 +91,8 @@ def line_keys() -> str:
 
 
 def drop_reasons() -> str:
-    """Every reason to drop a run, with what to do."""
-    return table(("`drop` starts with", "what to do"), account.MENDS.items())
+    """Every reason to drop a run, with the advice on it."""
+    return table(("`drop` starts with", "what to do"), account.ADVICE.items())
 
 
 def all_settings() -> str:
@@ -111,17 +111,17 @@ def env_example() -> str:
     """An .env with every setting, each as a comment."""
     own = settings.OWN_DATA
     out = [
-        "# Copy to .env and fill in. What the environment or make's command line says wins.",
-        f"# With {', '.join(own[:-1])} and {own[-1]} all unset,",
-        "# everything works on a demo that `make` builds.",
-        "# Quotes and # are a shell's. In a path, ~ and $NAME are too; a relative one starts here.",
+        "# Copy to .env and fill in. The environment and make's command line override it.",
+        f"# If {', '.join(own[:-1])} and {own[-1]} are all unset,",
+        "# everything works on a demo that `make` creates.",
+        "# Quotes and # work as in a shell, and so do ~ and $NAME in a path. Relative paths start here.",
     ]
     for s in settings.SETTINGS:
-        told = f" ({s.shown} by default)" if s.shown else ""
-        out += ["", f"# {s.help[0].upper()}{s.help[1:]}{told}."]
-        from_here = s.name not in settings.NOT_IN_DOTENV
+        default = f" (default: {s.shown})" if s.shown else ""
+        out += ["", f"# {s.help[0].upper()}{s.help[1:]}{default}."]
+        is_allowed = s.name not in settings.NOT_IN_DOTENV
         out.append(
-            f"#{s.name}={s.default}" if from_here else f"# {s.name}: never in a file."
+            f"#{s.name}={s.default}" if is_allowed else f"# {s.name}: never in a file."
         )
     return "\n".join(out) + "\n"
 

@@ -12,7 +12,7 @@ import time
 import typing as tp
 
 from .. import catalog, jsonl, settings
-from ..cli import UsageError, UserError, again, parser, report
+from ..cli import UsageError, UserError, fail_on, parser, resume_command
 from ..files import scratch
 from ..hub import client as hub
 from ..hub import repo as hub_repo
@@ -101,9 +101,9 @@ def check_pushed(
         out = [row | urls[slug] for slug, rows in passed_on for row in rows]
     for line in out:
         jsonl.write(line)
-    report(
+    fail_on(
         problems,
-        f"pushed, not verified; no collection was touched; to go on: {again()}",
+        f"pushed, not verified; no collection was touched; to continue: {resume_command()}",
     )
 
 
@@ -122,7 +122,7 @@ def check_records(slugs: list[str], with_files: bool, download: bool) -> None:
                 jsonl.write(line)
         except UserError as err:
             problems.append(str(err))
-    report(problems, "not as released")
+    fail_on(problems, "not as released")
 
 
 def where_of(released: Release) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import typing as tp
 import urllib.parse
 import warnings
 
-from .. import patience, settings
+from .. import retry, settings
 from ..cli import UserError
 from ..text import progress
 from . import snapshot
@@ -210,7 +210,7 @@ def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) ->
 
     try:
         with _time_limit(seconds):
-            return patience.patiently(call, PAUSES, _may_pass, _retry_after, keep)
+            return retry.call(call, PAUSES, _may_pass, _retry_after, keep)
     except _TimeIsUp:
         pass
     raise last
@@ -271,7 +271,7 @@ def _retry_after(err: BaseException) -> float | None:
     """The seconds that the server wants us to wait, where the client tells."""
     for e in _chain(err):
         headers = getattr(getattr(e, "response", None), "headers", {})
-        if (seconds := patience.asked_by(headers)) is not None:
+        if (seconds := retry.requested_wait(headers)) is not None:
             return seconds
     return None
 

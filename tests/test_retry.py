@@ -6,7 +6,7 @@ import email.utils
 
 import pytest
 
-from saepub.patience import asked_by
+from saepub.retry import requested_wait
 
 HOUR = datetime.timedelta(hours=1)
 NOW = datetime.datetime.now(datetime.UTC)
@@ -57,5 +57,5 @@ def test_how_long_a_server_asks_us_to_wait(what):
     headers = email.message.Message()
     for name, value in given.items():
         headers[name] = value
-    found = asked_by(headers)
+    found = requested_wait(headers)
     assert found == seconds or abs(found - seconds) < 60
