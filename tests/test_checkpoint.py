@@ -386,7 +386,7 @@ def test_untouched_archive_of_another_writer_is_read(fpath):
         ("archive/../../etc/passwd", "a member named"),
         ("elsewhere/data/9", "besides archive/"),
         ("archive/dätä", "a member named"),
-        ("archive/.note", "over the 1024"),
+        ("archive/.note", "over the limit of 1024"),
         ("archive/data.pklx", "which torch.save never writes"),
     ],
 )
@@ -476,7 +476,7 @@ def long1(number: int) -> bytes:
         (b"K\x08K\x01\x86", b"K\x08K\x01\x87", "pickle is damaged"),
         (b"QK\x00", b"QK\x04", "part of another"),
         (b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x007", "its member has 0"),
-        (b"X\x07\x00\x00\x00storage", b"X\x07\x00\x00\x00elsewhr", "something else"),
+        (b"X\x07\x00\x00\x00storage", b"X\x07\x00\x00\x00elsewhr", "something other"),
         (b"FloatStorage", b"HalfStorage", "Half values, not float32"),
         (b"q\x00", b"r\xff\xff\xff\x7f", "memo index is out of bounds"),
         (b"cpu", b"c\xff\xff", "pickle is damaged"),
@@ -495,7 +495,7 @@ def test_pickle_nested_too_deep_is_refused(fpath):
     for opcode in (b"\x85", b"("):
         body = patched_pickle(lambda _, o=opcode: b"\x80\x02}" + o * 100_000 + b".")
         util.write_raw(fpath, util.header(), body)
-        assert "over the 8192" in refusal(fpath)
+        assert "over the limit of 8192" in refusal(fpath)
         body = patched_pickle(lambda _, o=opcode: b"\x80\x02}N" + o * 8000 + b"Ks.")
         util.write_raw(fpath, util.header(), body)
         assert refusal(fpath)

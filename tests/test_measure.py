@@ -260,8 +260,8 @@ def test_a_file_of_before_the_forward_changed_is_measured_as_it_was_trained(lab)
         True,
         False,
     ]
-    assert "2 runs measured as the saev that trained them computes" in told
-    assert "today's saev does not: a bb" in told
+    assert "2 runs measured with b_dec subtracted from x" in told
+    assert "current saev doesn't do that: a bb" in told
 
 
 def test_on_the_demo_make_measure_reproduces_what_training_logged(demo, tmp_path):
@@ -283,7 +283,7 @@ def test_on_the_demo_make_measure_reproduces_what_training_logged(demo, tmp_path
         assert nmse is None or record.nmse == pytest.approx(nmse, rel=1e-6)
         assert record.n_dead == summary["eval/n_dead"]
     done = run_program(*argv, SAEPUB_BUILD=build, RECORDS=tmp_path)
-    assert "26 runs measured before" in done.err
+    assert "26 runs already measured" in done.err
 
 
 # ---- which tokens ----------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_the_catalogs_shard_goes_before_what_wandb_names(lab):
 def test_a_layer_without_any_shard_is_told(lab):
     line = classified(lab, "a", shard=None)
     _, told = measure_all(lab, line, code=1)
-    assert 'tiny layer 6: no shard; W&B names none, so write "shard"' in told
+    assert 'tiny layer 6: W&B names no shard; write "shard"' in told
 
 
 @pytest.mark.parametrize("dtype", ("float16", "float32", "float64", ">f4"))
@@ -486,7 +486,7 @@ def test_what_was_measured_is_never_measured_twice(lab):
     measure_all(lab, first)
     before = dates(lab)
     found, told = measure_all(lab, first, second)
-    assert "1 run measured before" in told
+    assert "1 run already measured" in told
     assert dates(lab).items() > before.items() and len(dates(lab)) == 2
     for line in found:
         assert_measured(line, x)
@@ -507,7 +507,7 @@ def test_a_checkpoint_replaced_after_it_was_measured_is_measured_again(lab):
     (old,), _ = measure_all(lab, line)
     util.write(lab.fpath("a"), seed=9)
     (new,), told = measure_all(lab, line)
-    assert "measured before" not in told
+    assert "already measured" not in told
     assert new["nmse"] == pytest.approx(twin(util.weights(seed=9), x, "relu")[1])
     assert new["nmse"] != old["nmse"]
 
@@ -569,7 +569,7 @@ def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
         fcntl.flock(fd, fcntl.LOCK_EX)
         process = start(lab, *lines)
         for told in process.stderr:
-            if "waiting for another one, which is at layer 7 of two" in told:
+            if "waiting for another measure of layer 7 of two" in told:
                 break
         process.kill()
         process.wait()
@@ -578,7 +578,7 @@ def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
     leftover = records_dpath(lab) / ".bb@two.json.4711.tmp"
     leftover.write_text('{"run_id": ')
     found, told = measure_all(lab, *lines)
-    assert "2 runs measured before" in told and "1 run measured" in told
+    assert "2 runs already measured" in told and "1 run measured" in told
     assert not leftover.exists()
     assert dates(lab).items() > before.items()
     for line in found:
@@ -759,8 +759,8 @@ def test_every_missing_or_misfit_shard_is_told_at_once(lab):
     for text in (
         "300 tokens of width 4, where narrow layer 6 takes width 8",
         "empty/metadata.json: 0 tokens",
-        "its layers are [3], without 6",
-        "shards/gone: no such shard. It must hold layer 6 of a model that W&B",
+        "layer 6 is not one of [3]",
+        "shards/gone: no such shard. It must have layer 6 of a model that W&B",
         "4 problems; nothing was measured",
     ):
         assert text in told
@@ -788,7 +788,7 @@ def test_a_shard_that_is_gone_is_told_with_saevs_command_for_it(lab):
     ]
     _, told = measure_all(lab, *lines, code=1)
     assert (
-        f"{lab.shards_root}/{SHARD}: no such shard. It must hold layers 6, 7 of dinov3"
+        f"{lab.shards_root}/{SHARD}: no such shard. It must have layers 6, 7 of dinov3"
         " /models/dinov3 vits16.pth on the validation split of ILSVRC/imagenet-1k"
         in told
     )
@@ -859,11 +859,11 @@ def test_activations_without_a_meaning_are_refused_in_one_line(lab, spoil, said)
 @pytest.mark.parametrize(
     ("change", "said"),
     (
-        ({"layers": [3, 5]}, r"its layers are \[3, 5\], without 6"),
-        ({"n_examples": 12}, "another number of examples than the 11"),
+        ({"layers": [3, 5]}, r"layer 6 is not one of \[3, 5\]"),
+        ({"n_examples": 12}, "n_examples differs from the 11"),
         ({"dtype": "float16"}, "dtype is not float32"),
-        ({"d_model": "8"}, 'no count "d_model"'),
-        ({"d_model": 16}, "or less than"),
+        ({"d_model": "8"}, 'no whole number "d_model"'),
+        ({"d_model": 16}, "or shorter than"),
     ),
 )
 def test_saevs_shards_that_do_not_add_up_are_refused(tmp_path, change, said):
@@ -878,7 +878,7 @@ def test_a_shard_file_outside_the_directory_is_never_opened(tmp_path):
     kit.write(tmp_path, activations(11 * 27), n_examples=11)
     entries = [{"name": "../acts000000.bin", "n_examples": 11}]
     (tmp_path / "shards.json").write_text(json.dumps(entries))
-    with pytest.raises(UserError, match="names no acts<N>.bin"):
+    with pytest.raises(UserError, match="without a name like acts<N>.bin"):
         shards.SaevShards(tmp_path, 6)
 
 
@@ -886,7 +886,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_told(tmp_path):
     kit.write(tmp_path, activations(11 * 27), n_examples=11)
     shard = shards.SaevShards(tmp_path, 6)
     os.truncate(tmp_path / "acts000001.bin", 100)
-    with pytest.raises(UserError, match="acts000001.bin: cut short"):
+    with pytest.raises(UserError, match="acts000001.bin: truncated"):
         list(shards.batches(shard, np.arange(11), 27))
 
 

@@ -1,4 +1,4 @@
-"""About how long it takes here to measure SAEs: for a person who decides whether to start."""
+"""Estimates how long measuring takes here, to help people decide whether to start."""
 
 import os
 import time
@@ -10,33 +10,33 @@ from .. import settings
 from ..jsonl import Line
 
 GPU_FLOPS = 2e13
-"""What a GPU of these years does a second in float32, without TF32, for certain."""
+"""A conservative rate for current GPUs in float32, without TF32, per second."""
 
 READ_BYTES = 3e8
-"""What a shared disk gives a second, for certain, in pieces of a MB."""
+"""A conservative rate for a shared disk, reading about a MB at a time, in bytes per second."""
 
 LOAD_S = 5.0
-"""Importing torch, and reading the first SAE."""
+"""The time to import torch and read the first SAE."""
 
 GPU_FPATH = "/dev/nvidiactl"
-"""There where a driver of NVIDIA's is: to ask torch would take seconds."""
+"""Exists if NVIDIA's driver is loaded. Asking torch would take seconds."""
 
 
 def seconds(
     widths: tp.Iterable[tuple[int, int]], n_tokens: int, n_layers: int = 1
 ) -> float:
-    """How long it takes to measure SAEs on this machine.
+    """How long measuring SAEs takes on this machine.
 
     Args:
         widths: d_model and d_sae of each SAE.
-        n_tokens: Tokens that each is measured on.
-        n_layers: How many layers' activations must be read.
+        n_tokens: How many tokens each is measured on.
+        n_layers: How many layers of activations must be read.
     """
     shapes = list(widths)
     if not shapes:
         return 0.0
     rate = GPU_FLOPS if os.path.exists(GPU_FPATH) else cpu_flops()
-    # Two products, each with a multiplication and an addition a weight.
+    # Two matrix products, each with a multiplication and an addition per weight.
     n_flops = sum(4 * d_model * d_sae for d_model, d_sae in shapes) * n_tokens
     d_model = max(d for d, _ in shapes)
     n_bytes = 4 * d_model * n_tokens * n_layers
@@ -46,7 +46,7 @@ def seconds(
 
 
 def of(lines: list[Line]) -> str:
-    """How long it takes here to measure the runs of some lines, for people."""
+    """How long measuring the runs of some lines takes here, as text."""
     expected = [line.get("expected") or {} for line in lines]
     widths = [
         (x["d_model"], x["d_sae"]) for x in expected if {"d_model", "d_sae"} <= x.keys()
@@ -57,7 +57,7 @@ def of(lines: list[Line]) -> str:
 
 
 def cpu_flops() -> float:
-    """What the cores that this process may use do a second, tried out for a moment."""
+    """The speed of the cores that this process may use, from a short benchmark."""
     rng = np.random.default_rng(0)
     x = rng.random((512, 512), np.float32)
     w = rng.random((512, 2048), np.float32)
@@ -70,7 +70,7 @@ def cpu_flops() -> float:
 
 
 def duration(n_seconds: float) -> str:
-    """A time for people, roughly: "5 s", "40 s", "12 min", "3.5 h"."""
+    """A rough duration as text: "5 s", "40 s", "12 min", "3.5 h"."""
     if n_seconds < 90:
         return f"{max(1, round(n_seconds, -1 if n_seconds > 20 else 0)):.0f} s"
     if n_seconds < 5400:

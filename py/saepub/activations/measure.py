@@ -1,13 +1,13 @@
 """L0 and NMSE of many SAEs in one pass over activations.
 
-L0 is the mean count of non-zero features a token. NMSE is the sum of squared errors of the
-full-prefix reconstruction over the sum of squares of the activations about their mean. The
-SAEs compute as they do for those who use them: in eval mode, in float32 without TF32. Sums
+L0 is the mean number of non-zero features per token. NMSE is the sum of squared errors of the
+full-prefix reconstruction divided by the sum of squared deviations of the activations from their
+mean. The SAEs compute as they do for their users: in eval mode, in float32 without TF32. Sums
 are float64.
 
-What an SAE costs is the two products with its weights. Of the features, which take the most
-memory, there is one buffer, changed in place; and where few of them fire, as they should,
-the second product takes only those, which spares nearly half of the work.
+Most of the time goes into the two products with an SAE's weights. The features, which take the
+most memory, share one buffer that is updated in place. If few features fire, as they should, the
+second product uses only those, which saves nearly half of the work.
 """
 
 import dataclasses
@@ -23,28 +23,29 @@ from ..checkpoint.sae import Sae
 from ..kinds import LARGEST
 
 BATCH_BYTES = 2**26
-"""How large one batch's features may be, float32. About three times that is in use."""
+"""The size of a batch's features, float32, at most. About three times that is in use."""
 
 READ_TOKENS = 4096
-"""How many tokens are read at once."""
+"""How many tokens to read at once."""
 
 SPARSE = 1 / 32
-"""Where a smaller part of the features fires, reconstructing from those alone is faster."""
+"""If a smaller fraction of the features fires, reconstructing from only those is faster."""
 
 SAME = 1e-12
-"""Activations whose variance is below this part of their square are all one, to float32."""
+"""Activations whose variance is below this fraction of their mean square are constant, up to
+float32 rounding."""
 
 SHARE = 0.8
-"""How much of the memory that is free is taken."""
+"""The fraction of the free memory that we use."""
 
 
 CUDA_BYTES = 3_000_000_000
-"""What CUDA's libraries take of the host's memory besides, at most. Not measured: no GPU was
-at hand. Too much costs nothing on a node with GPUs; too little ends the task."""
+"""A generous estimate of the host memory that CUDA's libraries take, not measured. Too much costs
+nothing on a node with GPUs; too little would end the task."""
 
 
 class Measured(tp.NamedTuple):
-    """What was found of one SAE."""
+    """The results for one SAE."""
 
     l0: float
     nmse: float
@@ -78,14 +79,14 @@ class Partial(tp.NamedTuple):
 
 
 class Unfit(ValueError):
-    """Activations that have no NMSE: not finite, or all the same."""
+    """Activations without an NMSE: none, not finite, or all the same."""
 
 
 Keep = tp.Callable[[tp.Callable[[], list[Partial | None]]], object]
 
 
 def device() -> str:
-    """Where SAEs are measured: "cuda" where there is a GPU, else "cpu"."""
+    """Where to measure: "cuda" if there is a GPU, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,17 +111,17 @@ def n_done(begun: tp.Iterable[Partial | None]) -> int:
 
 
 def batch_bytes(d_model: int, d_sae: int) -> int:
-    """About what a pass takes besides its SAEs: features, what fires, what was read."""
+    """About how much memory a pass takes besides its SAEs: features and activations."""
     return 3 * max(BATCH_BYTES, 4 * d_sae) + 4 * READ_TOKENS * 4 * d_model
 
 
 def n_fit(n_bytes: int, d_model: int, d_sae: int) -> int:
-    """How many SAEs may share a pass: as many as memory allows, the GPU's where there is one.
+    """How many SAEs can share a pass in memory, which is the GPU's if there is one.
 
     Args:
-        n_bytes: The largest checkpoint. One that is being read is in memory twice.
+        n_bytes: The size of the largest checkpoint, which is in memory twice while being read.
         d_model: Width of the activations.
-        d_sae: The most features of one.
+        d_sae: The largest number of features.
     """
     besides = batch_bytes(d_model, d_sae) + machine.TORCH_BYTES
     if device() == "cuda":
@@ -135,11 +136,11 @@ def n_fit(n_bytes: int, d_model: int, d_sae: int) -> int:
 def memory_bytes(
     n_saes: int, n_bytes: int, d_model: int, d_sae: int, n_gpus: int = 0
 ) -> int:
-    """The memory that a process takes in which `n_saes` share a pass. Arguments as `n_fit`.
+    """The memory of a process in which `n_saes` share a pass. Arguments as for `n_fit`.
 
-    Measured on CPUs, as the peak resident set of tasks of 1, 2 and 4 SAEs of 1024 × 16384:
-    0.65 to 0.78 of this. Where few features fired and then, all at once, half of them,
-    which takes the most: 0.88 and 0.92.
+    The measured peak resident set on CPUs, for tasks of 1, 2 and 4 SAEs of 1024 × 16384, is
+    0.65 to 0.78 of this; if few features fire and then suddenly half of them, which takes the
+    most, 0.88 to 0.92.
     """
     besides = batch_bytes(d_model, d_sae) + machine.TORCH_BYTES
     besides += CUDA_BYTES if n_gpus else 0
@@ -149,7 +150,7 @@ def memory_bytes(
 def measure(
     saes: tp.Sequence[tuple[Sae, bool]],
     batches: tp.Iterable[np.ndarray],
-    tell: tp.Callable[[int], object] = lambda _: None,
+    count: tp.Callable[[int], object] = lambda _: None,
     *,
     n_batch: int | None = None,
     begun: tp.Sequence[Partial | None] = (),
@@ -158,10 +159,10 @@ def measure(
     """Measure SAEs on the same activations, which are read once, while the SAEs compute.
 
     Args:
-        saes: SAEs of one d_model, each with whether its b_dec is taken from x first.
-        batches: Activations, float32 of shape (n, d_model), from `n_done(begun)` on.
-        tell: Called with the number of tokens that have been measured since it was last.
-        n_batch: Tokens that are computed at once; by default as many as have BATCH_BYTES of
+        saes: SAEs of one d_model, each with whether to subtract its b_dec from x first.
+        batches: Activations, float32 of shape (n, d_model), from token `n_done(begun)` on.
+        count: Called with the number of tokens measured since its last call.
+        n_batch: How many tokens to compute at once; by default as many as have BATCH_BYTES of
             features.
         begun: How far each SAE got before, on the same batches; None where it did not.
         keep: Called after each batch with what gives how far each SAE has got; None where it
@@ -188,23 +189,23 @@ def measure(
         for read in _ahead(batches, where):
             for x in read.split(n_batch):
                 x64 = x.double()
-                for of_one in sums:
-                    if of_one.n_tokens == about_mean.n_tokens:
-                        of_one.add(x, x64, features)
+                for one in sums:
+                    if one.n_tokens == about_mean.n_tokens:
+                        one.add(x, x64, features)
                 about_mean.add(x64)
-            tell(len(read))
+            count(len(read))
             about_mean.check()
-            keep(lambda: [of_one.partial(about_mean) for of_one in sums])
+            keep(lambda: [one.partial(about_mean) for one in sums])
     sse_baseline = about_mean.sse()
-    return [of_one.measured(sse_baseline) for of_one in sums]
+    return [one.measured(sse_baseline) for one in sums]
 
 
 class AboutMean:
-    """What has been added up of the activations themselves.
+    """The sums of the activations themselves.
 
-    The sum of squares about the mean comes from the same pass as all else, as
-    sum x^2 - (sum x)^2 / n. Most of it cancels where the mean is large, which float64
-    affords: a mean of 1000 standard deviations leaves 10 digits.
+    The sum of squared deviations comes from the same pass, as sum x^2 - (sum x)^2 / n. With a
+    large mean most of it cancels, but float64 suffices: a mean of 1000 standard deviations
+    leaves 10 digits.
     """
 
     def __init__(self, where: str, begun: tp.Sequence[Partial | None]):
@@ -225,10 +226,10 @@ class AboutMean:
 
     def check(self) -> None:
         if not math.isfinite(self.squares.item()):
-            raise Unfit(f"NaN or infinite among its first {self.n_tokens} tokens")
+            raise Unfit(f"NaN or infinite values in the first {self.n_tokens} tokens")
 
     def sse(self) -> float:
-        """Sum of squares about the mean."""
+        """The sum of squared deviations from the mean."""
         if not self.n_tokens:
             raise Unfit("there are none")
         sse = (self.squares - self.total.square().sum() / self.n_tokens).item()
@@ -238,15 +239,15 @@ class AboutMean:
 
 
 class Sums:
-    """One SAE on its device, and what has been added up of it so far."""
+    """One SAE on its device, and its sums so far."""
 
     def __init__(
         self, sae: Sae, where: str, subtracts_b_dec: bool, begun: Partial | None
     ):
         import torch
 
-        of = {name: tensor.to(where) for name, tensor in sae.tensors.items()}
-        self.sae = dataclasses.replace(sae, tensors=of)
+        tensors = {name: tensor.to(where) for name, tensor in sae.tensors.items()}
+        self.sae = dataclasses.replace(sae, tensors=tensors)
         self.subtracts_b_dec = subtracts_b_dec
         self.sse = torch.zeros((), dtype=torch.float64, device=where)
         self.n_fired = torch.zeros((), dtype=torch.int64, device=where)
@@ -254,7 +255,7 @@ class Sums:
         threshold = sae.tensors.get("activation.threshold")
         self.cut = 0.0 if threshold is None else max(0.0, float(threshold))
         self.is_sparse = False
-        """Whether few features fired of the last batch; so will be the next."""
+        """Whether few features fired in the last batch, so probably few will in the next."""
         self.n_tokens = 0
         if begun:
             self.n_tokens, self.is_sparse = int(begun.n_tokens), bool(begun.is_sparse)
@@ -267,46 +268,46 @@ class Sums:
         Args:
             x: Activations, (n, d_model), float32.
             x64: The same in float64.
-            features: Memory for n * d_sae values or more.
+            features: A buffer of at least n * d_sae values.
         """
         import torch
 
         self.n_tokens += len(x)
-        sae, of = self.sae, self.sae.tensors
+        sae, tensors = self.sae, self.sae.tensors
         h_x = features[: len(x) * sae.header.d_sae].view(len(x), -1)
-        x = x - of["b_dec"] if self.subtracts_b_dec else x
-        torch.addmm(of["b_enc"], x, of["W_enc"], out=h_x)
+        x = x - tensors["b_dec"] if self.subtracts_b_dec else x
+        torch.addmm(tensors["b_enc"], x, tensors["W_enc"], out=h_x)
         if sae.header.rule == LARGEST:
             k = min(sae.header.top_k or 0, sae.header.d_sae)
             values, which = torch.topk(h_x, k, dim=-1, sorted=False)
             if k < SPARSE * sae.header.d_sae:
                 x_hat = self._from_few(values, which, None)
             else:
-                self.has_fired[which[values != 0]] = True  # negative ones too
+                self.has_fired[which[values != 0]] = True  # even negative ones
                 x_hat = self._from_all(h_x.zero_().scatter_(-1, which, values))
         else:
-            # In place: h_x becomes f_x. NaN stays NaN, to be told.
+            # In place: h_x becomes f_x. NaN stays NaN, and is reported.
             torch.threshold_(h_x, self.cut, 0.0)
             x_hat = self._from_fired(h_x) if self.is_sparse else self._from_all(h_x)
         self.sse += (x_hat.double() - x64).square_().sum()
 
     def _from_few(self, values: tp.Any, which: tp.Any, starts: tp.Any) -> tp.Any:
-        """x_hat from the features that may not be zero, which are noted.
+        """x_hat from the features that may be non-zero; counts them.
 
         Args:
-            values: Theirs, (n, k); or, with `starts`, those of all tokens in one row.
+            values: Their values, (n, k); or, with `starts`, those of all tokens in one row.
             which: Their indices, of the same shape.
-            starts: Where each token's begin, (n,).
+            starts: Where each token's values begin, (n,).
         """
         import torch
 
-        of = self.sae.tensors
+        tensors = self.sae.tensors
         self.n_fired += torch.count_nonzero(values)
         self.has_fired[which[values != 0]] = True
         x_hat = torch.nn.functional.embedding_bag(
-            which, of["W_dec"], starts, mode="sum", per_sample_weights=values
+            which, tensors["W_dec"], starts, mode="sum", per_sample_weights=values
         )
-        return x_hat.add_(of["b_dec"])
+        return x_hat.add_(tensors["b_dec"])
 
     def _from_fired(self, f_x: tp.Any) -> tp.Any:
         import torch
@@ -321,12 +322,12 @@ class Sums:
     def _from_all(self, f_x: tp.Any) -> tp.Any:
         import torch
 
-        of = self.sae.tensors
+        tensors = self.sae.tensors
         n_fired = torch.count_nonzero(f_x)
         self.is_sparse = int(n_fired) < SPARSE * f_x.numel()
         self.n_fired += n_fired
         self.has_fired |= f_x.amax(dim=0) != 0
-        return torch.addmm(of["b_dec"], f_x, of["W_dec"])
+        return torch.addmm(tensors["b_dec"], f_x, tensors["W_dec"])
 
     def partial(self, about_mean: AboutMean) -> Partial | None:
         """How far it has got; None where the others of its pass have yet to catch up."""
@@ -387,7 +388,7 @@ def _ahead(batches: tp.Iterable[np.ndarray], where: str) -> tp.Iterator[tp.Any]:
                 if not put(x):
                     return
             put(None)
-        except BaseException as err:  # noqa: BLE001, raised again where it is waited for
+        except BaseException as err:  # noqa: BLE001, raised again by the consumer
             put(err)
 
     thread = threading.Thread(target=read, daemon=True)

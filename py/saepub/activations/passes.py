@@ -1,6 +1,6 @@
-"""Passes: some runs' SAEs measured together on one layer's activations, and the records kept.
+"""Passes: measure several runs together on one layer's activations, and write their records.
 
-A pass can run anywhere: in this process, or as a task on another node.
+A pass can run in this process, or as a task on another node.
 """
 
 import contextlib
@@ -23,48 +23,48 @@ from .partial import Kept
 
 
 class Source(tp.NamedTuple):
-    """A layer's activations, and how many tokens of them are measured."""
+    """A layer's activations, and how many tokens of them to measure."""
 
     fpath: str
-    """A shard's directory, or whatever `shards.find` takes."""
+    """A shard's directory, or anything else that `shards.find` takes."""
     slug: str
-    """The repo, whose own .npy files go before the shared ones."""
+    """The repo, whose own .npy files take precedence over shared ones."""
     shard: str
     layer: int
     n_asked: int
     is_kept: bool
-    """Whether it is the runs' own shard: what is measured on another is no record."""
+    """Whether to keep records: only for measurements on the runs' own shard."""
 
     @property
     def name(self) -> str:
         return f"layer {self.layer} of {self.shard}"
 
     def open(self) -> shards.Shard:
-        """Raises UserError or OSError where there are no such activations."""
+        """Open the activations. Raises UserError or OSError if there are none."""
         return shards.find(pathlib.Path(self.fpath), self.slug, self.layer)
 
 
 class Job(tp.NamedTuple):
-    """A run to be measured."""
+    """A run to measure."""
 
     run_id: str
     checkpoint_fpath: str
 
 
 class Found(tp.NamedTuple):
-    """What became of a job."""
+    """The outcome of a job."""
 
     record: Record | None
     why: str = ""
-    """Why there is none."""
+    """Why there is no record."""
     has_diverged: bool = False
-    """Whether that is the run's own fault: its numbers are not finite."""
+    """Whether there is none because the run diverged: its numbers are not finite."""
     is_new: bool = False
-    """Whether it was measured now."""
+    """Whether it was measured just now."""
 
 
 def tokens_of(source: Source, shard: shards.Shard) -> Tokens:
-    """Which tokens of a shard are measured. It has some."""
+    """Which tokens of a non-empty shard to measure."""
     examples = shards.sample(shard.n_examples, shard.per_example, source.n_asked)
     return Tokens(
         layer=source.layer,
@@ -81,12 +81,12 @@ def n_tokens(source: Source) -> int:
 
 
 def n_fit(source: Source, jobs: tp.Sequence[Job]) -> int:
-    """How many of these runs may share a pass, by this machine's memory."""
+    """How many of these runs can share a pass in this machine's memory."""
     return measure.n_fit(*_sizes(source, jobs))
 
 
 def memory_bytes(source: Source, jobs: tp.Sequence[Job], n_gpus: int = 0) -> int:
-    """The memory that a process takes that measures these runs in one pass."""
+    """The memory of a process that measures these runs in one pass."""
     return measure.memory_bytes(len(jobs), *_sizes(source, jobs), n_gpus)
 
 
@@ -94,7 +94,7 @@ def _sizes(source: Source, jobs: tp.Sequence[Job]) -> tuple[int, int, int]:
     """The largest checkpoint in bytes, d_model, and the most features of one."""
     n_bytes = 1
     for job in jobs:
-        with contextlib.suppress(OSError):  # told when it is to be measured
+        with contextlib.suppress(OSError):  # reported when it is measured
             n_bytes = max(n_bytes, os.stat(job.checkpoint_fpath).st_size)
     d_model = source.open().d_model
     return n_bytes, d_model, math.ceil(n_bytes / (8 * d_model))
@@ -103,15 +103,15 @@ def _sizes(source: Source, jobs: tp.Sequence[Job]) -> tuple[int, int, int]:
 def record_of(
     source: Source, shard: shards.Shard | None, job: Job
 ) -> tuple[Record | None, str]:
-    """The record of a run on these tokens and of the bytes that its checkpoint now has.
+    """The record of a run on these tokens, if its checkpoint hasn't changed since.
 
     Args:
         source: The activations.
-        shard: The same, open; None where they are not there, and a record must do.
+        shard: The same, open; None if they don't exist, so that only a record can help.
         job: The run.
 
     Returns:
-        The record, or None; and what to tell of one that can't be read.
+        The record, or None; and an error message if it can't be read.
     """
     if not source.is_kept:
         return None, ""
@@ -137,14 +137,14 @@ def record_of(
 def run(
     source: Source,
     jobs: tp.Sequence[Job],
-    tell: tp.Callable[[int], object] = lambda _: None,
+    count: tp.Callable[[int], object] = lambda _: None,
 ) -> list[Found]:
-    """Measure some runs in one pass, and keep their records.
+    """Measure some runs in one pass, and write their records.
 
     Args:
         source: The activations.
-        jobs: The runs, as many as memory allows.
-        tell: Called with the number of tokens that were measured since it was last.
+        jobs: The runs, as many as fit in memory.
+        count: Called with the number of tokens measured since its last call.
 
     Raises:
         UserError: The activations can't be read or have no NMSE.
@@ -162,7 +162,7 @@ def run(
             found[job] = Found(None, str(err))
         else:
             read.append((job, file))
-            # Where b_dec is zero, it makes no difference who takes it from what.
+            # Subtracting a b_dec of zeros changes nothing.
             subtracts = file.header.subtracts_b_dec and bool(sae.tensors["b_dec"].any())
             saes.append((sae, subtracts))
     if saes:
@@ -174,23 +174,23 @@ def run(
         if n_done:
             n_all = f"{tokens.n_tokens:,}"
             say(f"measure: {source.name}: goes on after {n_done:,} of {n_all} tokens")
-            tell(n_done)
+            count(n_done)
         examples = examples[n_done // shard.per_example :]
         batches = shards.batches(shard, examples, measure.READ_TOKENS)
         try:
             all_measured = measure.measure(
-                saes, batches, tell, begun=begun, keep=kept.keep
+                saes, batches, count, begun=begun, keep=kept.keep
             )
         except measure.Unfit as err:
             raise UserError(f"{shard.fpath}: {err}") from None
-        for (job, file), (_, subtracts), of_one in zip(
+        for (job, file), (_, subtracts), result in zip(
             read, saes, all_measured, strict=True
         ):
-            if not of_one.is_finite:
+            if not result.is_finite:
                 why = f"{job.checkpoint_fpath}: what it computes is not finite"
                 found[job] = Found(None, why, has_diverged=True)
                 continue
-            record = _record(source, tokens, job, file, subtracts, of_one)
+            record = _record(source, tokens, job, file, subtracts, result)
             if source.is_kept:
                 measured.write(record)
             found[job] = Found(record, is_new=True)
@@ -203,13 +203,13 @@ def _read(job: Job, d_model: int) -> tuple[checkpoint.File, Sae]:
 
     Raises:
         NotFinite: Its weights are not finite.
-        UserError: It can't be read, or is of another width.
+        UserError: It can't be read, or doesn't fit the activations.
     """
     with checkpoint.File(job.checkpoint_fpath) as file:
         if file.header.d_model != d_model:
             raise UserError(
-                f"{file.fpath}: its d_model is {file.header.d_model}, where the"
-                f" activations are of width {d_model}"
+                f"{file.fpath}: its d_model is {file.header.d_model}, but the"
+                f" activations have width {d_model}"
             )
         file.read()
         sae = file.sae()
@@ -255,7 +255,7 @@ def _record(
     job: Job,
     file: checkpoint.File,
     subtracts: bool,
-    of_one: measure.Measured,
+    result: measure.Measured,
 ) -> Record:
     now = datetime.datetime.now(datetime.UTC)
     return Record(
@@ -263,13 +263,13 @@ def _record(
         shard=source.shard,
         sha256=file.sha256,
         bytes=file.n_bytes,
-        l0=of_one.l0,
-        nmse=of_one.nmse,
+        l0=result.l0,
+        nmse=result.nmse,
         n_tokens=tokens.n_tokens,
         tokens=tokens,
-        sse_recon=of_one.sse_recon,
-        sse_baseline=of_one.sse_baseline,
-        n_dead=of_one.n_dead,
+        sse_recon=result.sse_recon,
+        sse_baseline=result.sse_baseline,
+        n_dead=result.n_dead,
         subtracts_b_dec=subtracts,
         device=measure.device_name(),
         versions=_versions(),
@@ -277,17 +277,17 @@ def _record(
     )
 
 
-# ---- as a task, which takes and gives JSON ---------------------------------------------------
+# ---- as a task, with JSON arguments and results ----------------------------------------------
 
 
 def as_task(source: list[tp.Any], jobs: list[list[str]]) -> list[list[tp.Any]]:
-    """`run`, as a task calls it: each job's `Found`, as a list."""
+    """`run` as called by a task; returns each job's `Found` as a list."""
     found = run(Source(*source), [Job(*job) for job in jobs])
     return [[one.record and one.record.model_dump(), *one[1:]] for one in found]
 
 
 def from_task(source: Source, result: list[list[tp.Any]]) -> list[Found]:
-    """What `as_task` gave, now or before, its records kept."""
+    """The result of `as_task`, from now or earlier. Writes its records."""
     found = [Found(record and Record(**record), *rest) for record, *rest in result]
     for one in found:
         if one.record and source.is_kept:
@@ -295,29 +295,29 @@ def from_task(source: Source, result: list[list[tp.Any]]) -> list[Found]:
     return found
 
 
-# ---- two at once -----------------------------------------------------------------------------
+# ---- concurrent processes --------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def claimed(source: Source, *, waits: bool) -> tp.Iterator[bool]:
-    """Have a layer's activations to oneself among all `measure` that share a build directory.
+    """Lock a layer's activations among all `measure` processes that share a build directory.
 
     Args:
         source: The activations.
-        waits: Whether to wait for another one that has them.
+        waits: Whether to wait for another process that has the lock.
 
     Yields:
-        Whether they are had. Never without `waits` and while another one has them.
+        Whether we have the lock.
     """
     settings.claim_new("BUILD")
     dpath = settings.build_dpath() / ".measure"
     dpath.mkdir(parents=True, exist_ok=True)
     with open(dpath / f"{source.shard}-{source.layer}.lock", "w") as fd:
-        is_had = True
+        is_ours = True
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:
-            is_had = False
-        except OSError:  # a disk without locks: two at once only measure twice
+            is_ours = False
+        except OSError:  # a disk without locks, so two processes may measure twice
             pass
-        yield is_had
+        yield is_ours

@@ -1,4 +1,4 @@
-"""What a shard that is not there must hold, and saev's command that makes it again."""
+"""What a missing shard must contain, and the saev command that recreates it."""
 
 import base64
 import pickletools
@@ -7,30 +7,32 @@ import shlex
 import typing as tp
 
 METADATA = "shard_metadata"
-"""The key of a line that has what saev noted of a shard: its own, or training's, which is of
-the same model."""
+"""The key of a line with saev's metadata of the evaluation shard, or else of the training shard,
+which is of the same model."""
 
 SPLITS = {"train": "validation", "training": "validation"}
-"""By the split that was trained on, the one to evaluate on."""
+"""The split to evaluate on, by the split that was trained on."""
 
 
-def lacking(where: str, layers: tp.Iterable[int], metadata: dict[str, tp.Any]) -> str:
-    """What to tell of a shard that is not there: one sentence, and the command.
+def instructions(
+    where: str, layers: tp.Iterable[int], metadata: dict[str, tp.Any]
+) -> str:
+    """What a missing shard must contain, and the command that recreates it.
 
     Args:
         where: Its directory.
-        layers: Those that are to be measured.
-        metadata: What W&B has of it, see `METADATA`; {} where it has nothing.
+        layers: The layers to measure.
+        metadata: From W&B, see `METADATA`; {} if W&B has none.
     """
     needed = sorted(layers)
     held = metadata.get("layers")
     has_all = isinstance(held, list) and set(needed) <= set(held)
-    told = (
-        f"{where}: no such shard. It must hold {_layers(needed)} of {_model(metadata)}"
+    text = (
+        f"{where}: no such shard. It must have {_layers(needed)} of {_model(metadata)}"
+        f" on {_dataset(metadata)}"
     )
-    told += f" on {_dataset(metadata)}"
     if not metadata.get("family"):
-        return f"{told}; saev makes it again by: launch.py shards (--help)"
+        return f"{text}; to recreate it with saev: launch.py shards (see --help)"
     command = ["launch.py", "shards", "--shards-root", where.rpartition("/")[0]]
     command += [
         "--family",
@@ -49,8 +51,7 @@ def lacking(where: str, layers: tp.Iterable[int], metadata: dict[str, tp.Any]) -
     if metadata.get("cls_token") is False:
         command.append("--no-cls-token")
     command += _data(metadata)
-    told += f"; in a saev checkout, this makes it again: uv run {shlex.join(command)}"
-    return told
+    return f"{text}; to recreate it, in a saev checkout: uv run {shlex.join(command)}"
 
 
 def _layers(layers: list[int]) -> str:
@@ -70,11 +71,11 @@ def _dataset(metadata: dict[str, tp.Any]) -> str:
         return "a dataset that W&B doesn't name"
     if metadata.get("of") == "val_data":
         return str(dataset)
-    return f"the validation split of {dataset} (W&B names only what was trained on)"
+    return f"the validation split of {dataset} (W&B names only the training data)"
 
 
 def _data(metadata: dict[str, tp.Any]) -> list[str]:
-    """The part of saev's command that names the dataset, as far as it is known."""
+    """The options of saev's command that name the dataset, as far as known."""
     is_own = metadata.get("of") == "val_data"
     root = str(metadata.get("dataset") or "")
     words = pickled_words(metadata.get("data"))
@@ -95,7 +96,7 @@ def _data(metadata: dict[str, tp.Any]) -> list[str]:
 def pickled_words(text: object) -> list[str]:
     """The words in saev's pickle of a dataset's configuration, in order.
 
-    The pickle is listed, never loaded: nothing in it is run.
+    The pickle is disassembled, never loaded, so nothing in it runs.
     """
     words: list[str] = []
     try:

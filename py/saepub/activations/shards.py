@@ -1,6 +1,6 @@
-"""Activations on disk, a few examples at a time: .npy files, or the shards that saev caches.
+"""Reads cached activations, a few examples at a time: .npy files, or saev's shards.
 
-An example is one image or text, and its content tokens; in an .npy file it is one row.
+An example is one image or text with its content tokens; in an .npy file it is one row.
 """
 
 import json
@@ -19,23 +19,23 @@ ALIASES = {
     "n_examples": ("n_ex", "n_imgs"),
     "d_model": ("d_vit",),
 }
-"""What older versions of saev's protocol (1.0 to 2.1) call a field."""
+"""The names of fields in older versions of saev's protocol (1.0 to 2.1)."""
 
 
 class Shard(tp.Protocol):
     """The activations of one layer."""
 
     fpath: pathlib.Path
-    """What an error about it names."""
+    """The file to name in errors."""
     fpaths: list[pathlib.Path]
-    """All that is read of it."""
+    """All files that it reads."""
     n_examples: int
     per_example: int
-    """Content tokens of each."""
+    """Content tokens per example."""
     d_model: int
 
     def read(self, examples: np.ndarray) -> np.ndarray:
-        """Content tokens of some examples, and nothing else, from disk.
+        """Read only the content tokens of some examples from disk.
 
         Args:
             examples: Their indices, ascending.
@@ -44,17 +44,17 @@ class Shard(tp.Protocol):
             float32 of shape (len(examples) * per_example, d_model), C order.
 
         Raises:
-            UserError: The file is shorter than it was.
+            UserError: The file is shorter than expected.
         """
         ...
 
 
 def find(dpath: pathlib.Path, slug: str, layer: int) -> Shard:
-    """The activations of a repo's layer: under `dpath/slug` where that is there, else `dpath`.
+    """The activations of a repo's layer, under `dpath/slug` if they exist there, else `dpath`.
 
     Args:
-        dpath: Holds layer_<N>.npy files, or is a directory of saev's with metadata.json; or
-            an .npy file itself.
+        dpath: A directory with layer_<N>.npy files, a saev shard with metadata.json, or an
+            .npy file.
         slug: The repo.
         layer: The layer.
 
@@ -69,17 +69,17 @@ def find(dpath: pathlib.Path, slug: str, layer: int) -> Shard:
             return SaevShards(base, layer)
         if (base / name).is_file():
             return Npy(base / name)
-    raise UserError(f"{dpath}: no {slug}/{name}, no {name}, and no shards of saev's")
+    raise UserError(f"{dpath}: no {slug}/{name}, no {name}, and not a saev shard")
 
 
 def sample(n_examples: int, per_example: int, n_tokens: int) -> np.ndarray:
-    """Which examples to measure: whole ones, evenly spaced from the first, the same each time.
+    """Which examples to measure: whole ones, evenly spaced from the first, always the same.
 
     Args:
         n_examples: How many there are.
-        per_example: Tokens of each.
-        n_tokens: How many tokens are asked for; the examples have as many or a few more, or
-            are all there are.
+        per_example: Tokens per example.
+        n_tokens: How many tokens are wanted. The sample has at least as many, unless there
+            are fewer in all.
 
     Returns:
         Their indices, ascending.
@@ -89,7 +89,7 @@ def sample(n_examples: int, per_example: int, n_tokens: int) -> np.ndarray:
 
 
 def few(shard: Shard, n_tokens: int) -> np.ndarray:
-    """The middle token of each of some examples, evenly spaced, the same each time.
+    """The middle tokens of some examples, evenly spaced, always the same.
 
     Raises:
         UserError: The shard is shorter than it says.
@@ -101,7 +101,8 @@ def few(shard: Shard, n_tokens: int) -> np.ndarray:
 def batches(
     shard: Shard, examples: np.ndarray, n_tokens: int
 ) -> tp.Iterator[np.ndarray]:
-    """The tokens of some examples in order, up to `n_tokens` at a time, one example at least."""
+    """The tokens of some examples in order, in batches of up to `n_tokens`, but at least one
+    example each."""
     n_at_once = max(1, n_tokens // shard.per_example)
     for start in range(0, len(examples), n_at_once):
         yield shard.read(examples[start : start + n_at_once])
@@ -134,18 +135,18 @@ class Npy:
         return array
 
     def read(self, examples: np.ndarray) -> np.ndarray:
-        # Mapped anew each time, so that the pages read before don't stay in memory.
+        # Mapped again each time, so that pages read earlier don't stay in memory.
         rows = self._map()[examples]
-        with np.errstate(over="ignore"):  # told later, as not finite
+        with np.errstate(over="ignore"):  # reported later, as not finite
             return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 class SaevShards:
-    """One layer of the activations that saev cached, content tokens only.
+    """One layer of activations cached by saev, content tokens only.
 
-    Source: docs/src/developers/protocol.md in saev. Each acts*.bin is float32, C order, of
-    shape (examples, layers, tokens, d_model); the first token is [CLS] where `cls_token`
-    is true. The last file has room for more examples than shards.json says it holds.
+    The format is specified in saev's docs/src/developers/protocol.md. Each acts*.bin is
+    float32, C order, of shape (examples, layers, tokens, d_model); the first token is [CLS]
+    if `cls_token` is true. The last file may be longer than shards.json says.
     """
 
     def __init__(self, dpath: pathlib.Path, layer: int):
@@ -153,7 +154,7 @@ class SaevShards:
         meta = _json(self.fpath, dict)
         layers = meta.get("layers")
         if not isinstance(layers, list) or layer not in layers:
-            raise UserError(f"{self.fpath}: its layers are {layers}, without {layer}")
+            raise UserError(f"{self.fpath}: layer {layer} is not one of {layers}")
         if meta.get("dtype", "float32") != "float32":
             raise UserError(f"{self.fpath}: its dtype is not float32")
         self.i_layer, self.n_layers = layers.index(layer), len(layers)
@@ -165,34 +166,34 @@ class SaevShards:
         self.fpaths = [self.fpath, dpath / "shards.json", *acts_fpaths]
         ends = np.cumsum([n for _, n in self.files], dtype=np.int64)
         self.starts = np.concatenate([[0], ends])
-        """Each file's first example, and how many examples there are."""
+        """The index of each file's first example, and the number of examples."""
         self.n_examples = int(self.starts[-1])
         if self.n_examples != _count(self.fpath, meta, "n_examples"):
             raise UserError(
-                f"{self.fpath}: promises another number of examples than the"
-                f" {self.n_examples} that shards.json lists; was it written to the end?"
+                f"{self.fpath}: n_examples differs from the {self.n_examples} in"
+                " shards.json; is the shard incomplete?"
             )
 
     def _files(self, fpath: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-        """Each file that holds examples, and how many."""
+        """Each file with examples, and their number."""
         files = []
         for entry in _json(fpath, list):
             name = entry.get("name") if isinstance(entry, dict) else None
             if not isinstance(name, str) or not re.fullmatch(r"acts\d+\.bin", name):
-                raise UserError(f"{fpath}: an entry that names no acts<N>.bin")
+                raise UserError(f"{fpath}: an entry without a name like acts<N>.bin")
             n_examples = _count(fpath, entry, "n_examples")
             n_bytes = self._offset(n_examples, 0, 0)
             acts_fpath = fpath.with_name(name)
             if not acts_fpath.is_file() or acts_fpath.stat().st_size < n_bytes:
                 raise UserError(
-                    f"{acts_fpath}: not there, or less than {n_bytes} bytes"
+                    f"{acts_fpath}: missing, or shorter than {n_bytes} bytes"
                 )
             if n_examples:
                 files.append((acts_fpath, n_examples))
         return files
 
     def _offset(self, example: int, i_layer: int, token: int) -> int:
-        """Where a token of a file starts, in bytes."""
+        """The byte offset of a token in its file."""
         n_tokens = self.n_special + self.per_example
         i = (example * self.n_layers + i_layer) * n_tokens + token
         return 4 * self.d_model * i
@@ -203,7 +204,7 @@ class SaevShards:
         for i_file in np.unique(i_files):
             fpath, _ = self.files[i_file]
             with open(fpath, "rb", buffering=0) as fd:
-                # What lies between is other layers and other examples.
+                # Don't read ahead: other layers and examples lie between.
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(fd.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 for i in np.flatnonzero(i_files == i_file):
@@ -218,7 +219,7 @@ def _read_whole(fd: tp.BinaryIO, view: memoryview, fpath: pathlib.Path) -> None:
     while n_read < len(view):
         n_more = fd.readinto(view[n_read:])  # type: ignore[attr-defined]
         if not n_more:
-            raise UserError(f"{fpath}: cut short while it was read")
+            raise UserError(f"{fpath}: truncated while being read")
         n_read += n_more
 
 
@@ -228,7 +229,7 @@ def _json(fpath: pathlib.Path, kind: type) -> tp.Any:
     except (ValueError, RecursionError) as err:
         raise UserError(f"{fpath}: not JSON: {err}") from None
     if not isinstance(obj, kind):
-        raise UserError(f"{fpath}: not what saev writes there")
+        raise UserError(f"{fpath}: not a {kind.__name__}, which saev writes there")
     return obj
 
 
@@ -237,4 +238,4 @@ def _count(fpath: pathlib.Path, obj: dict[str, tp.Any], name: str) -> int:
         count = obj.get(key)
         if type(count) is int and count >= 0:
             return count
-    raise UserError(f'{fpath}: no count "{name}"')
+    raise UserError(f'{fpath}: no whole number "{name}"')

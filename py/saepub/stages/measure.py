@@ -1,8 +1,8 @@
 """measure: L0 and NMSE of every candidate, from its own checkpoint, on its layer's shard.
 
-What is found is kept in records/measured/ as each pass ends, and the sums of a pass that is
-under way in build/, so that the same command, run again at any time, goes on: a run that was
-measured on these bytes, this shard and these tokens is not measured again.
+Results are written to records/measured/ after each pass, and the sums of an unfinished pass to
+build/, so rerunning the command at any time resumes: a run that was measured on these bytes, this
+shard and these tokens is not measured again.
 """
 
 import collections
@@ -24,10 +24,10 @@ from ..text import meter, n_of, say
 KEYS = ("repo", "layer", "run_id", "expected", "l0", "nmse", "d_model", "shard", "drop")
 
 PASSES_A_TASK = 3
-"""An executor's tasks get so many passes each, so that all end at about the same time."""
+"""How many passes each of an executor's tasks gets, so that all end at about the same time."""
 
 Todo = dict[Source, list[int]]
-"""The lines to measure, by their number, on each layer's activations."""
+"""The indices of the lines to measure, by their activations."""
 
 
 def main(argv: list[str]) -> None:
@@ -40,16 +40,16 @@ def main(argv: list[str]) -> None:
         "--shards",
         type=pathlib.Path,
         metavar="DIR",
-        help="activations, in place of SHARDS_ROOT: <shard>/, <slug>/layer_<N>.npy,"
-        " layer_<N>.npy or the shards of saev (their content tokens, without [CLS]) in a"
-        " directory, or one .npy file; only of the runs' own shard is a record kept",
+        help="activations to use instead of SHARDS_ROOT: a directory with <shard>/,"
+        " <slug>/layer_<N>.npy or layer_<N>.npy, a saev shard (its content tokens, without"
+        " [CLS]), or an .npy file; records are kept only for the runs' own shard",
     )
     p.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="with EXECUTOR, the tasks that share the runs (default: JOBS, else as cores"
-        f" and memory allow; of a Slurm array {executor.N_TASKS} at most)",
+        help="with EXECUTOR, how many tasks share the runs (default: JOBS, else by cores and"
+        f" memory; on Slurm at most {executor.N_TASKS})",
     )
     args = p.parse_args(argv)
     settings.load()
@@ -65,24 +65,24 @@ def main(argv: list[str]) -> None:
     check_shards(lines, todo)
     n_before = sum(bool(one.record) for one in found.values())
     if n_before:
-        say(f"measure: {n_of(n_before, 'run')} measured before")
+        say(f"measure: {n_of(n_before, 'run')} already measured")
     if todo:
         do = apart(kind, n_tasks) if kind else here
         found |= dict(measure(lines, todo, do))
         n_measured = sum(one.is_new for one in found.values())
         say(f"measure: {n_of(n_measured, 'run')} measured")
-    n_failed = tell(lines, found)
+    n_failed = print_problems(lines, found)
     for i, line in enumerate(lines):
         record = found[i].record if i in found else None
         jsonl.write(with_numbers(line, record) if record else line)
     if n_failed:
         raise UserError(
-            f"{n_of(n_failed, 'run')} could not be measured; what was measured is kept"
+            f"{n_of(n_failed, 'run')} could not be measured; the other results are kept"
         )
 
 
 def with_numbers(line: Line, record: measured.Record) -> Line:
-    """A line with what was measured of its run, and what training logged beside it."""
+    """A line with the measured numbers, and the logged ones under other keys."""
     logged = {
         f"{key}_logged": line.get(f"{key}_logged", line[key]) for key in ("l0", "nmse")
     }
@@ -90,25 +90,24 @@ def with_numbers(line: Line, record: measured.Record) -> Line:
     return line | logged | own | {"numbers": f"measured:{record.shard}"}
 
 
-# ---- what is to be measured, and on what -----------------------------------------------------
+# ---- what to measure, on which activations ---------------------------------------------------
 
 
 def find_sources(lines: list[Line], shards_dpath: pathlib.Path | None) -> Todo:
-    """The lines to measure, by their activations, whether or not these are there.
+    """The lines to measure, by their activations, whether or not these exist.
 
     Args:
-        lines: All of them. Those that are dropped are left out, but for want of numbers; and
-            those of layers that LAYERS doesn't name.
-        shards_dpath: The option.
+        lines: All lines. Dropped ones are skipped, except for those without numbers, and so
+            are layers that LAYERS doesn't name.
+        shards_dpath: The --shards option.
 
     Raises:
-        UserError: Nothing says which shard a layer is measured on, or where it is.
+        UserError: It is unknown which shard to measure a layer on, or where that is.
     """
     n_asked = tp.cast(int, settings.number("TOKENS"))
     layers = settings.ids("LAYERS")
     if unknown := set(layers) - {str(line["layer"]) for line in lines}:
-        told = " ".join(sorted(unknown))
-        raise UserError(f"LAYERS: no run is of layer {told}")
+        raise UserError(f"LAYERS: no run of layer {' '.join(sorted(unknown))}")
     panels: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
     for i, line in enumerate(lines):
         is_wanted = line["drop"] is None or numbers.is_lacking(line["drop"])
@@ -135,7 +134,7 @@ def find_source(
     n_asked: int,
     shards_dpath: pathlib.Path | None,
 ) -> Source:
-    """The activations of one (repo, layer), whether or not they are there."""
+    """The activations of one (repo, layer), whether or not they exist."""
     shard = lines[0]["expected"].get("shard")
     if not jsonl.is_id(shard):
         shard = numbers.most_named(line["shard"] for line in lines)
@@ -144,8 +143,8 @@ def find_source(
         return Source(str(root / shard), "", shard, layer, n_asked, is_kept=True)
     if shards_dpath is None:
         raise UserError(
-            f'{slug} layer {layer}: no shard; W&B names none, so write "shard" in the'
-            " catalog, or say --shards DIR"
+            f'{slug} layer {layer}: W&B names no shard; write "shard" in the catalog, or use'
+            " --shards DIR"
         )
     root = root.resolve()
     is_kept = root.name == shard
@@ -154,24 +153,24 @@ def find_source(
 
 
 def look_up(lines: list[Line], asked: Todo) -> tp.Iterator[tuple[int, Found]]:
-    """What was measured of each line before, if it counts."""
+    """Each line's index with its valid record, if any."""
     for source, of in asked.items():
         try:
             shard = source.open()
-        except (UserError, OSError):  # a record must do; if there is none, it is told
+        except (UserError, OSError):  # reported later, for lines without a record
             shard = None
         for i, job in zip(of, jobs_of(lines, of), strict=True):
             record, problem = passes.record_of(source, shard, job)
             if problem:
-                say(f"measure: {problem}: measured again")
+                say(f"measure: {problem}: measuring it again")
             yield i, Found(record)
 
 
 def check_shards(lines: list[Line], todo: Todo) -> None:
-    """Look at all activations before anything starts, which may take hours.
+    """Check all activations before starting work that may take hours.
 
     Raises:
-        UserError: Some are not there, or don't fit their runs.
+        UserError: Some don't exist, or don't fit their runs.
     """
     problems = []
     missing: dict[str, list[Source]] = collections.defaultdict(list)
@@ -187,7 +186,7 @@ def check_shards(lines: list[Line], todo: Todo) -> None:
                     continue
                 raise UserError(
                     f"{shard.fpath}: {n_of(n_tokens, 'token')} of width {shard.d_model},"
-                    f" where {line['repo']} layer {source.layer} takes width"
+                    f" but {line['repo']} layer {source.layer} needs width"
                     f" {line['d_model']}"
                 )
         except (UserError, OSError) as err:
@@ -196,7 +195,7 @@ def check_shards(lines: list[Line], todo: Todo) -> None:
         here = [lines[i] for source in sources for i in todo[source]]
         known = [x[remake.METADATA] for x in here if x.get(remake.METADATA)]
         layers = {source.layer for source in sources}
-        problems.append(remake.lacking(where, layers, known[0] if known else {}))
+        problems.append(remake.instructions(where, layers, known[0] if known else {}))
     fail_on(problems, "nothing was measured")
 
 
@@ -206,25 +205,25 @@ Do = tp.Callable[[list[Line], Todo], tp.Iterator[tuple[int, Found]]]
 
 
 def measure(lines: list[Line], todo: Todo, do: Do) -> tp.Iterator[tuple[int, Found]]:
-    """What became of each line, by `do`; what another `measure` is at, when that has ended."""
+    """Measure lines with `do`. Layers that another `measure` works on wait until it ends."""
     waiting = dict(todo)
     while waiting:
         with contextlib.ExitStack() as stack:
-            had = [
+            claimed = [
                 source
                 for source in waiting
                 if stack.enter_context(passes.claimed(source, waits=False))
             ]
-            if not had:
-                had = [next(iter(waiting))]
-                say(f"measure: waiting for another one, which is at {had[0].name}")
-                stack.enter_context(passes.claimed(had[0], waits=True))
+            if not claimed:
+                claimed = [next(iter(waiting))]
+                say(f"measure: waiting for another measure of {claimed[0].name}")
+                stack.enter_context(passes.claimed(claimed[0], waits=True))
             left: Todo = {}
-            for source in had:
+            for source in claimed:
                 mine = {source: waiting.pop(source)}
                 for i, found in look_up(lines, mine):
                     measured.tidy(lines[i]["run_id"], source.shard)
-                    if found.record:  # by another one meanwhile
+                    if found.record:  # by another process meanwhile
                         yield i, found
                     else:
                         left.setdefault(source, []).append(i)
@@ -232,7 +231,7 @@ def measure(lines: list[Line], todo: Todo, do: Do) -> tp.Iterator[tuple[int, Fou
 
 
 def here(lines: list[Line], todo: Todo) -> tp.Iterator[tuple[int, Found]]:
-    """Measure in this process, as many runs in a pass as memory allows."""
+    """Measure in this process, with as many runs per pass as fit in memory."""
     n_all = sum(len(of) * passes.n_tokens(source) for source, of in todo.items())
     with meter(n_all, "measure", "token") as count:
         for source, of in todo.items():
@@ -247,7 +246,7 @@ def here(lines: list[Line], todo: Todo) -> tp.Iterator[tuple[int, Found]]:
 
 
 def apart(kind: str, n_tasks: int | None) -> Do:
-    """Measure by the EXECUTOR, whose tasks keep each pass's records as it ends."""
+    """Measure with the EXECUTOR, whose tasks write each pass's records when it ends."""
 
     def do(lines: list[Line], todo: Todo) -> tp.Iterator[tuple[int, Found]]:
         n_todo = sum(map(len, todo.values()))
@@ -269,7 +268,7 @@ def apart(kind: str, n_tasks: int | None) -> Do:
             passes.as_task, parts, needs, n_tasks, env=environment(n_cpus)
         )
         for (source, batch), outcome in zip(shared, outcomes, strict=True):
-            why = outcome.reason or f"not done: {outcome.lost}"
+            why = outcome.reason or f"not measured: {outcome.lost}"
             found = [Found(None, why)] * len(batch)
             if outcome.result:
                 found = passes.from_task(source, outcome.result)
@@ -279,7 +278,7 @@ def apart(kind: str, n_tasks: int | None) -> Do:
 
 
 def environment(n_cpus: int | None) -> dict[str, str]:
-    """What a task reads of the environment: where records go, and its cores."""
+    """A task's environment: where records go, and its cores."""
     env = {
         settings.in_environment("BUILD"): str(settings.build_dpath().absolute()),
         "RECORDS": str(settings.records_dpath().absolute()),
@@ -288,19 +287,18 @@ def environment(n_cpus: int | None) -> dict[str, str]:
 
 
 def batched(items: list[int], n: int) -> list[list[int]]:
-    """Up to `n` at a time."""
+    """The items in lists of up to `n`."""
     return [items[start : start + n] for start in range(0, len(items), n)]
 
 
-def jobs_of(lines: list[Line], numbers_of: tp.Iterable[int]) -> list[Job]:
+def jobs_of(lines: list[Line], indices: tp.Iterable[int]) -> list[Job]:
     return [
-        Job(lines[i]["run_id"], str(places.checkpoint_fpath(lines[i])))
-        for i in numbers_of
+        Job(lines[i]["run_id"], str(places.checkpoint_fpath(lines[i]))) for i in indices
     ]
 
 
-def tell(lines: list[Line], found: dict[int, Found]) -> int:
-    """Tell of the runs without numbers, and of what is odd; how many of them failed."""
+def print_problems(lines: list[Line], found: dict[int, Found]) -> int:
+    """Print why runs have no numbers, and warnings; return how many runs failed."""
     n_failed = 0
     subtract = []
     for i, one in found.items():
@@ -311,8 +309,8 @@ def tell(lines: list[Line], found: dict[int, Found]) -> int:
             subtract.append(lines[i]["run_id"])
     if subtract:
         say(
-            f"measure: {n_of(len(subtract), 'run')} measured as the saev that trained them"
-            " computes, which took b_dec from x first; today's saev does not:"
+            f"measure: {n_of(len(subtract), 'run')} measured with b_dec subtracted from x, as"
+            " in the saev that trained them; current saev doesn't do that:"
             f" {' '.join(subtract)}"
         )
     return n_failed

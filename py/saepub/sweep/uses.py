@@ -416,8 +416,9 @@ class _Uses:
                 self.finding(node, f'hands a part of "{self.variable}" to its key')
 
     def is_sys_modules(self, node: ast.Attribute) -> bool:
-        is_name = isinstance(node.value, ast.Name)
-        return node.attr == "modules" and is_name and node.value.id in self.imported
+        if not isinstance(node.value, ast.Name):
+            return False
+        return node.attr == "modules" and node.value.id in self.imported
 
     def own(
         self,
