@@ -221,7 +221,7 @@ def test_unverified_repos_reach_no_collection(world):
     world.hub.faults.append(Fault("resolve", status=404, times=10**6))
     done = world.release()
     assert done.code == 1
-    assert "pushed, not verified; no collection was touched" in done.err
+    assert "pushed but not verified; no collection was changed" in done.err
     assert items(world) == {"sae-v": []}
 
 

@@ -79,7 +79,7 @@ def test_second_run_says_that_it_is_there_and_redoes_nothing(built):
     before = os.stat(built.root).st_ino
     done = run_program(DEMO, BUILD=built.build)
     assert (done.returncode, done.out) == (0, "")
-    assert "is there; --force makes it again" in done.err
+    assert "already exists; --force recreates it" in done.err
     assert os.stat(built.root).st_ino == before
 
 

@@ -240,7 +240,7 @@ def test_half_a_section_is_refused_and_left(released, left):
     old = page_text(released)
     done = run(released, code=1)
     assert page_text(released) == old
-    assert "delete what is left of it" in done.err
+    assert "delete the rest of it" in done.err
 
 
 # ---- dry run ---------------------------------------------------------------------------------

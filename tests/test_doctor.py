@@ -112,7 +112,7 @@ def test_all_is_told_in_aligned_lines_and_exit_is_0(shared_lab):
     assert done.lines["Hub"] == [
         (
             "todo",
-            "HF_TOKEN is not set; to release, make a token that may write, export it",
+            "HF_TOKEN is not set; to release, create a token with write access and export it",
         )
     ]
     assert all(
@@ -326,7 +326,7 @@ def test_the_wandb_key_and_project_are_tried(shared_lab):
         level, text = wandb(WANDB_API_KEY=KEY, WANDB_PROJECT="other")
         assert level == "bad" and 'no project "other"' in text
         level, text = wandb(WANDB_API_KEY=KEY[::-1])
-        assert level == "bad" and "refuses the API key" in text
+        assert level == "bad" and "rejects the API key" in text
         n_before = server.n_total
         level, text = wandb()
         assert level == "bad" and "no API key" in text and "WANDB_API_KEY" in text

@@ -25,7 +25,7 @@ from saepub.stages import preflight
 
 CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}
 KINDS = ("local", "slurm")
-REST = "what is done is kept: the same command does only the rest"
+REST = "finished work is kept; the same command does only the rest"
 
 
 def spying_lab(dpath: pathlib.Path, kind: str, slurm_conf: str = "") -> Lab:
@@ -154,7 +154,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
         out, err = program.communicate()
     assert program.returncode == 0
     assert err.startswith(
-        "preflight: 3 lines done before\npreflight: 2 lines as 2 tasks"
+        "preflight: 3 lines already done\npreflight: 2 lines as 2 tasks"
     )
     assert sorted(i for i, _, _ in loads(lab)) == [0, 1, 3, 3, 4, 5]
     rows = [json.loads(row) for row in out.splitlines()]
@@ -250,19 +250,19 @@ def test_outcomes_come_in_order_each_of_its_kind(here, capsys):
     parts = parts_of(here, 5, 15, 13, 3, 5, 14, 4)
     outcomes = run(parts, 3)  # tasks of 5 3 4, of 15 14, and of 13
     assert [o.result for o in outcomes] == [10, None, None, 6, 10, None, 8]
-    assert outcomes[1].reason.startswith("not enough memory for it on ")
+    assert outcomes[1].reason.startswith("not enough memory on ")
     assert outcomes[2] == executor.Outcome(reason="13 brings bad luck")
     lost = outcomes[5].lost
-    assert lost.endswith("_log.err, which ends: RuntimeError: 14 is a bug")
+    assert lost.endswith("_log.err, which ends with: RuntimeError: 14 is a bug")
     assert called(here) == [3, 4, 5, 13, 14, 15]  # what is twice there is done once
     named = f"tiny layer 6 run14: not done: {lost}"
     with pytest.raises(UserError) as caught:
-        executor.tell_lost([("tiny layer 6 run14", lost)])
+        executor.fail_on_lost([("tiny layer 6 run14", lost)])
     assert str(caught.value) == f"{named} ({REST})"
     with pytest.raises(UserError, match=f"^2 problems; {REST}"):
-        executor.tell_lost([("tiny layer 6 run14", lost)], ["another"])
+        executor.fail_on_lost([("another", "gone"), ("tiny layer 6 run14", lost)])
     told = capsys.readouterr().err.splitlines()
-    assert told[-2:] == ["stage: another", f"stage: {named}"]
+    assert told[-2:] == ["stage: another: not done: gone", f"stage: {named}"]
 
 
 def test_refusal_is_not_kept_for_the_next_run(here):
@@ -318,7 +318,7 @@ def test_job_that_slurm_refuses_is_one_line(here, monkeypatch, slurm_conf, capfd
 def test_machine_without_slurm_is_told(here, monkeypatch, tmp_path):
     monkeypatch.setenv("EXECUTOR", "slurm")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="slurm, and there is no sbatch on this"):
+    with pytest.raises(UserError, match="slurm, but there is no sbatch on this"):
         run(parts_of(here, 1))
 
 
@@ -419,7 +419,7 @@ def test_job_is_known_whatever_sbatch_prints(output, job_id):
 def test_job_that_nobody_can_name_is_cancelled(here, site, output):
     site.idle()
     site.say("sbatch", output)
-    with pytest.raises(UserError, match="^no job id in what sbatch says: "):
+    with pytest.raises(UserError, match="^no job id in sbatch's output: "):
         run(parts_of(here, 1, 2))
     ((argv, _),) = site.calls("scancel")
     (script,) = site.calls("sbatch")[0][0][-1:]
@@ -473,14 +473,17 @@ def test_scancel_that_fails_is_told(here, site, capsys):
     with pytest.raises(UserError):
         run(parts_of(here, 1))
     assert (
-        "may still run, since scancel fails: scancel: error" in capsys.readouterr().err
+        "may still be running, since scancel failed: scancel: error"
+        in capsys.readouterr().err
     )
 
 
 def test_slurm_that_does_not_answer_is_waited_for(here, site, capsys):
     site.say("squeue", err="slurm is away\n", code=1)
     assert [outcome.result for outcome in run(parts_of(here, 3))] == [6]
-    assert "waiting, though squeue fails: slurm is away" in capsys.readouterr().err
+    assert (
+        "still waiting, although squeue fails: slurm is away" in capsys.readouterr().err
+    )
     squeue = array.Squeue(dict(os.environ))
     squeue.register_job("4711_0")
     for _ in range(2 * array.N_ABSENT):

@@ -140,7 +140,7 @@ def fetch_impatiently(tmp_path, client):
     python = pathlib.Path(client.get("VENV", sys.prefix)) / "bin/python"
     code = (
         "import json, os; from saepub import cli; from saepub.tracking import runs;"
-        " runs.LOGIN_PATIENCE, runs.PAUSES = json.loads(os.environ['WAITS']);"
+        " runs.LOGIN_TIMEOUT, runs.PAUSES = json.loads(os.environ['WAITS']);"
         " cli.main('fetch-metrics')"
     )
 
@@ -244,8 +244,8 @@ def test_a_wrong_key_is_one_line(fetch, client):
         )
     assert (done.returncode, done.out) == (1, "")
     assert done.err == (
-        f"fetch-metrics: W&B at {server.url} refuses the API key (HTTP 401);"
-        " export a right WANDB_API_KEY\n"
+        f"fetch-metrics: W&B at {server.url} rejects the API key (HTTP 401);"
+        " export a valid WANDB_API_KEY\n"
     )
 
 
@@ -507,7 +507,7 @@ def test_a_missing_export_is_one_line(fetch):
     assert (done.returncode, done.out) == (1, "")
     assert done.err == (
         "fetch-metrics: /nowhere/export.jsonl: No such file or directory;"
-        " METRICS_SNAPSHOT or --snapshot names it\n"
+        " check METRICS_SNAPSHOT or --snapshot\n"
     )
 
 

@@ -56,7 +56,7 @@ FAULTS = {
     "SOCKS": (
         {"ALL_PROXY": "socks5://127.0.0.1:9"},
         "ALL_PROXY: can't be used to reach http://127.0.0.1:9 (a SOCKS proxy, which"
-        " needs the package socksio); mend or unset it",
+        " needs the package socksio); fix or unset it",
     ),
     "SOCKS in small letters": (
         {"all_proxy": "socks5h://me:secret@127.0.0.1:9"},
@@ -108,7 +108,9 @@ def test_a_proxy_that_does_not_answer_is_named(monkeypatch):
     refused = ConnectionError("[Errno 111] Connection refused")
     assert client.explain(refused).startswith("no answer from https://hub.example: [E")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert "hub.example (by the proxy of HTTPS_PROXY): [E" in client.explain(refused)
+    assert "hub.example (through the proxy of HTTPS_PROXY): [E" in client.explain(
+        refused
+    )
     monkeypatch.setenv("NO_PROXY", "hub.example")
     assert "proxy" not in client.explain(refused)
     monkeypatch.setenv("SSL_CERT_FILE", "/some.pem")
@@ -203,8 +205,8 @@ def test_an_answer_of_another_shape_is_no_reason_to_refuse(ask, auth):
 
 def test_what_a_repo_is_is_held_to_what_is_promised():
     there = repo.Remote("1" * 40, {}, "lab/x")
-    assert repo.not_as_named("lab/x", there) == []
-    assert repo.not_as_named("lab/x", repo.Remote(None, {})) == []
+    assert repo.access_problems("lab/x", there) == []
+    assert repo.access_problems("lab/x", repo.Remote(None, {})) == []
     for change, says in (
         ({"repo_id": "lab/y"}, "lab/x: is lab/y on the Hub"),
         ({"repo_id": "Lab/x"}, "lab/x: is Lab/x on the Hub"),
@@ -212,5 +214,5 @@ def test_what_a_repo_is_is_held_to_what_is_promised():
         ({"gated": True}, "lab/x: is gated"),
         ({"disabled": True}, "lab/x: is disabled"),
     ):
-        (problem,) = repo.not_as_named("lab/x", there._replace(**change))
+        (problem,) = repo.access_problems("lab/x", there._replace(**change))
         assert problem.startswith(says)

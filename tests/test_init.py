@@ -131,7 +131,7 @@ def test_a_sweep_of_wandb_is_enough(init):
         ),
         ((SWEEP, "di"), 1, 'assigns no "di", which the catalog names; it has ids'),
         (("gone.py", "ids"), 1, "gone.py: No such file or directory"),
-        (("--wandb-sweep", "gone"), 1, "us/audio: no run of a sweep gone"),
+        (("--wandb-sweep", "gone"), 1, "us/audio: no runs of a sweep gone"),
     ],
 )
 def test_wrong_usage_is_told(init, argv, code, told):
@@ -149,9 +149,9 @@ def test_make_init_is_the_same(tmp_path):
     assert done.returncode == 0, done.err
     assert json.loads(fpath.read_text())["repos"][0]["slug"] == "my-sweep"
     done = run_program(*argv, **env)
-    assert done.returncode == 2 and "with CATALOG=<a new file>" in done.err
+    assert done.returncode == 2 and "with CATALOG=<file>" in done.err
 
 
 def test_a_catalog_that_is_there_is_never_overwritten(init):
     got = init('ids = {6: ["a"]}', SWEEP, "ids", CATALOG=ROOT / "catalog.json")
-    assert got.done.returncode == 2 and "is there already" in got.done.err
+    assert got.done.returncode == 2 and "already exists" in got.done.err

@@ -134,7 +134,7 @@ def test_an_unknown_id_in_pin_or_exclude_stops_it(tree, setting):
     done = tree.make("dry-run", setting, code=None)
     assert done.returncode != 0
     assert (
-        f"{setting.replace(chr(61), chr(32))}: not among the candidates of any repo"
+        f"{setting.replace(chr(61), chr(32))}: not a candidate of any repo"
         in done.stderr
     )
 

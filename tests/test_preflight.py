@@ -143,7 +143,7 @@ def test_what_saev_cannot_read_is_told_once_for_all(runs):
     done = run(lines, runs)
     assert [told for told in done.told if "warning" not in told] == [
         (
-            "preflight: 4 checkpoints (schema 3, 4, 5) checked by the built-in reader;"
+            "preflight: 4 checkpoints (schema 3, 4, 5) checked only by the built-in reader;"
             " set SAEV_DIR to load them with saev"
         )
     ]
@@ -282,10 +282,10 @@ def test_two_runs_with_the_same_file_both_fail(runs):
     for run_id, seed in (("run1", 1), ("run2", 1), ("run3", 3)):
         util.write(util.run_dir(runs, run_id), None, seed=seed)
     given = [util.line(f"run{i}") for i in (1, 2, 3)]
-    results = preflight.same_files(preflight.check_all(given, "", 1))
+    results = preflight.check_distinct(preflight.check_all(given, "", 1))
     assert [r.reason[:38] for r in results] == [
-        "the very file of run2 (sha256 " + results[0].line["sha256"][:8],
-        "the very file of run1 (sha256 " + results[0].line["sha256"][:8],
+        "the same file as run2 (sha256 " + results[0].line["sha256"][:8],
+        "the same file as run1 (sha256 " + results[0].line["sha256"][:8],
         "",
     ]
 
@@ -353,7 +353,7 @@ def test_old_checkout_is_told_apart_from_a_bad_file(runs, tmp_path):
             " TypeError: unexpected keyword argument 'schema'"
         )
     ]
-    assert done.told[-1].endswith("the saev in SAEV_DIR does not load them")
+    assert done.told[-1].endswith("the saev in SAEV_DIR can't load them")
 
 
 def test_file_is_checked_by_itself_with_the_loader_of_its_line(tmp_path):
@@ -413,7 +413,7 @@ def test_process_that_dies_costs_only_the_run_that_it_was_at(runs, tmp_path, job
     told = [s for s in done.told if s.startswith("preflight: ")]
     assert told == [
         (
-            "preflight: tiny layer 6 run1: the process that was at it died;"
+            "preflight: tiny layer 6 run1: the process that checked it died;"
             " was it out of memory?"
         ),
         'preflight: to continue without them: make dry-run REPO=tiny EXCLUDE="run1"',
@@ -488,16 +488,16 @@ def test_wrong_runs_root_is_said_once_with_what_is_there(runs):
     done = run(given, runs)
     assert done.told == [
         (
-            f"preflight: RUNS_ROOT {runs}: none of 12 checkpoints is there; looked for"
-            f" {runs}/run0/checkpoint/sae.pt, and {runs} holds 2025;"
-            f" RUNS_ROOT={runs}/2025"
+            f"preflight: RUNS_ROOT {runs}: none of 12 checkpoints exists; looked for"
+            f" {runs}/run0/checkpoint/sae.pt, but {runs} has 2025;"
+            f" set RUNS_ROOT={runs}/2025"
         )
     ]
     for i in range(12):
         (runs / f"run{i}").mkdir()
         (runs / f"run{i}" / "sae.pt").touch()
     (told,) = run(given, runs).told
-    assert told.endswith(f"and {runs}/run0 holds sae.pt; set RUNS_ROOT")
+    assert told.endswith(f"but {runs}/run0 has sae.pt; set RUNS_ROOT")
 
 
 def test_command_without_many_runs_stays_short(runs, tmp_path):

@@ -124,7 +124,7 @@ def test_what_is_no_longer_chosen_is_told_and_left(world):
     plan, push = world.pipe("plan", "push")
     assert push.code == 0, push.err
     assert world.held() == world.expected() | gone
-    assert f"leave     4 files, {size_of(gone)} (not of this release; PRU" in plan.err
+    assert f"leave     4 files, {size_of(gone)} (not part of this release" in plan.err
     assert all(path in plan.err for path in gone)
 
 
@@ -254,7 +254,7 @@ def test_a_stored_login_is_never_used(world, tmp_path):
     world.hub.faults.append(note)
     env = {"HF_TOKEN": "", "HF_HOME": home, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
     plan, push = world.pipe("plan", "push", **env)
-    nothing_was_sent(world, push, "push: HF_TOKEN is not set; make a token that may")
+    nothing_was_sent(world, push, "push: HF_TOKEN is not set; create a token with")
     assert set(note.seen) == {None}
 
 
@@ -264,13 +264,13 @@ def test_a_stored_login_is_never_used(world, tmp_path):
         ("", "HF_TOKEN is not set"),
         ("  ", "HF_TOKEN is not set"),
         ("hf_wrong", "HF_TOKEN is wrong or expired (401)"),
-        (READER, "HF_TOKEN may only read"),
+        (READER, "HF_TOKEN has only read access"),
         (STRANGER, "HF_TOKEN is eve's, who may not write to demo-lab"),
         (NARROW, "HF_TOKEN is fine-grained and lacks repo.write for demo-lab"),
-        ("hf_two words", "HF_TOKEN holds a space, a quote or what"),
-        ("hf_line\nfeed", "HF_TOKEN holds a space, a quote or what"),
-        ("hf_né", "HF_TOKEN holds a space, a quote or what"),
-        ('"hf_quoted"', "HF_TOKEN holds a space, a quote or what"),
+        ("hf_two words", "HF_TOKEN contains a space, a quote or another"),
+        ("hf_line\nfeed", "HF_TOKEN contains a space, a quote or another"),
+        ("hf_né", "HF_TOKEN contains a space, a quote or another"),
+        ('"hf_quoted"', "HF_TOKEN contains a space, a quote or another"),
     ],
 )
 def test_a_token_that_may_not_write_stops_it_before_anything(world, token, says):
@@ -342,7 +342,7 @@ SPOILED = {
     "a checkpoint is changed": (lambda w: replace_same_size(first(w)), "changed since"),
     "a checkpoint dangles": (
         lambda w: (first(w).unlink(), first(w).symlink_to("/nothing")),
-        "No such file or directory; it was there at preflight",
+        "No such file or directory, though preflight read it",
     ),
     "a stranger": (lambda w: (w.stage() / "x.txt").touch(), "x.txt: not ours"),
     "a hidden stranger": (lambda w: (w.stage() / ".x").touch(), ".x: not ours"),
@@ -351,15 +351,15 @@ SPOILED = {
         "README.md: changed since it was rendered",
     ),
     "no plot": (lambda w: (w.stage() / "pareto.png").unlink(), "pareto.png: not there"),
-    "another manifest": (spoil_manifest, "does not say what the lines say"),
+    "another manifest": (spoil_manifest, "doesn't match the lines"),
     "no stage": (lambda w: shutil.rmtree(w.stage()), "stage: no stage"),
     "the same file twice": (
         lambda w: w.rows[SLUG][1].update(sha256=w.rows[SLUG][0]["sha256"]),
-        "are one and the same file",
+        "have identical files",
     ),
     "no saev has loaded it": (
         lambda w: w.rows[SLUG][0].update(loader="builtin"),
-        "set SAEV_DIR to a saev that can, or LOADER=builtin to publish as is",
+        "set SAEV_DIR to a saev that can, or set LOADER=builtin to publish",
     ),
 }
 
@@ -397,7 +397,7 @@ def test_a_file_that_changes_while_it_is_sent_is_told_and_nothing_committed(
     either.hub.faults.append(Meanwhile(kind, lambda: replace_same_size(fpath)))
     done = either.push()
     assert (done.code, done.out) == (1, "")
-    assert f"{fpath}: changed since preflight read it: make recheck" in done.last
+    assert f"{fpath}: changed since preflight; make recheck" in done.last
     assert either.titles() == [INITIAL]
 
 
@@ -421,7 +421,7 @@ def test_the_demo_is_not_for_the_real_hub(world, demo):
     shutil.copytree(demo, world.build / "demo", ignore=shutil.ignore_patterns("runs"))
     done = world.run("push", stdin=world.lines(), **env)
     assert done.code == 1
-    assert "push: these are the demo's; name your own data" in done.err
+    assert "push: this is the demo; set SAEV_DIR and RUNS_ROOT" in done.err
 
 
 # Others at work on the same repo.
@@ -450,7 +450,7 @@ def test_a_commit_during_the_upload_stops_it(either):
     )
     done = either.push()
     assert done.code == 1
-    assert f"somebody changed it meanwhile, it is at {theirs[0]} and was" in done.last
+    assert f"somebody else changed it: it is at {theirs[0]} and was" in done.last
     assert (
         "look at it with make plan REPO=vitb-relu; to continue: make release"
         in done.err
@@ -475,7 +475,7 @@ def test_a_repo_made_and_filled_by_somebody_faster_stops_it(world):
     world.hub.faults.append(Meanwhile("create_repo", fill))
     done = world.push()
     assert done.code == 1
-    assert "somebody changed it meanwhile" in done.last
+    assert "somebody else changed it" in done.last
     assert set(world.held()) == {"README.md"}
 
 
@@ -509,7 +509,7 @@ def test_of_two_at_once_the_second_says_who_is_at_work(world):
     assert one.wait().code == 0
     assert (two.code, two.out) == (1, "")
     assert f"push: {SLUG}: process {one.pid} on " in two.err
-    assert "is at work on it" in two.err
+    assert "is working on it" in two.err
     assert len(world.titles()) == 2
 
 
@@ -523,7 +523,7 @@ def made_public(world) -> None:
 NOT_AS_NAMED = {
     "renamed": (
         lambda w: w.hub.rename_repo(w.repo_id, f"{LAB}/another"),
-        f"is {LAB}/another on the Hub; put that into the catalog",
+        f"is named {LAB}/another on the Hub; change it in the catalog",
     ),
     "another owner": (
         lambda w: w.hub.rename_repo(w.repo_id, "else/where"),
@@ -534,7 +534,7 @@ NOT_AS_NAMED = {
         f"is {LAB.upper()}/SAE_TOY_B on the Hub",
     ),
     "private": (lambda w: there(w, private=True), "is private; make it public on"),
-    "gated": (lambda w: there(w, gated="manual"), "is gated, not open to all"),
+    "gated": (lambda w: there(w, gated="manual"), "is gated; open it to everyone"),
     "disabled": (lambda w: there(w, disabled=True), "is disabled by the Hub"),
 }
 
@@ -594,7 +594,7 @@ def test_a_namesake_of_another_kind_is_told(world):
     finally:
         del world.hub._serve
     assert done.code == 0
-    assert "  beside a dataset of that name\n" in done.err
+    assert "  beside an existing dataset of that name\n" in done.err
 
 
 IGNORED = {
@@ -613,11 +613,11 @@ def test_a_file_that_the_hub_would_leave_out_stops_it(world, rules):
     made_public(world)
     world.commit_elsewhere({".gitignore": f"# ours\n{rules}\n".encode()})
     plan = world.run("plan", stdin=world.lines())
-    assert "  has a .gitignore; push asks first whether it keeps files out" in plan.err
+    assert "  has a .gitignore; push checks first whether it excludes files" in plan.err
     world.kinds()
     done = world.run("push", stdin=plan.out)
     assert (done.code, done.out) == (1, "")
-    assert f"the Hub would leave out {IGNORED[rules]}" in done.last
+    assert f"the Hub would ignore {IGNORED[rules]}" in done.last
     assert f"/{world.repo_id}/blob/main/.gitignore" in done.last
     assert "nothing was sent; to continue: make release" in done.last
     assert set(world.kinds()) & set(WRITES) == {"preupload"}
@@ -643,7 +643,7 @@ def test_a_new_repo_that_would_leave_a_file_out_gets_none(either):
     either.hub.faults.append(Answer("preupload", ignore_one))
     done = either.push()
     assert (done.code, done.out) == (1, "")
-    assert "the Hub would leave out " in done.last
+    assert "the Hub would ignore " in done.last
     assert either.titles() == [INITIAL]
     assert not {"lfs_put", "xet_token", "commit"} & set(either.kinds())
 
@@ -722,7 +722,7 @@ def test_what_is_left_of_earlier_releases_is_named_by_the_commit(world):
     gone = sorted(p for p in before if p not in world.expected())
     assert world.push().code == 0
     said = world.hub.commits(world.repo_id)[0]["message"]
-    assert said.startswith("Left from earlier commits, and not of this release:\n")
+    assert said.startswith("Left from earlier commits, not part of this release:\n")
     assert [line[2:] for line in said.splitlines()[2:]] == gone
 
 
@@ -900,7 +900,7 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     done = world.run("push", stdin=lines)
     assert done.code == 1
     assert done.last == (
-        f"push: {world.repo_ids[OTHER]}: a fault of the test (403); already there:"
+        f"push: {world.repo_ids[OTHER]}: a fault of the test (403); already pushed:"
         f" {world.repo_id}; to continue: make release"
     )
     commits = {(row["repo"], row["commit"]) for row in done.rows}
@@ -910,7 +910,7 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     assert verify.code == 0, verify.err
     assert (world.records / SLUG / "release.json").exists()
     assert not (world.records / OTHER / "release.json").exists()
-    assert collect.last == f"no collection was touched: {OTHER} still to be released"
+    assert collect.last == f"no collection was changed: {OTHER} must be released first"
     assert all(not c["items"] for c in world.hub.collections())
     said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
     assert said.returncode == 1

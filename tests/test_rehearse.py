@@ -40,7 +40,7 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     endpoint = re.search(r"rehearsing against (http://127\.0\.0\.1:\d+), ", done.stderr)
     pattern = rf"{endpoint[1]}/{repo_id}/tree/\w+  9 files, \S+ kB, \S+ s, verified\n"
     assert re.fullmatch(pattern, done.stdout)
-    assert "rehearsed; what the Hub would hold is under build/hub/models" in done.stderr
+    assert "rehearsed; what the Hub would have is under build/hub/models" in done.stderr
 
     # For a look: the repo as it would be, and the collections.
     main = tree.dpath / "build/hub/models" / repo_id / "main"

@@ -153,7 +153,7 @@ def test_killed_during_the_upload_and_run_again_by_lfs(tree):
 
 def test_without_a_token_nothing_is_sent(tree):
     done = tree.run("release", code=2, HF_TOKEN="")
-    assert "push: HF_TOKEN is not set; make a token that may write" in done.stderr
+    assert "push: HF_TOKEN is not set; create a token with write access" in done.stderr
     assert done.stdout == ""
     assert tree.hub.store.repos == {}
 
@@ -208,8 +208,8 @@ def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
     refused = push_dinov3(tree, **env)
     assert refused.returncode == 1
     assert (
-        "push: vitl-topk: no saev has loaded 4 checkpoints of it; set SAEV_DIR to a saev"
-        " that can, or LOADER=builtin to publish as is (nothing was sent; to continue: "
+        "push: vitl-topk: saev has not loaded 4 checkpoints; set SAEV_DIR to a saev"
+        " that can, or set LOADER=builtin to publish them as they are (nothing was sent; to continue: "
     ) in refused.stderr
     assert tree.hub.store.repos == {}
 

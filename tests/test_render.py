@@ -192,7 +192,7 @@ def test_the_table_has_what_tells_its_rows_apart_where_that_is_known(lab):
         "hf cache verify osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K",
         "\nL0 and NMSE are as training logged them.\n",
         "Any other in this repo was left by an earlier one, and nothing on this page",
-        "4 activations (the same random ones for all)",
+        "4 activations (random, the same for all layers)",
         "@article{person2025,",
         "![L0 on a log scale",
         "it was loaded with saev abc123",
@@ -395,7 +395,7 @@ def test_a_title_in_any_script_stands_on_the_card_and_not_in_the_plot(lab):
 def test_an_account_of_another_choice_is_refused(lab):
     fpath = account(lab, cccc3333="off the frontier")
     done = render(lab, LINES, "--account", fpath, code=1)
-    assert "another choice than the lines do (cccc3333)" in done.err
+    assert "not the same choice as on stdin (different: cccc3333)" in done.err
 
 
 def test_hostile_text_in_the_catalog_cannot_break_the_card(lab):

@@ -162,10 +162,10 @@ def test_what_will_stop_a_push_is_a_warning_and_comes_first(tmp_path):
     page = Page(report(leave(tmp_path, rows=rows)).html)
     assert "2 warnings, one of which will stop a push" in page.of_tag["summary"]
     assert [a.get("class") for tag, a in page.tags if tag == "li"][0] == "stop"
-    assert "No saev at hand has loaded 2 checkpoints" in page.text
+    assert "saev has not loaded 2 checkpoints" in page.text
     page = Page(report(tmp_path, LOADER="builtin").html)
     assert "1 warning" in page.of_tag["summary"]
-    assert "No saev at hand" not in page.text
+    assert "saev has not loaded" not in page.text
 
 
 def test_measured_and_logged_numbers_both_stand_there(tmp_path):
@@ -183,7 +183,7 @@ def test_measured_and_logged_numbers_both_stand_there(tmp_path):
 def test_a_run_without_numbers_is_a_warning(tmp_path):
     lines = [*ACCOUNT, run("bare", 3.0, None, "dropped", drop="no NMSE in W&B")]
     page = Page(report(leave(tmp_path, lines)).html)
-    told = "layer 6: 1 run left out for lack of numbers; make measure gives them"
+    told = "layer 6: 1 run dropped for lack of numbers; to measure them: make measure"
     assert told in page.of_tag["li"]
 
 
@@ -341,7 +341,7 @@ def test_a_repo_without_a_dry_run_says_what_to_run(tmp_path):
     done = report(leave(tmp_path), "vitb-relu")
     assert done.returncode == 1
     assert done.err == (
-        f"report: {tmp_path}/vitb-relu/rendered.jsonl: not there;"
+        f"report: {tmp_path}/vitb-relu/rendered.jsonl: missing;"
         f" run: make dry-run REPO=vitb-relu\n"
     )
     assert done.html is None
@@ -351,7 +351,7 @@ def test_files_of_two_choices_are_refused(tmp_path):
     leave(tmp_path, rows=[published(ACCOUNT[0])])
     done = report(tmp_path)
     assert done.returncode == 1
-    assert "tell of two choices; run: make dry-run REPO=vits-relu" in done.err
+    assert "don't match; run: make dry-run REPO=vits-relu" in done.err
 
 
 def test_a_line_that_is_no_account_is_refused_and_an_older_page_stands(tmp_path):

@@ -145,7 +145,7 @@ def test_pins_come_from_the_setting_split_at_anything_between_ids():
 def test_a_pin_of_another_repo_is_no_error_and_is_told():
     done = run_select([row("a", 1, 0.5)], PIN="elsewhere")
     assert (done.returncode, done.ids) == (0, ["a"])
-    assert "PIN elsewhere: on none of these lines" in done.err
+    assert "PIN elsewhere: not among these lines" in done.err
 
 
 def test_a_pin_must_be_on_a_line_that_is_not_dropped():

@@ -303,14 +303,14 @@ def test_ids_in_dotenv_serve_all_repos_and_only_one_of_none_is_refused(bare, nam
     bare.dotenv(f"{name}=oneaaa twobbb nosuch")
     for repo in ("REPO=one", "REPO=two", "REPO="):
         done = bare.make("build/known-ids", repo, code=2)
-        assert f"{name} nosuch: not among the candidates of any repo" in done.stderr
+        assert f"{name} nosuch: not a candidate of any repo" in done.stderr
 
 
 def test_another_repos_broken_sweep_does_not_stop_this_one(bare):
     bare.dotenv("EXCLUDE=twoaaa")
     (bare.saev_dir / "two.py").write_text("run_ids = {\n")
     done = bare.make("build/known-ids", "REPO=one")
-    assert "passing over twoaaa, which may be of two" in done.stderr
+    assert "not checking twoaaa, which may belong to two" in done.stderr
 
 
 # ---- what is refused before anything is made -----------------------------------------------------

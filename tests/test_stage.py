@@ -95,5 +95,5 @@ def test_two_at_once_on_one_repo_are_told_apart(lab):
     with open(lab.dpath / "build/tiny/.lock", "a+") as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         done = lab.call("stage", row, code=1)
-    assert "tiny: process" in done.err and "is at work on it" in done.err
+    assert "tiny: process" in done.err and "is working on it" in done.err
     lab.call("stage", row)

@@ -202,7 +202,7 @@ def test_files_besides_are_told_and_let_be(world):
     world.commit_elsewhere({"notes.txt": b"mine"})
     done = world.run("verify", stdin=pushed(world))
     assert done.code == 0
-    assert "notes.txt: there besides, not of this release" in done.err
+    assert "notes.txt: extra, not part of this release" in done.err
     assert record(world)["verified"]["extra"] == ["notes.txt"]
 
 
@@ -244,7 +244,7 @@ def test_one_bad_repo_keeps_all_from_the_collections_and_the_other_is_recorded(w
         OTHER: False,
     }
     collect = world.run("collect", stdin=done.out)
-    assert collect.last == f"no collection was touched: {SLUG} still to be released"
+    assert collect.last == f"no collection was changed: {SLUG} must be released first"
     assert "collection_add" not in world.kinds()
     said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
     assert said.err == (
@@ -257,7 +257,7 @@ def test_lines_of_two_pushes_are_wrong_usage(world):
     rows[0]["commit"] = "0" * 40
     done = world.run("verify", stdin=text_of(rows))
     assert done.code == 2
-    assert "lines of different commits" in done.last
+    assert "lines from different commits" in done.last
 
 
 def test_a_commit_that_is_not_there_is_one_line(world):
@@ -306,8 +306,9 @@ def test_a_lasting_fault_is_one_line_with_the_command_that_goes_on(
     done = world.run("verify", stdin=lines)
     assert (done.code, done.out) == (1, "")
     assert "503" in done.err
-    assert "pushed, not verified; no collection was touched; to continue: make rel" in (
-        done.last
+    assert (
+        "pushed but not verified; no collection was changed; to continue: make rel"
+        in (done.last)
     )
     assert done.err.count("verify: ") == 1
 
@@ -428,7 +429,7 @@ BY_HAND = {
     f"{PATH} has 0 bytes": lambda r: r["files"][1].update(bytes=0),
     "files has no checkpoint": lambda r: r["files"].pop(),
     "files has a path twice": lambda r: r["files"].append(r["files"][0]),
-    "a path that no release has": lambda r: r["files"][0].update(path="../x"),
+    "not a path of a release": lambda r: r["files"][0].update(path="../x"),
     "n_files is not": lambda r: r.update(n_files=9),
     "n_bytes is not": lambda r: r.update(n_bytes=9),
     '"note"': lambda r: r.update(note="mine"),

@@ -138,7 +138,7 @@ def record_by_hand(world: World) -> Done:
 ROWS = [
     Row(
         "repo renamed on the Hub",
-        "lab/tiny: is lab/large on the Hub; put that into the catalog",
+        "lab/tiny: is named lab/large on the Hub; change it in the catalog",
         no_release(lambda hub: hub.rename_repo(REPO_ID, "lab/large")),
     ),
     Row(
@@ -149,7 +149,7 @@ ROWS = [
     ),
     Row(
         "repo is gated",
-        "lab/tiny: is gated, not open to all",
+        "lab/tiny: is gated; open it to everyone",
         no_release(having(gated="auto")),
     ),
     Row(
@@ -159,7 +159,7 @@ ROWS = [
     ),
     Row(
         "a .gitignore in the repo keeps checkpoints out",
-        "lab/tiny: the Hub would leave out layer_6/run",
+        "lab/tiny: the Hub would ignore layer_6/run",
         no_release(lambda hub: put(hub, ".gitignore", b"*.pt\n")),
     ),
     Row(
@@ -173,8 +173,8 @@ ROWS = [
         no_release(lambda hub: put(hub, ".gitignore", b"layer_6/run1/sae.pt\n")),
     ),
     Row(
-        "the Hub refuses the card",
-        "README.md: the Hub refuses it",
+        "the Hub rejects the card",
+        "README.md: the Hub rejects it",
         no_release(lambda _: None, Fault("validate_yaml", status=400, times=9)),
     ),
     Row(

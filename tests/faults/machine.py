@@ -248,7 +248,7 @@ def two_dry_runs(world: World) -> Done:
     both = [lab.start("make", "dry-run"), lab.start("make", "dry-run")]
     for process in both:
         told = process.communicate()[1]
-        held = "is at work on it" in told
+        held = "is working on it" in told
         assert process.returncode == 0 or held, f"one of the two failed: {told}"
     seen = lab.make("dry-run")
     same_documents(world, lab.stage_dpath)
@@ -331,22 +331,22 @@ ROWS = [
     ),
     Row(
         "checkpoint gone between preflight and stage",
-        "No such file or directory; it was there at preflight: make recheck REPO=tiny",
+        "No such file or directory, though preflight read it; make recheck REPO=tiny",
         after_preflight(lose, "stage", "checked"),
     ),
     Row(
         "checkpoint gone from the stage before push",
-        "layer_6/run0/sae.pt: not there; make recheck REPO=tiny",
+        "layer_6/run0/sae.pt: missing; make recheck REPO=tiny",
         after_preflight(lose_staged, "push", "rendered"),
     ),
     Row(
         "checkpoint that the stage links to, gone before push",
-        "No such file or directory; it was there at preflight: make recheck REPO=tiny",
+        "No such file or directory, though preflight read it; make recheck REPO=tiny",
         after_preflight(lose_linked, "push", "rendered"),
     ),
     Row(
         "checkpoint written on between preflight and push",
-        "changed since preflight read it: make recheck REPO=tiny",
+        "changed since preflight; make recheck REPO=tiny",
         after_preflight(write_on, "push", "rendered"),
     ),
     Row(
@@ -356,12 +356,12 @@ ROWS = [
     ),
     Row(
         "a file of nobody's in the stage",
-        ".env: not ours, and everything here would be published; remove it",
+        ".env: not part of the release, but would be published; remove it",
         after_preflight(add_secret, "push", "rendered"),
     ),
     Row(
         "two releases of one repo at once",
-        "is at work on it; wait for that",
+        "is working on it; wait until that",
         two_releases,
     ),
     Row("two dry runs at once", "3 checkpoints and README.md", two_dry_runs, 0),

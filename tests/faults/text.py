@@ -213,7 +213,7 @@ ROWS = [
     ),
     Row(
         "shell command in EXCLUDE",
-        "not among the candidates",
+        "not a candidate of any repo",
         in_setting("EXCLUDE", "`touch {mark}`", "known-ids"),
         2,
     ),

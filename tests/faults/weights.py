@@ -273,7 +273,7 @@ ROWS = [
     ),
     Row(
         "two ids with one sha256",
-        "two: the very file of one (sha256",
+        "two: the same file as one (sha256",
         spoiled,
     ),
     *(Row(fault, f"warning: {says}", report, 0) for fault, says in WARNINGS),

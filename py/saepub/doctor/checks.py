@@ -326,7 +326,7 @@ def hub() -> Found:
     if not os.environ.get("HF_TOKEN"):
         yield (
             TODO,
-            "HF_TOKEN is not set; to release, make a token that may write, export it",
+            "HF_TOKEN is not set; to release, create a token with write access and export it",
         )
         return
     from ..hub import rights as hub_rights

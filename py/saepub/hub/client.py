@@ -1,8 +1,7 @@
-"""The Hugging Face Hub's own client, set up for a release: token, timeouts, retries, and its
-errors in words.
+"""huggingface_hub configured for a release: token, timeouts, retries and readable errors.
 
-The token comes from HF_TOKEN in the environment and goes into the client's headers, nowhere
-else: not the client's stored login, no file, no argument.
+The token comes only from HF_TOKEN in the environment, not from the client's stored login, and
+goes only into request headers.
 """
 
 import functools
@@ -20,18 +19,18 @@ from .. import __version__, retry, settings
 from ..cli import UserError, resume_command, scrub
 from ..text import one_line, say
 
-# The client reads its own settings while it is imported, and .env may have some. So every
-# module of ours has the client from here.
+# The client reads its settings while it is imported, and .env may have some. So all our
+# modules import the client from here.
 settings.load()
 TIMEOUT = float(settings.number("HF_HUB_DOWNLOAD_TIMEOUT") or 60)
-"""Seconds without a sign of the Hub, where the client itself would wait for ever."""
-# One file at a time through the Xet library's memory: eight of them take over a gigabyte,
-# and a network is slower than the cutting of one file into chunks.
+"""Seconds to wait for the Hub, where the client itself would wait forever."""
+# The Xet library holds files in memory: eight take over a gigabyte, and chunking one at a time
+# is faster than a network.
 os.environ.setdefault("HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION", "1")
 os.environ |= {
-    # A chunk cache would let a verification read what the upload left on this machine.
+    # With a chunk cache, verification might read this machine's copy instead of the Hub's.
     "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0",
-    # The client would fall back on a stored login where we say "no token".
+    # Without a token, the client would fall back on a stored login.
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
@@ -42,7 +41,7 @@ try:
         import huggingface_hub as huggingface_hub  # for our other modules, as below
         from huggingface_hub import constants
 except ValueError as err:
-    # A number in one of its settings is none, and it does not say in which.
+    # A setting is not a number, and the client doesn't say which.
     given = {
         k: v for k, v in os.environ.items() if k.startswith(("HF_", "HUGGINGFACE_"))
     }
@@ -52,7 +51,7 @@ except ValueError as err:
 from huggingface_hub import errors as errors  # noqa: E402
 from huggingface_hub.hf_api import RepoFile as RepoFile  # noqa: E402
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: E402
-    # Public, but made available in a way that mypy does not see.
+    # Public, but exported in a way that mypy doesn't see.
     build_hf_headers,
     disable_progress_bars,
     get_session,
@@ -61,18 +60,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: E402
 
 if not sys.stderr.isatty():
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that HF_HUB_DISABLE_PROGRESS_BARS says otherwise
+        # A warning that HF_HUB_DISABLE_PROGRESS_BARS says otherwise.
+        warnings.simplefilter("ignore")
         disable_progress_bars()
-# The client tells each of its own retries in two lines, with URLs that are signed. We tell
-# ours, and of the client's only a wait that the Hub has asked for: it may be minutes.
+# The client logs two lines about each of its retries, with signed URLs. We report our own
+# retries, and of the client's only a wait that the Hub asked for, which may take minutes.
 logging.getLogger("huggingface_hub.utils._http").addFilter(
     lambda record: record.getMessage().startswith("Rate limited")
 )
 
 TransportError = errors.HfHubHTTPError.__bases__[0]
-"""The HTTP library's own base of errors; 1.x and 2.x of the client use different ones."""
+"""The HTTP library's base error class, which differs between the client's 1.x and 2.x."""
 
 NETWORK = (TransportError, ConnectionError, TimeoutError)
 
@@ -80,13 +78,13 @@ NOT_SENT = {"LocalProtocolError", "UnsupportedProtocol", "TooManyRedirects"}
 """Errors of that library, by name, that no other try would mend: a header that can't be, say."""
 
 PAUSES = (2.0, 4.0, 8.0, 16.0)
-"""Seconds between the tries of a call whose own retries, in the client, have all failed."""
+"""Seconds between our attempts at a call, each of which includes the client's own retries."""
 
 WAIT_MAX = 600.0
-"""The longest that we wait because the Hub says so, in seconds: twice its own window."""
+"""The longest wait requested by the Hub that we accept, in seconds: twice its own window."""
 
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
-"""How the Xet library words an HTTP error: it raises no type that has the status."""
+"""The Xet library's message on an HTTP error. Its exception has no status."""
 
 PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
 NETWORK_SETTINGS = (
@@ -94,15 +92,15 @@ NETWORK_SETTINGS = (
     *map(str.upper, PROXIES),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"),
 )
-"""What the HTTP library reads from the environment while it makes a client."""
+"""What the HTTP library reads from the environment when it creates a client."""
 
 
 @functools.cache
 def _set_up() -> None:
-    """Give the client HTTP sessions like its own, but with no request without a timeout.
+    """Give the client HTTP sessions like its own, but with a timeout on every request.
 
     Raises:
-        UserError: What the environment says of proxies or certificates can't be used.
+        UserError: A proxy or certificate setting in the environment is unusable.
     """
     try:
         own = get_session()
@@ -114,7 +112,7 @@ def _set_up() -> None:
         elif isinstance(err, FileNotFoundError):
             why = "no such file"
         raise UserError(
-            f"{names}: can't be used to reach {endpoint()} ({why}); mend or unset it"
+            f"{names}: can't be used to reach {endpoint()} ({why}); fix or unset it"
         ) from None
     kind = type(own)
     hooks: dict[str, list[tp.Any]] = {
@@ -127,7 +125,7 @@ def _set_up() -> None:
 
 
 def _culprits() -> list[str]:
-    """The settings of the network with which, each alone, no HTTP client can be made."""
+    """The network settings that each prevent an HTTP client from being created."""
     given = {k: os.environ.pop(k) for k in NETWORK_SETTINGS if k in os.environ}
     found = []
     try:
@@ -146,15 +144,15 @@ def _culprits() -> list[str]:
 
 
 def _limit(request: tp.Any) -> None:
-    # Many calls of the client pass "no timeout" on, which wins over the session's own.
+    # Many of the client's calls pass "no timeout", which overrides the session's.
     limits = request.extensions.get("timeout", {})
     limited = {k: TIMEOUT if v is None else v for k, v in limits.items()}
     request.extensions["timeout"] = limited
 
 
 def _no_endless_wait(response: tp.Any) -> None:
-    # The client would sleep for as long as any server says.
-    seconds = _asked_by(response)
+    # The client would sleep for as long as the server says.
+    seconds = _requested_wait(response)
     if seconds is not None and seconds > WAIT_MAX:
         raise UserError(
             f"{endpoint()} asks us to wait for {seconds:.0f} s"
@@ -170,9 +168,9 @@ def token() -> str:
     """
     text = os.environ.get("HF_TOKEN", "").strip()
     if not re.fullmatch(r"[\w.~+/=-]*", text, re.ASCII):
-        # No header can hold it, and the error of whoever tries would show it.
+        # It can't go into a header, and the HTTP library's error would show it.
         raise UserError(
-            "HF_TOKEN holds a space, a quote or what else no token has; copy it again"
+            "HF_TOKEN contains a space, a quote or another invalid character; copy it again"
         )
     return text
 
@@ -181,7 +179,7 @@ def api() -> huggingface_hub.HfApi:
     """The client.
 
     Raises:
-        UserError: The environment does not let it be made.
+        UserError: It can't be created because of a setting in the environment.
     """
     url = urllib.parse.urlsplit(endpoint())
     if url.scheme not in ("http", "https") or not url.hostname:
@@ -198,7 +196,7 @@ US = {"library_name": "saepub", "library_version": __version__}
 
 
 def post(path: str, body: dict[str, tp.Any]) -> tp.Any:
-    """The answer to a POST that the client has no method for. Raises what the client raises."""
+    """The answer to a POST for which the client has no method. Raises the client's errors."""
     api()
     headers = build_hf_headers(token=token() or False, **US)
     response = get_session().post(endpoint() + path, headers=headers, json=body)
@@ -211,13 +209,13 @@ def endpoint() -> str:
 
 
 def is_by_xet() -> bool:
-    """Whether the client sends large files by Xet, or else by LFS."""
+    """Whether the client uploads large files through Xet; if not, through LFS."""
     has_library = importlib.util.find_spec("hf_xet") is not None
     return has_library and not constants.HF_HUB_DISABLE_XET
 
 
 def _causes(err: BaseException) -> tp.Iterator[BaseException]:
-    """The error and what is behind it, however deep the client wrapped that."""
+    """The error and its causes, however deeply the client wrapped them."""
     cause: BaseException | None = err
     while cause is not None:
         yield cause
@@ -225,7 +223,7 @@ def _causes(err: BaseException) -> tp.Iterator[BaseException]:
 
 
 def status_of(err: BaseException) -> int | None:
-    """The HTTP status behind an error; None where the Hub gave no answer."""
+    """The HTTP status behind an error; None if the Hub didn't answer."""
     for cause in _causes(err):
         if isinstance(cause, errors.HfHubHTTPError):
             return cause.response.status_code
@@ -234,8 +232,8 @@ def status_of(err: BaseException) -> int | None:
     return None
 
 
-def is_passing(err: BaseException) -> bool:
-    """Whether a later try may succeed: busy, failing or unreachable, not refused."""
+def is_transient(err: BaseException) -> bool:
+    """Whether a later attempt may succeed: the Hub is busy, failing or unreachable."""
     if any(isinstance(cause, UserError) for cause in _causes(err)):
         return False
     status = status_of(err)
@@ -245,13 +243,13 @@ def is_passing(err: BaseException) -> bool:
         return False
     if any(type(cause).__name__ in NOT_SENT for cause in _causes(err)):
         return False
-    # The Xet library tells some of its troubles as RuntimeError.
+    # The Xet library raises RuntimeError for some network errors.
     kinds = (*NETWORK, RuntimeError)
     return any(isinstance(cause, kinds) for cause in _causes(err))
 
 
 def explain(err: BaseException) -> str:
-    """What went wrong, in a few words for a person."""
+    """What went wrong, in a few words."""
     for cause in _causes(err):
         if isinstance(cause, UserError):
             return str(cause)
@@ -259,17 +257,17 @@ def explain(err: BaseException) -> str:
     if status == 401 and token():
         return "HF_TOKEN is wrong or expired (401)"
     if status == 401:
-        return "it asks who we are, and HF_TOKEN is not set (401)"
+        return "it requires a token, and HF_TOKEN is not set (401)"
     message = _message(err)
     if status is not None:
         return message if str(status) in message else f"{message} ({status})"
-    if is_passing(err):
-        return f"no answer from {endpoint()}{_by_way_of(message)}: {message}"
+    if is_transient(err):
+        return f"no answer from {endpoint()}{_via(message)}: {message}"
     return message
 
 
-def _by_way_of(message: str) -> str:
-    """The setting that a connection depends on, so that a person looks there."""
+def _via(message: str) -> str:
+    """The setting that a connection depends on, as a hint."""
     if "CERTIFICATE" in message.upper():
         name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
         return f" (certificates from {name})" if os.environ.get(name) else ""
@@ -278,17 +276,17 @@ def _by_way_of(message: str) -> str:
         return ""
     names = (f"{url.scheme}_proxy", "all_proxy")
     given = [n for name in names for n in (name, name.upper()) if os.environ.get(n)]
-    return f" (by the proxy of {given[0]})" if given else ""
+    return f" (through the proxy of {given[0]})" if given else ""
 
 
 def _message(err: BaseException) -> str:
-    """The Hub's own words where it said some, else the network's, else the error's."""
+    """The Hub's own message if there is one, else the network error's, else the error's."""
     chain = list(_causes(err))
-    said = [getattr(cause, "server_message", None) for cause in chain]
+    server = [getattr(cause, "server_message", None) for cause in chain]
     network = [str(cause) for cause in chain if isinstance(cause, NETWORK)]
-    texts = [*said, *network, str(err), type(err).__name__]
+    texts = [*server, *network, str(err), type(err).__name__]
     text = next(text for text in texts if text and text.strip())
-    # What follows a URL's question mark may be a signature that lets anybody upload.
+    # A URL's query string may be a signature that lets anyone upload.
     text = re.sub(r"\?[^\s'\"]+", "", text.strip().partition("\n")[0])
     return one_line(scrub(text))
 
@@ -299,32 +297,31 @@ Result = tp.TypeVar("Result")
 def retrying(
     what: str,
     call: tp.Callable[[], Result],
-    may_pass: tp.Callable[[Exception], bool] = is_passing,
+    may_pass: tp.Callable[[Exception], bool] = is_transient,
 ) -> Result:
-    """`call()`, again after a pause where it fails in passing.
+    """`call()`, retried after a pause if its error is transient.
 
-    The client retries some requests by itself, within seconds; this outlasts a longer
-    trouble.
+    The client itself retries some requests within seconds; this survives longer outages.
 
     Raises:
-        The last try's own error.
+        The last attempt's error.
     """
 
-    def told(err: Exception, seconds: float) -> None:
+    def notify(err: Exception, seconds: float) -> None:
         say(f"{what}: {explain(err)}; trying again in {seconds:.0f} s")
 
-    return retry.call(call, PAUSES, may_pass, _asked, told)
+    def requested_wait(err: Exception) -> float | None:
+        for cause in _causes(err):
+            if isinstance(cause, errors.HfHubHTTPError):
+                return _requested_wait(cause.response)
+        return None
+
+    return retry.call(call, PAUSES, may_pass, requested_wait, notify)
 
 
-def _asked(err: Exception) -> float | None:
-    for cause in _causes(err):
-        if isinstance(cause, errors.HfHubHTTPError):
-            return _asked_by(cause.response)
-    return None
+def _requested_wait(response: tp.Any) -> float | None:
+    """The seconds that a "busy" response asks us to wait; None if it names none.
 
-
-def _asked_by(response: tp.Any) -> float | None:
-    """The seconds that an answer of "busy" asks us to wait; None where it names none."""
     if response.status_code != 429 and response.status_code < 500:
         return None
     return retry.requested_wait(response.headers)

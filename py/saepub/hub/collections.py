@@ -1,4 +1,4 @@
-"""What the toolkit knows of the Hub's collections: finding, making and extending them."""
+"""The Hub's collections: finding, creating and extending them."""
 
 import functools
 import typing as tp
@@ -14,7 +14,7 @@ NOTE_MAX = 500
 
 
 class Collection(tp.Protocol):
-    """Which collection is meant: by its whole slug, or by its title in a namespace."""
+    """A wanted collection, named by its full slug or by its title in a namespace."""
 
     namespace: str
     title: str
@@ -22,7 +22,7 @@ class Collection(tp.Protocol):
 
 
 class Found(tp.NamedTuple):
-    """A collection on the Hub, with all its items."""
+    """A collection on the Hub, with all its model repos."""
 
     slug: str
     title: str
@@ -35,13 +35,12 @@ def name_of(wanted: Collection) -> str:
 
 
 def find(wanted: Collection) -> Found | None:
-    """The collection that is meant, or None where there is none.
+    """The wanted collection, or None if it doesn't exist.
 
-    A listing shows four items of each collection, so it only tells which collection to
-    look up whole.
+    A listing shows only four items of each collection, so the matching one is fetched in full.
 
     Raises:
-        UserError: Several have the title, or the Hub can't be asked.
+        UserError: Several have the title, or the Hub can't be reached.
     """
     try:
         found = hub.retrying(f"collection {name_of(wanted)}", lambda: _find(wanted))
@@ -77,8 +76,8 @@ def _whole(collection: tp.Any) -> Found:
 
 
 def create(wanted: Collection) -> Found:
-    """Make the collection. Where the Hub finds its title too long, cut that at a word and
-    keep the whole of it in the description.
+    """Create the collection. If the Hub finds its title too long, shorten it and put the full
+    title into the description.
 
     Raises:
         UserError: The Hub refuses.
@@ -89,7 +88,7 @@ def create(wanted: Collection) -> Found:
             title,
             namespace=wanted.namespace,
             description=description,
-            exists_ok=True,  # a lost answer must not make a second one
+            exists_ok=True,  # so that a retry after a lost answer creates no second one
         )
         return _whole(made)
 
@@ -107,7 +106,7 @@ def create(wanted: Collection) -> Found:
 
 
 def add(found: Found, repo_id: str, note: str) -> None:
-    """Put a repo into the collection, once.
+    """Add a repo to the collection, unless it is there already.
 
     Raises:
         UserError: The Hub refuses.
@@ -126,7 +125,7 @@ def add(found: Found, repo_id: str, note: str) -> None:
 
 
 def shorten(title: str) -> str:
-    """`title` as a collection may have it: cut at a word where it is too long."""
+    """`title` within the Hub's limit, cut between words."""
     if len(title) <= TITLE_MAX:
         return title
     cut = title[: TITLE_MAX + 1]

@@ -1,4 +1,4 @@
-"""A model repo on the Hub: what it is, what it holds, what a push would change, and the push."""
+"""A model repo on the Hub: its state and files, what a push would change, and the push."""
 
 import base64
 import contextlib
@@ -16,18 +16,19 @@ from . import client as hub
 from .client import RepoFile, errors, huggingface_hub
 
 NEVER_EXTRA = (".gitattributes",)
-"""Files of the Hub's own making."""
+"""Files that the Hub creates."""
 
 N_PER_PREUPLOAD = 256
 SAMPLE_BYTES = 512
-"""Of preupload: files a request, and the head of each, by which the Hub tells text from data."""
+"""Of a preupload request: how many files, and how much of each file's start, from which the Hub
+tells text from data."""
 
 END = b"\0"
 """Ends the thread that waits for signals: no signal has this number."""
 
 Status = tp.Literal["match", "differ", "missing", "extra"]
-"""What a comparison finds of a file: the Hub has it as it should be, has another, lacks it, or
-has one besides."""
+"""The result of comparing a file: the Hub has the same file, a different one, or none; or the
+release doesn't have it."""
 
 
 class File(tp.NamedTuple):
@@ -42,25 +43,25 @@ class RemoteFile(tp.NamedTuple):
     path: str
     bytes: int
     sha256: str | None
-    """Of a large file; None for one that git holds itself."""
+    """A large file's; None for one stored in git."""
     blob_id: str
     """git's hash of the blob."""
 
 
 class Remote(tp.NamedTuple):
-    """A repo as it is on the Hub. `commit` is None where there is no such repo."""
+    """A repo as it is on the Hub. `commit` is None if it doesn't exist."""
 
     commit: str | None
     files: dict[str, RemoteFile]
     repo_id: str = ""
-    """Its name there, which is another than the one asked for where it was renamed."""
+    """Its name there, which differs from the one asked for if it was renamed."""
     private: bool = False
     gated: bool = False
     disabled: bool = False
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nobody has put a file into it yet."""
+        """Whether nobody has added a file to it yet."""
         return not self.files.keys() - set(NEVER_EXTRA)
 
 
@@ -77,7 +78,7 @@ class Changes(tp.NamedTuple):
         return not self.add and not self.change and not (prune and self.extra)
 
     def by_file(self) -> tp.Iterator[tuple[File | RemoteFile, Status]]:
-        """Every file of the release, and those besides, each with what was found."""
+        """Every file of the release and of the repo, with its status."""
         parts: tuple[tuple[tp.Sequence[File | RemoteFile], Status], ...] = (
             (self.keep, "match"),
             (self.change, "differ"),
@@ -89,7 +90,7 @@ class Changes(tp.NamedTuple):
 
 
 def total(files: tp.Sequence[File | RemoteFile]) -> str:
-    """How many files and bytes, as people read it."""
+    """The number of files and bytes, as text."""
     return f"{n_of(len(files), 'file')}, {human(sum(f.bytes for f in files))}"
 
 
@@ -98,10 +99,10 @@ def url(repo_id: str, commit: str) -> str:
 
 
 def remote(repo_id: str, revision: str | None = None) -> Remote:
-    """A repo's files at a revision (default: the head of main), without a download.
+    """A repo's state and file list at a revision (default: the head of main).
 
     Raises:
-        UserError: The Hub can't be asked, or has no such revision.
+        UserError: The Hub can't be reached, or has no such revision.
     """
 
     def ask() -> Remote:
@@ -130,7 +131,7 @@ def remote(repo_id: str, revision: str | None = None) -> Remote:
 
 
 def compare(there: Remote, here: dict[str, File], dpath: pathlib.Path) -> Changes:
-    """What a push of the stage `dpath`, which holds `here`, would do to a repo."""
+    """What a push of the stage `dpath`, with the files `here`, would do to a repo."""
     add, change, keep = [], [], []
     for path, file in here.items():
         if path not in there.files:
@@ -146,7 +147,7 @@ def compare(there: Remote, here: dict[str, File], dpath: pathlib.Path) -> Change
 
 
 def is_same(there: RemoteFile, here: File, dpath: pathlib.Path) -> bool:
-    """Whether the Hub's file is ours: by sha256, or by git's hash of a small file."""
+    """Whether the Hub's file is ours, by sha256, or by git's hash for a small file."""
     if there.bytes != here.bytes:
         return False
     if there.sha256 is not None:
@@ -160,59 +161,59 @@ def is_same(there: RemoteFile, here: File, dpath: pathlib.Path) -> bool:
 
 
 def blob_id(content: bytes) -> str:
-    """The hash by which git knows `content`."""
+    """git's hash of `content` as a blob."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def create(repo_id: str) -> None:
-    """Make a public repo; fine if it is there by now. Raises what the client raises."""
+    """Create a public repo unless it exists. Raises the client's errors."""
     hub.api().create_repo(repo_id, private=False, exist_ok=True)
 
 
-def not_as_named(repo_id: str, there: Remote) -> list[str]:
-    """In what a repo is not the public model repo of that name; empty where it is not there."""
+def access_problems(repo_id: str, there: Remote) -> list[str]:
+    """Why a repo is not open to everyone under that name; empty if it doesn't exist."""
     if there.commit is None:
         return []
-    url_ = f"{hub.endpoint()}/{there.repo_id}/settings"
+    settings_url = f"{hub.endpoint()}/{there.repo_id}/settings"
     out = []
     if there.repo_id != repo_id:
         out.append(
-            f"{repo_id}: is {one_line(there.repo_id)} on the Hub; put that into the catalog"
+            f"{repo_id}: is named {one_line(there.repo_id)} on the Hub; change it in the catalog"
         )
     if there.private:
-        out.append(f"{repo_id}: is private; make it public on {url_}")
+        out.append(f"{repo_id}: is private; make it public on {settings_url}")
     if there.gated:
-        out.append(f"{repo_id}: is gated, not open to all; change that on {url_}")
+        out.append(f"{repo_id}: is gated; open it to everyone on {settings_url}")
     if there.disabled:
-        out.append(f"{repo_id}: is disabled by the Hub; see {url_}")
+        out.append(f"{repo_id}: is disabled by the Hub; see {settings_url}")
     return out
 
 
 def namesakes(repo_id: str) -> list[str]:
-    """The kinds of repo besides models that have that name: "dataset", "space"."""
+    """The other kinds of repo that exist under that name: "dataset", "space"."""
     found = []
     for kind in ("dataset", "space"):
         with contextlib.suppress(
             Exception
-        ):  # none, most often; it is only for a warning
+        ):  # usually there is none, and it is only for a warning
             hub.api().repo_info(repo_id, repo_type=kind)
             found.append(kind)
     return found
 
 
-def refused_card(text: str) -> str:
-    """Why the Hub would not take a README.md; "" where it would.
+def card_problem(text: str) -> str:
+    """Why the Hub would reject a README.md; "" if it would accept it.
 
-    It would say so in the end, when all the rest has been sent.
+    Otherwise the Hub would only say so after everything else has been sent.
     """
 
-    # The client's own ModelCard.validate asks huggingface.co, whatever HF_ENDPOINT is, in 1.x.
+    # In 1.x, the client's ModelCard.validate asks huggingface.co whatever HF_ENDPOINT is.
     body = {"repoType": "model", "content": text}
     try:
         hub.retrying("README.md", lambda: hub.post("/api/validate-yaml", body))
     except Exception as err:
         if hub.status_of(err) == 400:
-            return f"README.md: the Hub refuses it: {hub.explain(err)}"
+            return f"README.md: the Hub rejects it: {hub.explain(err)}"
         raise UserError(
             f"README.md: can't ask the Hub about it: {hub.explain(err)}"
         ) from err
@@ -222,49 +223,49 @@ def refused_card(text: str) -> str:
 def upload_modes(
     repo_id: str, files: list[File], dpath: pathlib.Path
 ) -> dict[str, str | None]:
-    """How the Hub would take each file: "lfs" or "regular"; None for one that it keeps out.
+    """How the Hub would store each file, "lfs" or "regular"; None for one that it ignores.
 
-    A rule of the repo's .gitignore, say, keeps files out: the client leaves them out of its
-    commit and says nothing. What it does by this answer, nobody can ask it.
+    The Hub ignores files by the repo's .gitignore, for example, and the client silently leaves
+    them out of its commit. The client has no method that shows this.
 
     Raises:
-        Whatever the client raises; status 403 where the token may not write.
+        The client's errors; status 403 if the token may not write.
     """
     modes: dict[str, str | None] = dict.fromkeys(file.path for file in files)
     for i in range(0, len(files), N_PER_PREUPLOAD):
-        asked = []
+        entries = []
         for file in files[i : i + N_PER_PREUPLOAD]:
             with open(dpath / file.path, "rb") as fd:
                 sample = base64.b64encode(fd.read(SAMPLE_BYTES)).decode()
-            asked.append({"path": file.path, "size": file.bytes, "sample": sample})
-        answer = hub.post(f"/api/models/{repo_id}/preupload/main", {"files": asked})
-        for file_ in answer["files"]:
-            if file_["path"] in modes and not file_.get("shouldIgnore"):
-                modes[file_["path"]] = file_["uploadMode"]
+            entries.append({"path": file.path, "size": file.bytes, "sample": sample})
+        answer = hub.post(f"/api/models/{repo_id}/preupload/main", {"files": entries})
+        for entry in answer["files"]:
+            if entry["path"] in modes and not entry.get("shouldIgnore"):
+                modes[entry["path"]] = entry["uploadMode"]
     return modes
 
 
-def kept_out(repo_id: str, files: list[File], dpath: pathlib.Path) -> str:
-    """Which of `files` a commit would lack, and the way out; "" where it would have all.
+def ignored_problem(repo_id: str, files: list[File], dpath: pathlib.Path) -> str:
+    """Which of `files` a commit would lack, and what to do; "" if it would have all.
 
     Raises:
-        UserError: The Hub can't be asked, or does not let us write.
+        UserError: The Hub can't be reached, or doesn't let us write.
     """
     try:
         modes = hub.retrying(repo_id, lambda: upload_modes(repo_id, files, dpath))
     except Exception as err:
         raise UserError(f"{repo_id}: can't write to it: {hub.explain(err)}") from err
-    return _left_out(repo_id, modes)
+    return _describe_ignored(repo_id, modes)
 
 
-def _left_out(repo_id: str, modes: dict[str, str | None]) -> str:
+def _describe_ignored(repo_id: str, modes: dict[str, str | None]) -> str:
     paths = [path for path, mode in modes.items() if mode is None]
     if not paths:
         return ""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return (
-        f"{repo_id}: the Hub would leave out {paths[0]}{more}, as a rule of the repo's"
-        f" .gitignore does; change {hub.endpoint()}/{repo_id}/blob/main/.gitignore"
+        f"{repo_id}: the Hub would ignore {paths[0]}{more}, probably because of the repo's"
+        f" .gitignore; change {hub.endpoint()}/{repo_id}/blob/main/.gitignore"
     )
 
 
@@ -277,28 +278,27 @@ def upload(
     *,
     description: str = "",
     prune: bool,
-    hold: tp.Callable[[], None],
+    check: tp.Callable[[], None],
 ) -> str:
     """Send what differs, in one commit on top of `parent_commit`, or commit nothing.
 
-    By `create_commit`, which makes one commit by contract (`upload_folder` of 2.x makes
-    several of a large upload, with no option against it), takes paths as they are, where
-    that takes globs, and can be told a sha256 that is known.
+    Uses `create_commit`, which always makes one commit, takes literal paths and accepts a known
+    sha256. `upload_folder` of 2.x splits a large upload into several commits and takes globs.
 
     Args:
-        hold: Called when all is sent, before the commit; raises where the files on disk
+        check: Called after sending everything, before the commit; raises if the files on disk
             are no longer those of `changes`.
 
     Returns:
         The new commit.
 
     Raises:
-        UserError: A file can't be part of the commit, or changed while it was sent.
-        Exception: Whatever the client raises; status 412 where somebody else committed.
+        UserError: A file can't be part of the commit, or changed while being sent.
+        Exception: The client's errors; status 412 if somebody else committed.
     """
     files = [*changes.add, *changes.change]
     modes = upload_modes(repo_id, files, dpath)
-    if problem := _left_out(repo_id, modes):
+    if problem := _describe_ignored(repo_id, modes):
         raise UserError(problem.removeprefix(f"{repo_id}: "))
     adds = [_addition(dpath, file, modes[file.path]) for file in files]
     paths = [f.path for f in changes.extra] if prune else []
@@ -308,14 +308,13 @@ def upload(
         client.preupload_lfs_files(repo_id, adds, free_memory=False)
         for file, add in zip(files, adds, strict=True):
             info = add.upload_info
-            # The Xet library has hashed what it sent, and the client has not hashed a
-            # file that it left out.
+            # The Xet library hashes what it sends. A file without a hash was left out.
             if not info.is_hashed and modes[file.path] == "lfs":
                 raise UserError(f"{file.path}: the Hub's client did not send it")
             if info.sha256.hex() != file.sha256 or info.size != file.bytes:
-                hold()
-                raise UserError(f"{dpath / file.path}: changed while it was sent")
-        hold()
+                check()
+                raise UserError(f"{dpath / file.path}: changed while being sent")
+        check()
         done = client.create_commit(
             repo_id,
             [*adds, *deletes],
@@ -331,10 +330,9 @@ def _addition(
 ) -> huggingface_hub.CommitOperationAdd:
     """A file for the client to add.
 
-    What git itself holds goes as bytes that have been held to their sha256. Of the others
-    LFS wants the sha256 beforehand, and is told the one that we know, which spares reading
-    the file twice; the Hub holds what comes to it. Xet hashes what it sends while it sends
-    it, and is not told: so the hash is that of what went out.
+    A small file, stored in git, is passed as bytes. For LFS, which needs the sha256 in advance,
+    we pass the known one, which saves a second read; the Hub checks what arrives against it.
+    Xet gets no sha256 and hashes what it sends, so that the hash is of what was really sent.
     """
     if mode == "regular":
         content = (dpath / file.path).read_bytes()
@@ -346,7 +344,7 @@ def _addition(
 
 
 def commit_after(repo_id: str, parent: str | None) -> str | None:
-    """The commit of main that was made on top of `parent`; None where there is none."""
+    """The commit on main that follows `parent`; None if there is none."""
     commits = hub.retrying(repo_id, lambda: list(hub.api().list_repo_commits(repo_id)))
     ids = [commit.commit_id for commit in commits]  # newest first
     i = ids.index(parent) if parent in ids else 0
@@ -355,16 +353,16 @@ def commit_after(repo_id: str, parent: str | None) -> str | None:
 
 @contextlib.contextmanager
 def _interrupted_at_once() -> tp.Iterator[None]:
-    """Have Ctrl-C end the process, where the client would send all of its queue first.
+    """Make Ctrl-C end the process at once; the client would send its whole queue first.
 
-    An upload that was killed is resumed by the next run. The signal is seen by a thread of
-    its own: this one may be deep in the Xet library.
+    The next run resumes the upload. A separate thread handles the signal, because this one
+    may be inside the Xet library.
     """
     ours, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
 
     def end_on_signal() -> None:
-        # Any signal that Python handles writes its number (a resized terminal, say).
+        # Any signal that Python handles writes its number, a resized terminal for example.
         while (number := os.read(ours, 1)) != END:
             if number == bytes([signal.SIGINT]):
                 print(f"{sys.argv[0]}: interrupted", file=sys.stderr, flush=True)
@@ -386,10 +384,10 @@ def _interrupted_at_once() -> tp.Iterator[None]:
 
 
 def download(repo_id: str, path: str, revision: str, cache_dpath: str) -> str:
-    """Fetch one file as a user of the repo would; its path on disk.
+    """Download one file as a user of the repo would; return its path on disk.
 
     Raises:
-        UserError: The Hub does not give it.
+        UserError: It can't be downloaded.
     """
 
     def fetch() -> str:

@@ -1,7 +1,7 @@
-"""Whether HF_TOKEN may do what a release will need, asked before anything is changed.
+"""Checks that HF_TOKEN has the rights that a release needs, before anything is changed.
 
-The Hub has more ways to give a right than it tells here (resource groups, roles to come), so
-only what is certain is a problem; what is doubtful is a warning, and the Hub decides.
+The Hub can grant rights in ways that it doesn't report here (resource groups, future roles), so
+only a certain lack of rights is a problem; a doubtful one is a warning, and the Hub decides.
 """
 
 import typing as tp
@@ -11,24 +11,26 @@ from ..text import one_line, say
 from . import client as hub
 
 MAY_WRITE = ("write", "contributor", "admin")
-"""The roles in an organization that may make a repo and write to it."""
+"""The roles in an organization that may create repos and write to them."""
 
 Json = dict[str, tp.Any]
 
 
 def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[str]:
-    """Why HF_TOKEN can't write to some of `repo_ids`; empty where it may, or might.
+    """Why HF_TOKEN can't write to some of `repo_ids`; empty if it can, or might.
 
-    Source: whoami-v2, whose answer names the token's role, and each organization's.
+    The source is whoami-v2, which names the token's role and the user's in each organization.
 
     Args:
         repo_ids: namespace/name of each.
-        collections: Their namespaces. A release stands without them, so what is missing
-            for these is only a warning.
+        collections: Their namespaces. A release is valid without collections, so a lack of
+            rights to these is only a warning.
     """
     try:
         if not hub.token():
-            return ["HF_TOKEN is not set; make a token that may write and export it"]
+            return [
+                "HF_TOKEN is not set; create a token with write access and export it"
+            ]
         me = _object(hub.retrying("whoami", lambda: hub.api().whoami()))
     except UserError as err:
         return [str(err)]
@@ -36,7 +38,7 @@ def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[
         return [f"can't ask the Hub who HF_TOKEN is: {hub.explain(err)}"]
     access = _object(_object(me.get("auth")).get("accessToken"))
     if access.get("role") == "read":
-        return ["HF_TOKEN may only read; make a token that may write"]
+        return ["HF_TOKEN has only read access; create a token with write access"]
     out: list[str] = []
     doubts: list[str] = []
     for repo_id in repo_ids:
@@ -54,8 +56,8 @@ def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[
         for namespace in sorted(set(collections)):
             if not _has(access, ("collection.write",), namespace):
                 say(
-                    f"HF_TOKEN lacks collection.write for {namespace}: its collections"
-                    " will not be changed"
+                    f"HF_TOKEN lacks collection.write for {namespace}, so its collections"
+                    " won't be changed"
                 )
     for why in dict.fromkeys(doubts):
         say(f"{why}; the Hub decides")
@@ -63,7 +65,8 @@ def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[
 
 
 def _membership(me: Json, namespace: str) -> tuple[str, bool]:
-    """Why the token's user may not write to a namespace ("" if so), and if that is certain."""
+    """Why the token's user may not write to a namespace ("" if they may), and whether that is
+    certain."""
     name = one_line(me.get("name"))
     if _same(me.get("name"), namespace):
         return "", True
@@ -74,7 +77,7 @@ def _membership(me: Json, namespace: str) -> tuple[str, bool]:
             role = org.get("roleInOrg")
             if role in MAY_WRITE:
                 return "", True
-            role = one_line(role or "not told")
+            role = one_line(role or "unknown")
             return f"HF_TOKEN is {name}'s, whose role in {namespace} is {role}", False
     return f"HF_TOKEN is {name}'s, who may not write to {namespace}", whole
 
@@ -84,12 +87,12 @@ def _object(value: object) -> Json:
 
 
 def _same(name: object, other: str) -> bool:
-    """Whether two names are one namespace: the Hub looks them up whatever their case."""
+    """Whether two names are the same namespace: the Hub ignores case."""
     return isinstance(name, str) and name.casefold() == other.casefold()
 
 
 def _scopes(access: Json) -> list[tp.Any] | None:
-    """What a fine-grained token may do where; None where the Hub does not say."""
+    """The scopes of a fine-grained token; None if the Hub doesn't report them."""
     scoped = _object(access.get("fineGrained")).get("scoped")
     return scoped if isinstance(scoped, list) else None
 

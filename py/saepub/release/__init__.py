@@ -1,1 +1,1 @@
-"""The staged tree, the plot, the record of a release."""
+"""The staged tree, the card, the plot and the record of a release."""

@@ -1,5 +1,6 @@
-"""The model card: what is said of a release, and that it is so."""
+"""The model card: every statement comes from the catalog or from checked values."""
 
+import collections
 import re
 import typing as tp
 
@@ -11,26 +12,26 @@ from ..kinds import ACTIVATIONS, OBJECTIVES
 from ..text import human, l0_text, nmse_text, plural
 
 BUILTIN = "builtin"
-"""The loader of what no saev has loaded."""
+"""The loader of checkpoints that saev has not loaded."""
 EXCLUDED = "excluded by hand"
 """classify's reason for a run that EXCLUDE names."""
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 ADDRESS = re.compile(r"https?://[\w.:/?=&%~-]+", re.ASCII)
 N_NAMED = 20
-"""How many runs a sentence names, at most."""
+"""The most runs that a sentence names."""
 
 
 class Check(tp.NamedTuple):
-    """What check.npz holds."""
+    """The contents of check.npz."""
 
     n_tokens: int
-    """Activations a layer."""
+    """Activations per layer."""
     real_layers: tuple[int, ...]
-    """The layers of which they are real ones."""
+    """The layers for which they are real, not random."""
 
 
 class Column(tp.NamedTuple):
-    """One of the table's."""
+    """A column of the table."""
 
     title: str
     cell: tp.Callable[[Line], str]
@@ -45,25 +46,25 @@ class Source(tp.NamedTuple):
 
 
 class Choice(tp.NamedTuple):
-    """How a repo's checkpoints came to be chosen."""
+    """How a repo's checkpoints were chosen."""
 
     n_compared: int
     pinned: list[Line]
     off_frontier: list[Line]
-    """Those of the pinned that are not on the frontier."""
+    """Pinned runs that are not on the frontier."""
     excluded: list[Line]
 
 
 def text(
     repo: catalog.Repo, rows: list[Line], account: list[Line], check: Check
 ) -> str:
-    """The card, as README.md has it. What is said comes from the catalog and checked values.
+    """The text of README.md.
 
     Args:
         repo: The catalog's entry.
         rows: The lines to publish, in the table's order.
-        account: Every candidate with its fate; [] for none, and then nothing is said of them.
-        check: What check.npz holds.
+        account: Every candidate with its fate; [] if unknown, to leave them out of the card.
+        check: The contents of check.npz.
 
     Raises:
         UserError: The catalog's recipe can't be filled in.
@@ -99,7 +100,7 @@ def text(
 
 
 PIPELINE_TAGS = {"patch": "image-feature-extraction"}
-"""The Hub's name for what a model is for, by what an activation is of."""
+"""The Hub's name of a model's task, by what an activation stands for."""
 
 
 def tags(repo: catalog.Repo) -> list[str]:
@@ -108,10 +109,10 @@ def tags(repo: catalog.Repo) -> list[str]:
 
 
 def recipe(repo: catalog.Repo, example: Line) -> str:
-    """The catalog's lines of Python from an input to `acts`, for this repo and a layer.
+    """The catalog's Python code from an input to `acts`, filled in for this repo and a layer.
 
     Raises:
-        UserError: They are no template.
+        UserError: It is not a valid template.
     """
     import jinja2.sandbox
 
@@ -125,7 +126,7 @@ def recipe(repo: catalog.Repo, example: Line) -> str:
 
 
 def columns(repo: catalog.Repo, rows: list[Line]) -> list[Column]:
-    """The table's: those that every card has, and those that tell its rows apart."""
+    """The table's columns: every card's, and others in which this card's rows differ."""
     out = [Column("Run ID", _run_cell), Column("Layer", lambda row: str(row["layer"]))]
     configs = [row["activation"] or {} for row in rows]
     if len(repo.activation) > 1:
@@ -161,7 +162,7 @@ def _or_dash(value: object) -> str:
 
 
 def _base_model(name: str) -> str:
-    """A link to it, where it can be one of the Hub's."""
+    """The name, as a link if it may be a model on the Hub."""
     shown = templating.escape_markdown(name)
     if ON_THE_HUB.fullmatch(name) is None:
         return shown
@@ -169,11 +170,10 @@ def _base_model(name: str) -> str:
 
 
 def sources(repo: catalog.Repo, rows: list[Line]) -> list[Source]:
-    """Where the numbers come from, in words, with the layers of which it is so."""
-    layers: dict[str, list[int]] = {}
+    """Where the numbers come from, in words, each with its layers."""
+    layers: dict[str, set[int]] = collections.defaultdict(set)
     for row in rows:
-        of = layers.setdefault(_source_words(repo, row), [])
-        of += [] if row["layer"] in of else [row["layer"]]
+        layers[_source_words(repo, row)].add(row["layer"])
     return [Source(sorted(of), words) for words, of in layers.items()]
 
 
@@ -196,7 +196,7 @@ def _source_words(repo: catalog.Repo, row: Line) -> str:
 
 
 def choice(account: list[Line]) -> Choice:
-    """What was chosen from, and what a person decided against the rule."""
+    """How many runs were compared, and where a person overrode the rule."""
     panels: dict[int, list[Line]] = {}
     for run in account:
         panels.setdefault(run["layer"], []).append(run)
@@ -231,10 +231,10 @@ def layers_words(layers: list[int]) -> str:
 def _check_words(rows: list[Line], check: Check) -> str:
     layers = sorted({row["layer"] for row in rows})
     if not check.real_layers:
-        return "the same random ones for all"
+        return "random, the same for all layers"
     if list(check.real_layers) == layers:
-        return "real ones"
-    return f"real ones of {layers_words(list(check.real_layers))}, else random ones"
+        return "real"
+    return f"real for {layers_words(list(check.real_layers))}, otherwise random"
 
 
 class Install(tp.NamedTuple):
@@ -243,7 +243,7 @@ class Install(tp.NamedTuple):
 
 
 def install(rows: list[Line]) -> Install | None:
-    """What pip must be given to get the saev that loaded every file; None if none is known."""
+    """The pip requirement of the saev that loaded every file; None if there isn't one."""
     sources = [row.get("saev") or {} for row in rows]
     requirements = {source.get("requirement") for source in sources}
     (requirement,) = requirements if len(requirements) == 1 else (None,)

@@ -1,4 +1,4 @@
-"""manifest.jsonl and config.json: what a repo holds, for programs."""
+"""manifest.jsonl and config.json: a repo's contents, for programs."""
 
 import json
 import typing as tp
@@ -13,17 +13,17 @@ NEEDS = (
     *("objective", "d_model", "d_sae", "path", "bytes", "sha256", "schema"),
     "created_at",
 )
-"""What a line must have for its checkpoint to be listed."""
+"""The keys that a line must have to be listed."""
 
 
 def text(rows: list[Line]) -> str:
-    """manifest.jsonl: a line a checkpoint, in the table's order and in full precision."""
+    """manifest.jsonl: one line per checkpoint, in the table's order and at full precision."""
     return "".join(jsonl.dumps(entry(row)) + "\n" for row in rows)
 
 
 def entry(row: Line) -> dict[str, tp.Any]:
-    """A checkpoint's line: the same keys with the same types in every repo, all of them
-    text or numbers, so that the manifests of several repos make one table."""
+    """A checkpoint's line. Keys and types are the same in every repo, and all values are text
+    or numbers, so that the manifests of several repos form one table."""
     activation = row["activation"] or {}
     return {
         "run_id": row["run_id"],
@@ -52,14 +52,14 @@ def entry(row: Line) -> dict[str, tp.Any]:
 
 
 def _float(value: tp.Any) -> float | None:
-    """A measure as a float, also where it is whole; what isn't finite is not on record."""
+    """A measure as a float, even if it is whole; None if it is not finite."""
     return float(value) if type(value) in (int, float) else None
 
 
 def config(base_model: str, rows: list[Line]) -> str:
-    """config.json: what the repo holds, in a few words.
+    """config.json: a summary of the repo.
 
-    By its downloads the Hub counts those of a repo whose library it doesn't know.
+    The Hub counts downloads of this file as the repo's if it doesn't know the library.
     """
     keys = sorted({str((row["activation"] or {}).get("key")) for row in rows})
     obj = {
@@ -85,9 +85,9 @@ def _only(rows: list[Line], key: str) -> tp.Any:
     """
     values = {row[key] for row in rows}
     if len(values) > 1:
-        told = " and ".join(sorted(one_line(value) for value in values))
+        text = " and ".join(sorted(one_line(value) for value in values))
         raise UserError(
-            f'{rows[0]["repo"]}: lines with "{key}" {told}, where a repo has one;'
+            f'{rows[0]["repo"]}: lines with "{key}" {text}, but a repo has only one;'
             " run bin/classify again"
         )
     return values.pop()

@@ -1,8 +1,8 @@
-"""The plot of a model card: L0 against NMSE, one panel a layer, all in one plane.
+"""The plot on a model card: NMSE against L0, one panel per layer, with shared axes.
 
-The card shows it in a column of some 750 px, and a phone in one of 360, so it is laid out
-for 360 px and drawn at four times that. The background is transparent, and the inks are
-halfway between black and white, so that they stand out on light and dark pages alike.
+The card shows it about 750 px wide, a phone 360 px, so it is laid out for 360 px and drawn at
+four times that. The background is transparent, and the colors are halfway between black and
+white, so that they are visible on light and dark pages.
 """
 
 import logging
@@ -24,12 +24,12 @@ WIDTH, SCALE = 360, 4
 LEFT, RIGHT, GAP = 32, 10, 12
 PANEL_HEIGHT = 138
 LABEL_ROOM = 24
-"""Below the lowest run, for its L0; and at the top, if anything lies beyond it."""
+"""Room for a label below the lowest run, and at the top if any run lies above the axes."""
 TEXT = 10.5
-"""Size of all type: 10 px and more where the plot is 350 px wide."""
+"""The font size: at least 10 px if the plot is 350 px wide."""
 LINE = 13
 DIGIT = 0.62 * TEXT
-"""About the width of a digit."""
+"""The approximate width of a digit."""
 
 # The contrast of each is above 4 against white and against the Hub's dark page, #0b0f19.
 INK, BLUE, ORANGE = "#747474", "#2a79b8", "#c95d08"
@@ -59,12 +59,12 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
     """Every candidate, each layer's frontier, and the published runs with their L0.
 
     Args:
-        title: Goes above the panels. ASCII, like a repo id: no font has every character.
-        account: Lines with layer, l0, nmse and fate; those without finite, positive
-            measures have no place in the plane and are left out.
+        title: The text above the panels. ASCII, like a repo id: no font has every character.
+        account: Lines with layer, l0, nmse and fate; those that can't be drawn (see
+            `frontier.has_place`) are left out.
 
     Returns:
-        A matplotlib Figure, whatever this machine's settings of matplotlib are.
+        A matplotlib Figure, independent of this machine's matplotlib settings.
     """
     assert title.isascii(), title
     layers = sorted({run["layer"] for run in account})
@@ -106,7 +106,7 @@ def figure(title: str, account: list[jsonl.Line]) -> tp.Any:
 def _legend(
     placed: list[jsonl.Line], x: plane.Span, y: plane.Span
 ) -> dict[str, dict[str, tp.Any]]:
-    """The legend: a label for each kind of mark drawn, and its style."""
+    """The style of each kind of mark that is drawn, by its label in the legend."""
     is_inside = [
         0 <= x.share(plane.log_l0(run)) <= 1 and 0 <= y.share(plane.nmse(run)) <= 1
         for run in placed
@@ -125,7 +125,7 @@ def _legend(
 def _spans(
     placed: list[jsonl.Line], front: list[jsonl.Line], width: float
 ) -> tuple[plane.Span, plane.Span]:
-    """The plane that all panels share, with room for labels left of and below the runs."""
+    """The axes that all panels share, with room for labels left of and below the runs."""
     if not placed:
         return plane.Span(0, 1), plane.Span(0, 1)
     x, y = plane.spans(placed, front)
@@ -136,9 +136,9 @@ def _spans(
 
 
 def _matplotlib() -> types.ModuleType:
-    """matplotlib with its defaults and its bundled font, whatever this machine has set."""
-    # An unknown backend would stop the import, and warnings about font caches or a
-    # matplotlibrc are no news to our users.
+    """matplotlib with its defaults and its bundled font, independent of this machine."""
+    # An unknown backend would make the import fail, and warnings about font caches or a
+    # matplotlibrc would only confuse our users.
     os.environ |= {"MPLBACKEND": "Agg", "MATPLOTLIBRC": os.devnull}
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
@@ -194,7 +194,7 @@ def _axes(
     is_left: bool,
     is_last: bool,
 ) -> None:
-    """Ticks. All panels share one plane, so NMSE is labelled at the left only."""
+    """Draw ticks. All panels share the axes, so only the left ones have NMSE labels."""
     x_ticks, y_ticks = plane.l0_ticks(x, 5), plane.nmse_ticks(y, 5)
     ax.set_xticks([x.share(at) * width for at, _ in x_ticks], [t for _, t in x_ticks])
     y_labels = [label for _, label in y_ticks]

@@ -1,4 +1,4 @@
-"""release.json: what was published, for a later audit or a paper's appendix."""
+"""release.json: a record of what was published, for later audits or a paper's appendix."""
 
 import datetime
 import importlib.metadata
@@ -37,9 +37,9 @@ class FileRecord(pydantic.BaseModel):
     bytes: Count
     sha256: Sha256
     loader: Text | None = None
-    """Of a checkpoint, what loaded it: "saev <version or commit>" or "builtin"."""
+    """What loaded a checkpoint: "saev <version or commit>" or "builtin"."""
     l0: float | None = None
-    """Of a checkpoint, its L0."""
+    """A checkpoint's L0."""
 
     @pydantic.model_validator(mode="after")
     def _is_whole(self) -> tp.Self:
@@ -49,12 +49,12 @@ class FileRecord(pydantic.BaseModel):
             if self.bytes == 0:
                 raise ValueError(f"{self.path} has 0 bytes")
         elif not DOCUMENT.fullmatch(self.path):
-            raise ValueError("a path that no release has")
+            raise ValueError(f"{self.path} is not a path of a release")
         return self
 
 
 class Verified(pydantic.BaseModel):
-    """What verification looked at besides hashes."""
+    """What verification checked besides hashes."""
 
     model_config = CHECKED
 
@@ -62,11 +62,11 @@ class Verified(pydantic.BaseModel):
     """The checkpoint that was downloaded and loaded."""
     loader: Text
     extra: list[str]
-    """Files of the repo that are not of the release."""
+    """Files in the repo that are not part of the release."""
 
 
 class Record(pydantic.BaseModel):
-    """release.json as it stands."""
+    """The contents of release.json."""
 
     model_config = CHECKED
 
@@ -92,9 +92,9 @@ class Record(pydantic.BaseModel):
         if len(set(paths)) != len(paths):
             raise ValueError("files has a path twice")
         if self.n_files != len(paths):
-            raise ValueError("n_files is not how many files it has")
+            raise ValueError("n_files is not the number of files")
         if self.n_bytes != sum(file.bytes for file in self.files):
-            raise ValueError("n_bytes is not the sum of its files' bytes")
+            raise ValueError("n_bytes is not the sum of the files' bytes")
         return self
 
 
@@ -106,13 +106,13 @@ class Release(tp.NamedTuple):
     commit: str
     files: dict[str, File]
     loaders: dict[str, str]
-    """By a checkpoint's path, what loaded it: "saev <version or commit>" or "builtin"."""
+    """What loaded each checkpoint, by its path: "saev <version or commit>" or "builtin"."""
     l0s: dict[str, float] = {}
-    """By a checkpoint's path, its L0."""
+    """Each checkpoint's L0, by its path."""
 
 
 def fpath_of(slug: str) -> pathlib.Path:
-    """A rehearsal keeps its records apart, under RECORDS."""
+    """The path of a repo's record. A rehearsal has its own RECORDS."""
     return settings.records_dpath() / slug / "release.json"
 
 
@@ -126,11 +126,11 @@ def from_lines(repo_id: str, rows: list[jsonl.Line]) -> Release:
 def write(
     release: Release, verified: dict[str, tp.Any], seconds: float, endpoint: str
 ) -> None:
-    """Keep a record of a verified release.
+    """Write the record of a verified release.
 
     Args:
         release: What was released.
-        verified: What verification found; see `Verified`.
+        verified: The fields of `Verified`.
         seconds: How long push and verification took.
         endpoint: The Hub's address.
     """
@@ -168,8 +168,8 @@ def read(slug: str) -> Release:
     """The record of a repo's last verified release.
 
     Raises:
-        UserError: There is none, or it isn't one. One line: the file, the key, what is
-            wrong with it.
+        UserError: There is none, or it is invalid. The message names the file, the key and
+            the fault.
     """
     fpath = fpath_of(slug)
     try:
@@ -181,7 +181,7 @@ def read(slug: str) -> Release:
     except pydantic.ValidationError as err:
         raise UserError(f"{fpath}: not a record of a release: {explain(err)}") from None
     if record.repo != slug:
-        raise UserError(f"{fpath}: is the record of {record.repo}, not of {slug}")
+        raise UserError(f"{fpath}: is the record of {record.repo}, not {slug}")
     files = {f.path: File(f.path, f.bytes, f.sha256) for f in record.files}
     loaders = {f.path: f.loader for f in record.files if f.loader is not None}
     l0s = {f.path: f.l0 for f in record.files if f.l0 is not None}

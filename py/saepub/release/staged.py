@@ -1,4 +1,4 @@
-"""What a stage holds, by its lines: for those that build it, hold it to them, or send it."""
+"""The staged tree of a repo as its lines describe it: paths, files, checks and the lock."""
 
 import argparse
 import collections
@@ -16,7 +16,7 @@ from ..jsonl import Line
 from . import manifest
 
 DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png", "check.npz", "config.json")
-"""What a repo holds besides checkpoints."""
+"""The files of a repo besides checkpoints."""
 
 KEYS = (
     "repo",
@@ -29,7 +29,7 @@ KEYS = (
     "path",
     "documents",
 )
-"""What a line must have for its stage to be held against it."""
+"""The keys that a line must have to check its stage against it."""
 
 
 def dpath_of(slug: str) -> pathlib.Path:
@@ -42,7 +42,7 @@ def path_of(line: Line) -> str:
 
 
 def by_repo(rows: tp.Iterable[Line]) -> dict[str, list[Line]]:
-    """Lines by slug, both in the order in which they came."""
+    """Lines by slug, in the order of the input."""
     repos = collections.defaultdict(list)
     for row in rows:
         repos[row["repo"]].append(row)
@@ -50,10 +50,10 @@ def by_repo(rows: tp.Iterable[Line]) -> dict[str, list[Line]]:
 
 
 def files(rows: list[Line]) -> dict[str, File]:
-    """Every file that one repo's lines speak of, by its path in the repo."""
+    """Every file of a repo, from its lines, by its path in the repo."""
     found = [File(row["path"], row["bytes"], row["sha256"]) for row in rows]
-    for name, is_ in rows[0]["documents"].items():
-        found.append(File(name, is_["bytes"], is_["sha256"]))
+    for name, its in rows[0]["documents"].items():
+        found.append(File(name, its["bytes"], its["sha256"]))
     return {file.path: file for file in sorted(found)}
 
 
@@ -61,7 +61,7 @@ def add_files_option(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--files",
         action="store_true",
-        help="write a line a file in place of the runs: repo, path, bytes, sha256, and"
+        help="write one line per file instead of the runs: repo, path, bytes, sha256 and"
         " status (match, differ, missing, extra)",
     )
 
@@ -69,8 +69,8 @@ def add_files_option(p: argparse.ArgumentParser) -> None:
 def file_lines(
     slug: str, found: tp.Iterable[tuple[File | RemoteFile, Status]]
 ) -> list[Line]:
-    """What a comparison found, a line a file: of the release as it should be, of one
-    besides as it is there (`sha256` null where git itself holds it)."""
+    """The result of a comparison, one line per file: size and sha256 as released, or for an
+    extra file as on the Hub (`sha256` null if it is stored in git)."""
     return [
         {
             "repo": slug,
@@ -89,66 +89,65 @@ def document(fpath: pathlib.Path) -> dict[str, tp.Any]:
 
 
 def check_unchanged(fpath: pathlib.Path, row: Line) -> None:
-    """Raises UserError where a checkpoint has not the size and mtime that preflight noted."""
+    """Raise UserError unless a checkpoint has the size and mtime that preflight recorded."""
     try:
         found = os.stat(fpath)
     except OSError as err:
         raise UserError(
-            f"{fpath}: {err.strerror}; it was there at preflight: make recheck REPO={row['repo']}"
+            f"{fpath}: {err.strerror}, though preflight read it; make recheck REPO={row['repo']}"
         ) from None
     if (found.st_size, str(found.st_mtime_ns)) != (row["bytes"], row["mtime_ns"]):
         raise UserError(
-            f"{fpath}: changed since preflight read it: make recheck REPO={row['repo']}"
+            f"{fpath}: changed since preflight; make recheck REPO={row['repo']}"
         )
 
 
 def problems(slug: str, rows: list[Line]) -> list[str]:
-    """All that differs between a repo's stage on disk and its lines.
+    """Every difference between a repo's stage on disk and its lines.
 
-    Checkpoints are held to size and mtime, which spares a second read of gigabytes; the
-    documents to their sha256, and the manifest to the lines themselves.
+    Checkpoints are compared by size and mtime, to avoid rereading gigabytes; documents by
+    sha256, and the manifest also with the lines themselves.
     """
     dpath = dpath_of(slug)
-    again = f"make recheck REPO={slug}"
+    advice = f"make recheck REPO={slug}"
     if not dpath.is_dir():
-        return [f"{dpath}: no stage; {again}"]
+        return [f"{dpath}: no stage; {advice}"]
     expected = files(rows)
     found = {
         p.relative_to(dpath).as_posix() for p in dpath.rglob("*") if not p.is_dir()
     }
     out = [
-        f"{dpath / path}: not there; {again}"
-        for path in sorted(expected.keys() - found)
+        f"{dpath / path}: missing; {advice}" for path in sorted(expected.keys() - found)
     ]
     out += [
-        f"{dpath / path}: not ours, and everything here would be published; remove it"
+        f"{dpath / path}: not part of the release, but would be published; remove it"
         for path in sorted(found - expected.keys())
     ]
     for row in rows:
         if row["path"] != path_of(row):
-            out.append(f"{row['path']}: not where {row['run_id']} belongs; {again}")
+            out.append(f"{row['path']}: the wrong path for {row['run_id']}; {advice}")
         elif row["path"] in found:
             try:
                 check_unchanged(dpath / row["path"], row)
             except UserError as err:
                 out.append(str(err))
-    for name, is_ in rows[0]["documents"].items():
-        if name in found and document(dpath / name) != is_:
-            out.append(f"{dpath / name}: changed since it was rendered; {again}")
+    for name, its in rows[0]["documents"].items():
+        if name in found and document(dpath / name) != its:
+            out.append(f"{dpath / name}: changed since it was rendered; {advice}")
     fpath = dpath / "manifest.jsonl"
     if "manifest.jsonl" in found and fpath.read_text() != manifest.text(rows):
-        out.append(f"{fpath}: does not say what the lines say; {again}")
+        out.append(f"{fpath}: doesn't match the lines; {advice}")
     return out
 
 
 @contextlib.contextmanager
 def lock(slug: str) -> tp.Iterator[None]:
-    """Hold a repo's stage against any other that would change or send it.
+    """Lock a repo's stage against processes that would change or send it.
 
-    What a killed stage left in it is removed.
+    Removes what killed processes left in it.
 
     Raises:
-        UserError: Another process goes on holding it; the message says which.
+        UserError: Another process holds it; the message names it.
     """
     try:
         with files_.lock(settings.build_dpath() / slug / ".lock"):
@@ -156,5 +155,5 @@ def lock(slug: str) -> tp.Iterator[None]:
             yield
     except files_.Held as holder:
         raise UserError(
-            f"{slug}: {holder} is at work on it; wait for that to end"
+            f"{slug}: {holder} is working on it; wait until that ends"
         ) from None

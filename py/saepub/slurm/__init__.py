@@ -1,1 +1,1 @@
-"""Lines as tasks of an array, through submitit."""
+"""Runs a stage's work as tasks of a Slurm array, through submitit, or as processes."""

@@ -1,9 +1,8 @@
-"""A job array of Slurm, through submitit, on clusters as they are.
+"""A Slurm job array, through submitit, adapted to real clusters.
 
-submitit takes for granted that srun and sacct are there, that sbatch answers with a certain
-sentence, and that there is one cluster. Sites differ: so the array's id is read from
-whatever sbatch prints, squeue alone is asked how the tasks fare, and a job that nobody
-could name afterwards is cancelled by its name.
+submitit assumes that srun and sacct exist, that sbatch prints a certain sentence, and that there
+is only one cluster. Sites differ, so here the job id is parsed from whatever sbatch prints,
+states come from squeue only, and a job whose id is unknown is cancelled by its name.
 """
 
 import collections
@@ -30,26 +29,26 @@ ENDED = frozenset(
         *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
     )
 )
-"""The states of Slurm that a task does not leave again."""
+"""Slurm's final states of a task."""
 
 N_ABSENT = 3
-"""After so many looks in a row at a queue that doesn't have it, a task has ended."""
+"""A task that is missing from so many squeue outputs in a row has ended."""
 
 DELAY_S = 10
-"""Between two looks at the queue, at most."""
+"""How often to run squeue."""
 
 TIMEOUT_S = 60
-"""What a command of Slurm may take. A controller that is busy answers late."""
+"""The time limit of a Slurm command. A busy controller answers late."""
 
 
 class Array(slurm.SlurmExecutor):
-    """A job array, from when it is sent.
+    """A job array.
 
     Args:
-        folder: Where submitit keeps what it sends, and the tasks' logs.
-        name: No other job of this user has it.
+        folder: Where submitit puts pickles and the tasks' logs.
+        name: The job's name, unique among this user's jobs.
         env: The environment of Slurm's commands.
-        limits: Options of sbatch, by submitit's names for them; None for its default.
+        limits: sbatch's options, by submitit's names for them; None for the default.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Array(slurm.SlurmExecutor):
         limits: dict[str, tp.Any],
     ):
         super().__init__(folder)
-        # No srun, which nothing here needs; and no warning before the time is up.
+        # Tasks need no srun, and no signal before their time is up.
         self.update_parameters(
             job_name=name, use_srun=False, signal_delay_s=0, **limits
         )
@@ -74,10 +73,10 @@ class Array(slurm.SlurmExecutor):
     def send(
         self, function: tp.Callable[..., None], todos: list[tuple[tp.Any, ...]]
     ) -> list[core.Job[None]]:
-        """Submit function(*todo) for each, as one array.
+        """Submit function(*todo) for each of `todos`, as one array.
 
         Raises:
-            UserError: Slurm refuses it, or can't be understood. Nothing is left running.
+            UserError: Slurm refuses it, or its answer has no job id. Nothing is left running.
         """
         self.parameters["map_count"] = len(todos)
         folder = utils.JobPaths.get_first_id_independent_folder(self.folder)
@@ -89,11 +88,11 @@ class Array(slurm.SlurmExecutor):
             pickles.append(folder / f"{uuid.uuid4().hex}.pkl")
             delayed.dump(pickles[-1])
         try:
-            # submitit prints what sbatch says before it raises the same.
+            # submitit prints sbatch's error and then raises it.
             with contextlib.redirect_stderr(io.StringIO()):
                 self._submit_command(self._submitit_command_str)
         except utils.FailedJobError as err:
-            self.cancel()  # it may have been accepted, and only the answer been lost
+            self.cancel()  # it may have been accepted, with only the answer lost
             why = one_line(err) or "sbatch gives no reason"
             raise UserError(f"Slurm refused the job: {why}") from None
         except UserError:
@@ -116,23 +115,23 @@ class Array(slurm.SlurmExecutor):
         return self.job_id
 
     def cancel(self) -> None:
-        """End all of its tasks, wherever they have got to."""
+        """Cancel all its tasks."""
         which = [self.job_id] if self.job_id else ["--name", self.job_name]
         try:
             ask("scancel", self.env, self.cluster, f"--user={os.getuid()}", *which)
         except Unanswered as err:
             say(
-                f"{sys.argv[0]}: Slurm job {self.job_id or self.job_name} may still run,"
-                f" since scancel fails: {err}"
+                f"{sys.argv[0]}: Slurm job {self.job_id or self.job_name} may still be"
+                f" running, since scancel failed: {err}"
             )
 
 
 class Unanswered(Exception):
-    """Why a command of Slurm did not answer."""
+    """A Slurm command failed; the message says why."""
 
 
 def ask(program: str, env: dict[str, str], cluster: str, *args: str) -> str:
-    """What a command of Slurm prints.
+    """The output of a Slurm command.
 
     Raises:
         Unanswered: It fails.
@@ -150,8 +149,8 @@ def ask(program: str, env: dict[str, str], cluster: str, *args: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as err:
         raise Unanswered(one_line(err)) from None
     if done.returncode:
-        says = one_line(done.stderr.strip() or done.stdout.strip())
-        raise Unanswered(says or f"exit code {done.returncode}")
+        output = one_line(done.stderr.strip() or done.stdout.strip())
+        raise Unanswered(output or f"exit code {done.returncode}")
     return done.stdout
 
 
@@ -160,14 +159,14 @@ FORMS = (
     re.compile(r"Submitted batch job (\d+)(?: on cluster (\w[\w.-]*\b))?").search,
     re.compile(r"\bjob (\d+)(?: on cluster (\w[\w.-]*\b))?").search,
 )
-"""How sbatch says a job's id, the surest first."""
+"""The forms in which sbatch prints a job id, the most reliable first."""
 
 
 def job_id(output: str) -> tuple[str, str]:
-    """The job's id, and its cluster where sbatch names one, from what sbatch printed.
+    """The job's id, and its cluster if there is one, from sbatch's output.
 
-    Asked to be --parsable it prints "123" or "123;cluster". A site's wrapper may drop the
-    option, and put a banner around the answer, in which other jobs may be named.
+    With --parsable it prints "123" or "123;cluster". A site's wrapper may drop the option, and
+    print a banner around the answer that names other jobs.
 
     Raises:
         UserError: There is no id.
@@ -177,11 +176,11 @@ def job_id(output: str) -> tuple[str, str]:
         for text in lines:
             if found := form(text):
                 return found[1], found[2] or ""
-    raise UserError(f"no job id in what sbatch says: {one_line(output) or 'nothing'}")
+    raise UserError(f"no job id in sbatch's output: {one_line(output) or 'nothing'}")
 
 
 class Squeue(core.InfoWatcher):
-    """The states of this user's tasks, asked for now and then."""
+    """The states of this user's tasks, polled with squeue."""
 
     def __init__(self, env: dict[str, str], cluster: str = ""):
         super().__init__(delay_s=DELAY_S)
@@ -190,7 +189,7 @@ class Squeue(core.InfoWatcher):
         self.complaint = ""
 
     def update(self) -> None:
-        """Ask again. Where squeue doesn't answer, what it last said stands."""
+        """Run squeue. If it fails, the states stay as they were."""
         self._last_status_check = time.time()
         try:
             output = ask(
@@ -199,7 +198,7 @@ class Squeue(core.InfoWatcher):
             )
         except Unanswered as err:
             if str(err) != self.complaint:
-                say(f"{sys.argv[0]}: waiting, though squeue fails: {err}")
+                say(f"{sys.argv[0]}: still waiting, although squeue fails: {err}")
             self.complaint = str(err)
             return
         self._info_dict = self.read_info(output)
@@ -208,10 +207,10 @@ class Squeue(core.InfoWatcher):
             self.n_absent[name] = self.n_absent[name] + 1 if absent else 0
 
     def read_info(self, string: str | bytes) -> dict[str, dict[str, str]]:
-        """{"State"} by task, "7_0", and by array, "7", for those of its tasks not told apart.
+        """{"State"} by task, "7_0", and by array, "7", for tasks that are not listed singly.
 
-        Slurm may show what has not started as "7_[2-5,8%4]". Lines that speak of no task,
-        as a cluster's heading, are passed over.
+        Slurm may list tasks that have not started as "7_[2-5,8%4]". Other lines, such as a
+        cluster's heading, are skipped.
         """
         info: dict[str, dict[str, str]] = {}
         for line in str(string).splitlines():

@@ -1,4 +1,4 @@
-"""The same without an EXECUTOR: parts done at once by processes forked from this one."""
+"""Runs parts without an EXECUTOR, in processes forked from this one."""
 
 import contextlib
 import typing as tp
@@ -13,13 +13,13 @@ if tp.TYPE_CHECKING:
 def each(
     function: Function, parts: list[Part], n_jobs: int, prepare: tp.Callable[[], None]
 ) -> tp.Iterator[Outcome]:
-    """What became of each part, in the parts' order.
+    """The outcome of each part, in the parts' order.
 
-    A process that dies costs only the part that it was at.
+    If a process dies, only the part that it was working on is lost.
 
     Args:
         function: Called as function(*part.args) by a process.
-        parts: What is to be done.
+        parts: The work.
         n_jobs: How many processes share it.
         prepare: Called once by each process.
 
@@ -39,7 +39,7 @@ def each(
 
 
 def _alone(function: Function, part: Part, prepare: tp.Callable[[], None]) -> Outcome:
-    """A part whose process died, or one beside it, done by a process of its own."""
+    """Redo a part, whose process or a neighbor's died, in a separate process."""
     from concurrent.futures.process import BrokenProcessPool
 
     with _pool(1, prepare) as pool:
@@ -48,7 +48,7 @@ def _alone(function: Function, part: Part, prepare: tp.Callable[[], None]) -> Ou
                 future = pool.submit(outcome_of, function, part.args)
             return future.result()
         except BrokenProcessPool:
-            why = "the process that was at it died; was it out of memory?"
+            why = "the process that checked it died; was it out of memory?"
             return Outcome(reason=why)
 
 
@@ -68,7 +68,7 @@ def _pool(
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
-    # Waits, because a pool that is still closing as Python exits prints a traceback.
+    # Wait, because a pool that is still closing when Python exits prints a traceback.
     pool.shutdown()
 
 

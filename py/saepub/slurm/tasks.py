@@ -1,6 +1,6 @@
-"""Tasks of an executor: sent through submitit, waited for, cancelled.
+"""An executor's tasks: started through submitit, waited for, cancelled.
 
-They run as a Slurm array (array.py), or as processes of this machine.
+They run as a Slurm array (array.py), or as processes on this machine.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
     *("OMP_NUM_THREADS", "SLURM_CONF", "SLURM_CLUSTERS"),
 )
-"""What tasks, and Slurm's commands, get of our environment. sbatch would send all of it,
-secrets included; and squeue and scancel obey variables that narrow what they look at."""
+"""The variables that tasks and Slurm's commands inherit. sbatch would send all of them,
+including secrets, and some variables would restrict what squeue and scancel see."""
 
 POLL_S = {SLURM: 2.0, LOCAL: 0.2}
-"""Between two looks at what has been done."""
+"""How often to look for outcomes."""
 
 
 class Needs(tp.NamedTuple):
-    """What each task takes."""
+    """The resources of each task."""
 
     n_bytes: int
     """Memory."""
     n_cpus: int | None = None
-    """Cores; None for as many as the cluster gives by itself."""
+    """Cores; None for the cluster's default."""
     n_gpus: int = 0
 
 
@@ -54,7 +54,7 @@ class Task(tp.NamedTuple):
 
 
 class Awaited(tp.NamedTuple):
-    """A part, as submitit's own waiting takes it."""
+    """A part, as submitit's `as_completed` takes it."""
 
     fpath: pathlib.Path
     job: "submitit.Job[None]"
@@ -72,22 +72,22 @@ def do(
     env: dict[str, str],
     dpath: pathlib.Path,
 ) -> dict[pathlib.Path, str]:
-    """Have `n_tasks` tasks do the parts, and wait for all of them. An interrupt cancels them.
+    """Run the parts in `n_tasks` tasks, and wait for all of them. An interrupt cancels them.
 
     Args:
         kind: One of `KINDS`.
-        function: As `executor.run` takes it.
-        todo: The parts, by where their outcomes go.
+        function: As for `executor.run`.
+        todo: The parts, by the files for their outcomes.
         n_tasks: From 1 to the number of parts.
-        needs: What a task takes.
-        env: What the function reads of the environment.
-        dpath: Its logs/ gets a directory for these tasks, which stays if one of them fails.
+        needs: The resources of each task.
+        env: Additional environment for the function.
+        dpath: Its logs/ gets a directory for these tasks, which is kept if one of them fails.
 
     Returns:
         For each part without an outcome, how its task ended.
 
     Raises:
-        UserError: The tasks can't be sent.
+        UserError: The tasks can't be started.
     """
     name = f"saepub-{sys.argv[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     logs_dpath = dpath / "logs" / name
@@ -106,7 +106,7 @@ def do(
     except BaseException:
         sent.cancel()
         raise
-    _look_anew(dpath)
+    _refresh(dpath)
     lost = {
         fpath: sent.how_ended(task)
         for task in sent.tasks
@@ -119,7 +119,7 @@ def do(
 
 
 class Sent:
-    """The tasks of one call, and what they are started with."""
+    """The tasks of one call, and the environment that they start with."""
 
     def __init__(self, kind: str, env: dict[str, str]):
         self.kind, self.env = kind, env
@@ -135,9 +135,9 @@ class Sent:
         needs: Needs,
         logs_dpath: pathlib.Path,
     ) -> None:
-        """Start tasks that share the parts evenly. As `do`."""
+        """Start tasks that share the parts evenly. Arguments as for `do`."""
         if self.kind == SLURM and not shutil.which("sbatch"):
-            raise UserError("EXECUTOR is slurm, and there is no sbatch on this machine")
+            raise UserError("EXECUTOR is slurm, but there is no sbatch on this machine")
         minutes = settings.number("SLURM_TIME")
         limits: dict[str, tp.Any] = {"time": minutes}
         if self.kind == SLURM:
@@ -148,7 +148,7 @@ class Sent:
                 "partition": settings.get("SLURM_PARTITION") or None,
                 "account": settings.get("SLURM_ACCOUNT") or None,
             }
-        with contextlib.redirect_stdout(sys.stderr):  # where it would log to
+        with contextlib.redirect_stdout(sys.stderr):  # its logging goes to stdout
             import submitit
         parts = list(todo.items())
         batches = [parts[i::n_tasks] for i in range(n_tasks)]
@@ -175,7 +175,7 @@ class Sent:
         return f"Slurm job {self.array.job_id}" if self.array else "this machine"
 
     def wait(self) -> tp.Iterator[pathlib.Path]:
-        """Give the path of each outcome as it comes, until every task has ended."""
+        """Yield the path of each outcome as it arrives, until every task has ended."""
         from submitit.helpers import as_completed
 
         awaited: list[tp.Any] = [
@@ -187,37 +187,37 @@ class Sent:
                 yield one.fpath
 
     def how_ended(self, task: Task) -> str:
-        """What to tell of a task that did not do all of its work."""
+        """How a task ended that did not finish its work, as text."""
         state = task.job.state.lower().replace("_", " ") if self.array else ""
         log_fpath = task.job.paths.stderr
         text = log_fpath.read_text(errors="replace") if log_fpath.is_file() else ""
         last = one_line(text.rstrip().rpartition("\n")[2])
-        says = f", which ends: {last}" if last else ""
+        last = f", which ends with: {last}" if last else ""
         ended = f"ended ({state})" if state else "ended"
-        return f"{self.kind} task {task.job.job_id} {ended}; see {log_fpath}{says}"
+        return f"{self.kind} task {task.job.job_id} {ended}; see {log_fpath}{last}"
 
     def cancel(self) -> None:
-        """End all tasks."""
+        """Cancel all tasks."""
         if self.array and self.tasks:
             self.array.cancel()
         while self.kind == LOCAL:
-            going = [task.job for task in self.tasks if not task.job.done()]
-            if not going:
+            running = [task.job for task in self.tasks if not task.job.done()]
+            if not running:
                 return
-            for job in going:
+            for job in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(job.job_id), signal.SIGTERM)  # which passes it on
             time.sleep(POLL_S[LOCAL])
 
 
-def _look_anew(dpath: pathlib.Path) -> None:
-    """Make a network file system forget what it believes to be in a directory."""
-    with contextlib.suppress(PermissionError):  # it is a colleague's
+def _refresh(dpath: pathlib.Path) -> None:
+    """Make a network file system drop its cached listing of a directory."""
+    with contextlib.suppress(PermissionError):  # another user's
         dpath.chmod(dpath.stat().st_mode & 0o7777)
 
 
 def _path_of(function: Function) -> str:
-    """The directory from which a function's package is imported."""
+    """The directory that a function's package is imported from."""
     module = sys.modules[function.__module__]
     return str(
         pathlib.Path(module.__file__ or "")
@@ -227,7 +227,7 @@ def _path_of(function: Function) -> str:
 
 
 def _environment(kind: str, n_tasks: int, function: Function) -> dict[str, str]:
-    """`ENVIRONMENT`, as far as it is set; and Python that imports what we do, nothing else."""
+    """The variables of `ENVIRONMENT`, and others that make Python import only what we do."""
     env = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     paths = dict.fromkeys((os.path.join(settings.ROOT, "py"), _path_of(function)))
     env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
@@ -240,7 +240,7 @@ def _environment(kind: str, n_tasks: int, function: Function) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environ(env: dict[str, str]) -> tp.Iterator[None]:
-    """Let what is started meanwhile have this environment, and no more."""
+    """Replace the environment for processes started meanwhile."""
     whole = dict(os.environ)
     os.environ.clear()
     os.environ.update(env)

@@ -1,6 +1,6 @@
-"""What a task does, and what it leaves for the process that sent it.
+"""What a task runs, and the outcomes that it writes for the process that started it.
 
-submitit calls this on a node, which shares the disk with the sender, and nothing else.
+submitit calls this on a node that shares only the disk with that process.
 """
 
 import json
@@ -13,28 +13,28 @@ from ..cli import SetupError, UserError
 from ..files import write_aside
 
 Function = tp.Callable[..., tp.Any]
-"""Of a module that a task can import. Takes and returns what JSON can hold."""
+"""A function that a task can import, with JSON arguments and results."""
 
 
 class Part(tp.NamedTuple):
-    """The unit of work whose result is kept: one call of the function."""
+    """The unit of work whose result is cached: one call of the function."""
 
     args: tuple[tp.Any, ...]
-    """What the function is called with; JSON."""
+    """The function's arguments; JSON."""
     fpaths: list[pathlib.Path]
-    """The files that it reads. A result is kept for as long as none of them changes."""
+    """The files that it reads. The result is reused as long as none of them changes."""
     n_lines: int = 1
-    """How many of the stage's lines it settles, for those who watch the progress."""
+    """How many of the stage's lines it covers, for the progress display."""
 
 
 class Outcome(tp.NamedTuple):
-    """What became of a part: a result, a reason, or neither."""
+    """The outcome of a part: a result, a reason, or neither."""
 
     result: tp.Any = None
     reason: str = ""
-    """Why the function refused it: its UserError."""
+    """The message of the function's UserError."""
     lost: str = ""
-    """How the task ended that should have done it."""
+    """How the task that should have done it ended."""
 
 
 def work(function: Function, todo: list[tuple[str, tuple[tp.Any, ...]]]) -> None:
@@ -42,17 +42,17 @@ def work(function: Function, todo: list[tuple[str, tuple[tp.Any, ...]]]) -> None
 
     Args:
         function: What to call for each.
-        todo: Where to write each part's outcome, and its arguments.
+        todo: For each part, the file for its outcome, and its arguments.
 
     Raises:
         SetupError: This node can't do any of them.
     """
-    # submitit would raise an exception in the midst of whatever runs, where it could be
-    # taken for the fault of that part. What is done is kept, so the task may end at once.
+    # submitit would raise an exception inside the running function, which would look like an
+    # error of that part. Finished work is kept, so the task may end at once.
     for name in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2):
         signal.signal(name, signal.SIG_DFL)
     for fpath, args in todo:
-        # Slurm may have taken the node away, and have given the task another to begin anew.
+        # Slurm may have requeued this task, so that it restarts on another node.
         if os.path.exists(fpath):
             continue
         outcome = outcome_of(function, args)
@@ -61,10 +61,10 @@ def work(function: Function, todo: list[tuple[str, tuple[tp.Any, ...]]]) -> None
 
 
 def outcome_of(function: Function, args: tuple[tp.Any, ...]) -> Outcome:
-    """What becomes of one part.
+    """Run one part.
 
     Raises:
-        SetupError: This machine can't do any part.
+        SetupError: This machine can't run any part.
     """
     try:
         return Outcome(function(*args))
@@ -73,12 +73,12 @@ def outcome_of(function: Function, args: tuple[tp.Any, ...]) -> Outcome:
     except UserError as err:
         return Outcome(reason=str(err))
     except MemoryError:
-        return Outcome(reason=f"not enough memory for it on {os.uname().nodename}")
+        return Outcome(reason=f"not enough memory on {os.uname().nodename}")
 
 
 def read(fpath: pathlib.Path) -> Outcome | None:
-    """What `work` wrote; None where there is nothing, or nothing whole."""
+    """The outcome that `work` wrote; None if there is none, or it is incomplete."""
     try:
         return Outcome(*json.loads(fpath.read_bytes()))
-    except (FileNotFoundError, ValueError):  # not whole: the node lost power
+    except (FileNotFoundError, ValueError):  # incomplete: the node lost power
         return None

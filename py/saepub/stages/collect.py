@@ -1,4 +1,4 @@
-"""collect: put each released repo into the catalog's collections, once."""
+"""collect: add each released repo to the catalog's collections."""
 
 from .. import catalog, jsonl, settings
 from ..cli import UserError, fail_on, parser, resume_command
@@ -9,7 +9,7 @@ from ..text import n_of, say
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Put each released repo into the collections of the catalog.",
+        "Add each released repo to the catalog's collections.",
         "bin/plan < build/vitl-topk/rendered.jsonl | bin/push | bin/verify | bin/collect",
     )
     p.parse_args(argv)
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     if waiting:
         for row in rows:
             jsonl.write(row)
-        say(f"no collection was touched: {', '.join(waiting)} still to be released")
+        say(f"no collection was changed: {', '.join(waiting)} must be released first")
         return
     notes = {cat.get(slug).repo_id: note(cat.get(slug), r) for slug, r in repos.items()}
     problems = []
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
             fill(wanted, notes)
         except UserError as err:
             problems.append(str(err))
-    # The repos are released whatever became of the collections.
+    # The repos are released even if a collection failed.
     for row in rows:
         jsonl.write(row)
     fail_on(
@@ -42,15 +42,15 @@ def main(argv: list[str]) -> None:
 
 
 def is_verified(rows: list[jsonl.Line]) -> bool:
-    """Whether push sent a repo, and verify, where it was asked, found it right."""
+    """Whether push sent a repo, and verify, if it ran, found it right."""
     return all(row["commit"] and row.get("url", True) for row in rows)
 
 
 def fill(wanted: catalog.Collection, notes: dict[str, str]) -> None:
-    """Put the repos that `notes` names into one collection, and say so in one line.
+    """Add the repos that `notes` names to one collection, and print one line about it.
 
     Raises:
-        UserError: The collection can't be had or added to.
+        UserError: The collection can't be found, created or added to.
     """
     found = hub_collections.find(wanted)
     if found is None and wanted.slug:

@@ -1,7 +1,7 @@
-"""demo: make sweeps, checkpoints and metrics to try everything on, without a cluster.
+"""demo: create sweeps, checkpoints and metrics to try everything on, without a cluster.
 
-What is in it stands in demo_table.py; how an SAE of it is trained and measured, in
-demo_train.py; what its sweep files look like, in demo_sweeps.py.
+demo/table.py lists its contents, demo/train.py trains and measures its SAEs, and demo/sweeps.py
+writes its sweep files.
 """
 
 import datetime
@@ -23,41 +23,41 @@ if tp.TYPE_CHECKING:
     from ..demo.train import Activations
 
 N_HOURS = 7
-"""How long a run pretends to have trained: its checkpoint is so much later than it."""
+"""How long a run pretends to have trained: the time from its start to its checkpoint."""
 
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Make the demo under build/demo: sweep files, small real SAEs, their metrics.",
+        "Create the demo under build/demo: sweep files, small real SAEs, their metrics.",
         "bin/demo\nbin/extract-ids vits-relu | head -n 3",
     )
-    p.add_argument("--force", action="store_true", help="make it again")
+    p.add_argument("--force", action="store_true", help="recreate it")
     args = p.parse_args(argv)
     settings.load()
     settings.claim("BUILD")
     root = settings.build_dpath() / "demo"
     with lock(root.with_name(".demo.lock"), math.inf):
         if not args.force and is_complete(root):
-            say(f"demo: {root} is there; --force makes it again")
+            say(f"demo: {root} already exists; --force recreates it")
             return
         start = time.monotonic()
-        say(f"demo: making {root}: training small SAEs, once")
+        say(f"demo: creating {root}: training small SAEs, once")
         aside = root.with_name(".demo.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         try:
             build(aside)
-            # Only what is whole gets the name. A directory can't be renamed over another.
+            # Only a complete demo gets the name. A directory can't be renamed over another.
             shutil.rmtree(root, ignore_errors=True)
             os.rename(aside, root)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     n_saes = sum(run.has_checkpoint for run in all_runs())
     seconds = time.monotonic() - start
-    say(f"demo: made {root}: {n_of(n_saes, 'SAE')} in {seconds:.0f} s")
+    say(f"demo: created {root}: {n_of(n_saes, 'SAE')} in {seconds:.0f} s")
 
 
 def is_complete(root: pathlib.Path) -> bool:
-    """Whether each file of the demo is there, and its catalog is today's."""
+    """Whether every file of the demo exists, and its catalog is up to date."""
     catalog_fpath = root / "catalog.json"
     if not catalog_fpath.is_file() or catalog_fpath.read_text() != _catalog_text():
         return False
@@ -91,9 +91,9 @@ def checkpoint_fpath(root: pathlib.Path, run_id: str) -> pathlib.Path:
 
 
 def build(root: pathlib.Path) -> None:
-    """Make the whole demo in the directory `root`, which must not be there yet."""
+    """Create the whole demo in the directory `root`, which must not exist yet."""
     from ..demo import sweeps as demo_sweeps
-    from ..demo import train as demo_train  # torch: not before it is needed
+    from ..demo import train as demo_train  # torch: slow to import
 
     root.mkdir(parents=True)
     (root / "catalog.json").write_text(_catalog_text())
@@ -121,7 +121,7 @@ def build_panel(
     """Train, write and measure the runs of one (repo, layer).
 
     Returns:
-        A line of the snapshot for each run that W&B knows.
+        A line of the snapshot for each run that W&B is to know.
     """
     from ..demo import train as demo_train
 
@@ -140,7 +140,7 @@ def build_panel(
 
 
 def _finish(run: Run, fpath: pathlib.Path) -> None:
-    """Add the run's config, and give its checkpoint the time at which the run ended."""
+    """Write the run's config, and set its checkpoint's mtime to the end of the run."""
     config = json.dumps(run.config, indent=2) + "\n"
     fpath.with_name("config.json").write_text(config)
     ended_at = run.created_at + datetime.timedelta(hours=N_HOURS)
@@ -148,7 +148,7 @@ def _finish(run: Run, fpath: pathlib.Path) -> None:
 
 
 def _snapshot(run: Run, summary: dict[str, tp.Any]) -> jsonl.Line:
-    """A run as W&B tells of it."""
+    """A run's W&B record."""
     if run.misfit == "old":
         del summary["eval/normalized_mse"]
     return {

@@ -1,8 +1,7 @@
-"""docs: write the section on repos with many checkpoints into saev's documentation.
+"""docs: write the section on repos with many checkpoints in saev's documentation.
 
-The section stands between two comments, so that a later run finds it and writes it anew.
-The first run puts it in the place of the one that was written by hand, if there is one.
-No other byte of the page is touched.
+The section is between two comments, by which a later run finds and replaces it. The first run
+replaces the section that was written by hand, if there is one. No other byte of the page changes.
 """
 
 import difflib
@@ -22,7 +21,7 @@ PAGE = "docs/src/users/inference.md"
 """The page, in a checkout of saev."""
 
 PART, BY_HAND = "Download a Checkpoint", "Multi-checkpoint repos"
-"""The heading of the page's part that gets the section, and of what stood there before it."""
+"""The headings of the part that the section belongs to, and of the section written by hand."""
 START = "<!-- repos with many checkpoints: start (written by saepub's `make docs`) -->"
 END = "<!-- repos with many checkpoints: end -->"
 
@@ -30,11 +29,11 @@ CHECKPOINT = re.compile(r"layer_(\d+)/[A-Za-z0-9_-]+/sae\.pt")
 
 
 class Repo(tp.NamedTuple):
-    """A released repo, as the section tells of it."""
+    """A released repo, for the section."""
 
     repo_id: str
     paths: dict[int, list[str]]
-    """Its checkpoints' paths by layer, both in order; within a layer, by L0 if on record."""
+    """Its checkpoints' paths by layer, in order; within a layer, by L0 if recorded."""
     l0s: dict[str, float]
 
     @property
@@ -48,8 +47,8 @@ class Repo(tp.NamedTuple):
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Write the section on released repos into the docs of the saev in SAEV_DIR.",
-        "# what would be written after a rehearsal, on a page made up for it\n"
+        "Write the section on released repos in the docs of the saev in SAEV_DIR.",
+        "# what would be written after a rehearsal, on a made-up page\n"
         "make rehearse REPO=vitl-topk\n"
         "mkdir -p build/saev/docs/src/users\n"
         "echo '## Download a Checkpoint' > build/saev/docs/src/users/inference.md\n"
@@ -88,10 +87,10 @@ def main(argv: list[str]) -> None:
 
 
 def released(slugs: list[str], cat: catalog.Catalog) -> list[Repo]:
-    """Those of `slugs` that have been released, as their records say.
+    """The repos among `slugs` that have been released, from their records.
 
     Raises:
-        UserError: None has, or a record is damaged.
+        UserError: None has been released, or a record is damaged.
     """
     repos = []
     for slug in slugs:
@@ -100,8 +99,8 @@ def released(slugs: list[str], cat: catalog.Catalog) -> list[Repo]:
             repos.append(_repo(release.read(slug)))
     if not repos:
         raise UserError(
-            f"{release.fpath_of(slugs[0])}: no record of a release, and none of another"
-            " repo; run make release first"
+            f"{release.fpath_of(slugs[0])}: no record of a release, nor for any other repo;"
+            " run make release first"
         )
     return repos
 
@@ -123,9 +122,9 @@ def _repo(record: release.Release) -> Repo:
 
 
 def section(repos: list[Repo]) -> str:
-    """The section between its two comments, with "\\n" at the end of each line but the last.
+    """The section with its two comments, with "\\n" between lines.
 
-    Its examples are of the first repo's last layer, and its middle checkpoint.
+    Its examples use the middle checkpoint of the first repo's last layer.
     """
     layer, paths = list(repos[0].paths.items())[-1]
     path = paths[len(paths) // 2]
@@ -137,7 +136,7 @@ def section(repos: list[Repo]) -> str:
 
 
 def read_page(fpath: pathlib.Path) -> str:
-    """The page with its line ends as they are.
+    """The page with its line endings unchanged.
 
     Raises:
         UserError: It can't be read.
@@ -153,11 +152,11 @@ def read_page(fpath: pathlib.Path) -> str:
 
 
 def with_section(page: str, text: str) -> str:
-    """`page` with `text` in place of an older section, else of the one written by hand, else
+    """`page` with `text` replacing an older section, else the one written by hand, else added
     at the end of the part that it belongs to.
 
     Raises:
-        ValueError: There is no such part, or half an older section.
+        ValueError: There is no such part, or the older section is incomplete.
     """
     newline = "\r\n" if "\r\n" in page else "\n"
     text = text.replace("\n", newline)
@@ -167,8 +166,8 @@ def with_section(page: str, text: str) -> str:
         return page[:start] + text + page[end + len(END) :]
     if n_starts or n_ends:
         raise ValueError(
-            f'its section has {n_starts} "{START}" and {n_ends} "{END}"; delete what is'
-            " left of it, both comments too"
+            f'its section has {n_starts} "{START}" and {n_ends} "{END}"; delete the rest of'
+            " it, including both comments"
         )
     part = find(page, PART)
     if part is None:
@@ -186,7 +185,7 @@ def with_section(page: str, text: str) -> str:
 def find(
     page: str, title: str, within: tuple[int, int] | None = None
 ) -> tuple[int, int] | None:
-    """Where the part under a heading starts and ends, up to its last line that isn't blank.
+    """The start and end of the part under a heading, up to its last non-blank line.
 
     Args:
         page: Markdown.
@@ -216,7 +215,7 @@ def find(
 
 
 def diff(old: str, new: str) -> str:
-    """A unified diff that `git apply` takes in the checkout."""
+    """A unified diff that `git apply` accepts in the checkout."""
     pieces = difflib.unified_diff(
         re.findall(r".*\n|.+", old),
         re.findall(r".*\n|.+", new),

@@ -1,4 +1,4 @@
-"""doctor: say what is ready for a dry run and a release, and what to do about the rest."""
+"""doctor: show what is ready for a dry run and a release, and how to fix the rest."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     from ..doctor import checks as doctor_checks
 
     p = parser(
-        "Say what is ready for a dry run and a release, and what to do about the rest.",
+        "Show what is ready for a dry run and a release, and how to fix the rest.",
         "bin/doctor",
     )
     p.parse_args(argv)

@@ -1,4 +1,4 @@
-"""extract-ids: list the candidates of a repo, from the source of ids that the catalog names."""
+"""extract-ids: list the candidates of a repo, from the source that the catalog names."""
 
 import typing as tp
 
@@ -10,7 +10,7 @@ from ..text import say
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "List the candidates of repos, a line each, from where the catalog says they stand.",
+        "List the candidates of repos, one per line, from the sources that the catalog names.",
         "bin/extract-ids vitl-topk | jq -c 'select(.commented)'",
     )
     p.add_argument("slugs", nargs="*", metavar="SLUG", help="a repo of the catalog")
@@ -19,15 +19,15 @@ def main(argv: list[str]) -> None:
         "--run-ids",
         action="append",
         metavar="LAYER=ID,ID",
-        help="these candidates in the sweep's place (one SLUG; may be repeated)",
+        help="use these candidates instead (with one SLUG; may be repeated)",
     )
     args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
     if bool(args.slugs) == args.all:
-        raise UsageError("name repos (SLUG…) or say --all, one of the two")
+        raise UsageError("give either repos (SLUG…) or --all")
     if args.run_ids and len(args.slugs) != 1:
-        raise UsageError("--run-ids goes with one SLUG")
+        raise UsageError("--run-ids needs exactly one SLUG")
     repos = cat.repos if args.all else [cat.get(slug) for slug in args.slugs]
     found = [(repo, listed(cat, repo, args.run_ids)) for repo in repos]
     for repo, (candidates, notes) in found:

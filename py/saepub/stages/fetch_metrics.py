@@ -1,4 +1,4 @@
-"""fetch-metrics: add each run's record as W&B has it. bin/facts reads what is in it."""
+"""fetch-metrics: add each run's W&B record, which bin/facts then reads."""
 
 import collections
 import os
@@ -13,7 +13,7 @@ from ..tracking.snapshot import Record
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Add each run's record in W&B (or in an export of it), or null.",
+        "Add each run's record from W&B (or from an export of it), or null.",
         "bin/extract-ids vitl-topk | bin/fetch-metrics"
         " | jq -c '[.run_id, .wandb.state, .wandb.summary[\"eval/l0\"]]'",
     )
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         help="read this JSONL export instead of asking W&B (default: METRICS_SNAPSHOT)",
     )
     p.add_argument(
-        "--save-snapshot", metavar="FILE", help="write an export of the runs asked for"
+        "--save-snapshot", metavar="FILE", help="write an export of the requested runs"
     )
     args = p.parse_args(argv)
     settings.load()
@@ -40,15 +40,15 @@ def main(argv: list[str]) -> None:
 
 
 def _exported(snapshot: str, candidates: list[jsonl.Line]) -> dict[str, Record]:
-    """The records that the export has of the candidates."""
+    """The candidates' records from the export."""
     if not os.path.exists(snapshot) and settings.is_demo_fpath(pathlib.Path(snapshot)):
-        raise UserError("no data is named and there is no demo yet; run: make demo")
+        raise UserError("no data is set and there is no demo yet; run: make demo")
     run_ids = frozenset(line["run_id"] for line in candidates)
     return wandb_snapshot.read(snapshot, run_ids)
 
 
 def _fetched(candidates: list[jsonl.Line]) -> dict[str, Record]:
-    """The records that W&B has of the candidates, a project at a time."""
+    """The candidates' records from W&B, one project at a time."""
     run_ids: dict[tuple[str, str], dict[str, None]] = collections.defaultdict(dict)
     for line in candidates:
         run_ids[places.project(line)][line["run_id"]] = None

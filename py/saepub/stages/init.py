@@ -1,7 +1,7 @@
-"""init: write a catalog for a lab's own sweep, filled in as far as the sweep and its runs tell.
+"""init: write a catalog for a lab's own sweep, filled in from the sweep and its runs.
 
-What they don't tell is marked, each with what it is for; a catalog with a mark left in it is
-refused by every stage, with a line for each.
+Other keys get a placeholder that describes them; every stage refuses a catalog with placeholders
+left in it, with one line for each.
 """
 
 import collections
@@ -34,17 +34,17 @@ def main(argv: list[str]) -> None:
         "rm build/own.json",
     )
     p.add_argument("sweep", nargs="?", help="a Python file that lists run ids")
-    p.add_argument("variable", nargs="?", help="its variable that lists them")
-    p.add_argument("--wandb-sweep", metavar="ID", help="a sweep of W&B in their place")
+    p.add_argument("variable", nargs="?", help="the variable that lists them")
+    p.add_argument(
+        "--wandb-sweep", metavar="ID", help="a W&B sweep, instead of a Python file"
+    )
     args = p.parse_args(argv)
     settings.load()
     if bool(args.sweep) == bool(args.wandb_sweep):
         raise UsageError("name a sweep file and its variable, or --wandb-sweep=ID")
     fpath = pathlib.Path(settings.get("CATALOG"))
     if fpath.exists() or settings.is_demo_fpath(fpath):
-        raise UsageError(
-            f"{fpath} is there already; say what to write with CATALOG=<a new file>"
-        )
+        raise UsageError(f"{fpath} already exists; name a new file with CATALOG=<file>")
     if args.wandb_sweep:
         repo, facts = from_wandb(args.wandb_sweep)
     else:
@@ -55,14 +55,14 @@ def main(argv: list[str]) -> None:
         fd.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     n_left = len(catalog.read(fpath)[1])
     say(
-        f"init: wrote {fpath}: {n_of(n_left, 'key')} to write; then: make doctor CATALOG={fpath}"
+        f"init: wrote {fpath}: {n_of(n_left, 'key')} to fill in; then: make doctor CATALOG={fpath}"
     )
 
 
 def from_sweep(
     sweep: pathlib.Path, variable: str | None, fpath: pathlib.Path
 ) -> tuple[dict[str, tp.Any], list[jsonl.Line]]:
-    """What a sweep file tells of a repo, and the facts of its runs."""
+    """A repo's entry from a sweep file, and the facts of its runs."""
     if variable is None:
         names = ", ".join(python.variables(sweep)) or "none that lists run ids"
         raise UsageError(f"name the variable that lists run ids; {sweep} has: {names}")
@@ -71,19 +71,19 @@ def from_sweep(
     found = python.read(sweep, variable, [0], layer_at).candidates
     facts = facts_of([c.run_id for c in found])
     layers = sorted({c.layer for c in found})
-    told = {line["run_id"]: line["train_layer"] for line in facts}
+    layer_of = {line["run_id"]: line["train_layer"] for line in facts}
     repo: dict[str, tp.Any] = {
         "slug": slug_of(sweep.stem),
         "sweep": relative(sweep, fpath),
         "variable": variable,
     }
     if not keys:
-        layers = sorted({layer for layer in told.values() if layer is not None})
+        layers = sorted({layer for layer in layer_of.values() if layer is not None})
     if not keys and len(layers) > 1:
-        # A list says no layer, and the runs are of several: the catalog lists them itself.
+        # A plain list has no layers but its runs have several, so the catalog lists the runs.
         del repo["sweep"], repo["variable"]
         repo["run_ids"] = {
-            str(layer): [c.run_id for c in found if told.get(c.run_id) == layer]
+            str(layer): [c.run_id for c in found if layer_of.get(c.run_id) == layer]
             for layer in layers
         }
     if layer_at is not None:
@@ -92,7 +92,7 @@ def from_sweep(
 
 
 def place_of_layer(keys: list[object]) -> int | None:
-    """Where tuple keys have the layer: where the numbers are smallest."""
+    """The layer's index in tuple keys: where the numbers are smallest."""
     tuples = [key for key in keys if isinstance(key, tuple)]
     if not tuples or len({len(key) for key in tuples}) != 1:
         return None
@@ -104,12 +104,12 @@ def place_of_layer(keys: list[object]) -> int | None:
 
 
 def from_wandb(sweep: str) -> tuple[dict[str, tp.Any], list[jsonl.Line]]:
-    """What a sweep of W&B tells of a repo, and the facts of its runs."""
-    project = settings.need("WANDB_PROJECT", "the W&B project with the sweep")
-    entity = settings.need("WANDB_ENTITY", "whose W&B project it is")
+    """A repo's entry from a W&B sweep, and the facts of its runs."""
+    project = settings.need("WANDB_PROJECT", "the W&B project of the sweep")
+    entity = settings.need("WANDB_ENTITY", "the W&B entity of the project")
     records = wandb_runs.listed(entity, project, {"sweep": sweep})
     if not records:
-        raise UserError(f"{entity}/{project}: no run of a sweep {sweep}")
+        raise UserError(f"{entity}/{project}: no runs of a sweep {sweep}")
     places = collections.Counter(
         place for r in records for place in places_of_layer(r["config"])
     )
@@ -125,7 +125,7 @@ def from_wandb(sweep: str) -> tuple[dict[str, tp.Any], list[jsonl.Line]]:
 
 
 def places_of_layer(config: object, above: str = "") -> tp.Iterator[str]:
-    """Where a config has a whole number called "layer"."""
+    """The dotted keys of a config whose value is a whole number called "layer"."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if isinstance(value, dict):
             yield from places_of_layer(value, f"{above}{key}.")
@@ -134,7 +134,7 @@ def places_of_layer(config: object, above: str = "") -> tp.Iterator[str]:
 
 
 def facts_of(run_ids: list[str]) -> list[jsonl.Line]:
-    """What W&B, or an export, tells of runs; nothing where it can't be asked."""
+    """The facts of runs from W&B, or from an export; none if it can't be read."""
     snapshot = settings.get("METRICS_SNAPSHOT")
     entity, project = settings.get("WANDB_ENTITY"), settings.get("WANDB_PROJECT")
     try:
@@ -164,7 +164,7 @@ def facts_of_records(records: dict[str, dict[str, tp.Any]]) -> list[jsonl.Line]:
 
 
 def entry(repo: dict[str, tp.Any], facts: list[jsonl.Line]) -> dict[str, tp.Any]:
-    """A repo's entry, with marks for what nothing tells."""
+    """A repo's entry, with placeholders for what is unknown."""
     names = {of.key: name for name, of in ACTIVATIONS.items()}
     keys = [(line["activation"] or {}).get("key") for line in facts]
     activations = [names[key] for key in dict.fromkeys(keys) if key in names]
@@ -185,7 +185,7 @@ def entry(repo: dict[str, tp.Any], facts: list[jsonl.Line]) -> dict[str, tp.Any]
 
 
 def common(facts: list[jsonl.Line], key: str) -> tp.Any:
-    """What most runs have; None where no run says."""
+    """The most common value among the runs; None if no run has one."""
     values = collections.Counter(
         line[key] for line in facts if line[key] is not None
     ).most_common()
@@ -196,7 +196,7 @@ def common(facts: list[jsonl.Line], key: str) -> tp.Any:
 
 
 def lab() -> dict[str, tp.Any]:
-    """What is the same for all repos: what settings say, and marks for the rest."""
+    """The common part: values from the settings, and placeholders."""
     given = {
         key: settings.get(name) or to_write(key)
         for key, name in (
@@ -214,7 +214,7 @@ def slug_of(name: str) -> str:
 
 
 def relative(sweep: pathlib.Path, fpath: pathlib.Path) -> str:
-    """The sweep as the catalog names it: under SAEV_DIR, else from where the catalog is."""
+    """The sweep's path relative to SAEV_DIR if it is in there, else to the catalog."""
     saev_dir = settings.get("SAEV_DIR")
     if saev_dir and sweep.resolve().is_relative_to(pathlib.Path(saev_dir).resolve()):
         return os.path.relpath(sweep.resolve(), pathlib.Path(saev_dir).resolve())

@@ -1,6 +1,6 @@
-"""known-ids: stop where PIN or EXCLUDE names a run that no repo of the catalog has.
+"""known-ids: fail if PIN or EXCLUDE names a run that is no candidate of any repo.
 
-They may name runs of any repo, so that one `.env` serves all; an id of none is a typing error.
+They may name runs of any repo, so that one `.env` works for all; any other id is a typo.
 """
 
 import json
@@ -14,7 +14,7 @@ from ..text import say
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Stop where PIN or EXCLUDE names a run that no repo of the catalog has.",
+        "Fail if PIN or EXCLUDE names a run that is no candidate of any repo.",
         "bin/extract-ids vitl-topk | bin/known-ids",
     )
     p.parse_args(argv)
@@ -32,16 +32,16 @@ def main(argv: list[str]) -> None:
     known = run_ids(others)
     if known is None:
         say(
-            f"known-ids: passing over {' '.join(wanted)}, which may be of {' '.join(others)}"
+            f"known-ids: not checking {' '.join(wanted)}, which may belong to {' '.join(others)}"
         )
         return
     for run_id, name in wanted.items():
         if run_id not in known:
-            raise UserError(f"{name} {run_id}: not among the candidates of any repo")
+            raise UserError(f"{name} {run_id}: not a candidate of any repo")
 
 
 def run_ids(slugs: list[str]) -> set[str] | None:
-    """The candidates of repos that are not worked on now; None where their sweeps can't be read."""
+    """The candidates of other repos; None if their sources can't be read."""
     program = os.path.join(settings.ROOT, "bin/extract-ids")
     done = subprocess.run([program, *slugs], stdout=subprocess.PIPE) if slugs else None
     if done is None:

@@ -268,7 +268,7 @@ def apart(kind: str, n_tasks: int | None) -> Do:
             passes.as_task, parts, needs, n_tasks, env=environment(n_cpus)
         )
         for (source, batch), outcome in zip(shared, outcomes, strict=True):
-            why = outcome.reason or f"not measured: {outcome.lost}"
+            why = outcome.reason or f"not done: {outcome.lost}"
             found = [Found(None, why)] * len(batch)
             if outcome.result:
                 found = passes.from_task(source, outcome.result)

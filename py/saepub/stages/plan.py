@@ -1,6 +1,6 @@
-"""plan: tell what a push would do to each repo and collection as they are on the Hub now.
+"""plan: show what a push would change in each repo and collection on the Hub.
 
-With --files, stdout has a line a file in place of the runs; see `staged.file_lines`.
+With --files, stdout has one line per file instead of the runs; see `staged.file_lines`.
 """
 
 from .. import catalog, jsonl, settings
@@ -13,7 +13,7 @@ from ..text import human, one_line, say
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Tell what a push would change on the Hub; change nothing.",
+        "Show what a push would change on the Hub; change nothing.",
         "bin/plan < build/vitl-topk/rendered.jsonl > /dev/null",
     )
     staged.add_files_option(p)
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     repos = staged.by_repo(rows)
     if not repos:
         return
-    told, problems, parents, files = [], [], {}, []
+    plan, problems, parents, files = [], [], {}, []
     try:
         for slug, of_repo in repos.items():
             repo_id = cat.get(slug).repo_id
@@ -33,16 +33,16 @@ def main(argv: list[str]) -> None:
             changes = hub_repo.compare(there, here, staged.dpath_of(slug))
             parents[slug] = there.commit
             files += staged.file_lines(slug, changes.by_file())
-            told += describe(repo_id, there, changes)
-            problems += hub_repo.not_as_named(repo_id, there)
-        told += describe_collections(cat, [cat.get(slug).repo_id for slug in repos])
+            plan += describe(repo_id, there, changes)
+            problems += hub_repo.access_problems(repo_id, there)
+        plan += describe_collections(cat, [cat.get(slug).repo_id for slug in repos])
     except UsageError:
         raise
     except UserError as err:
         raise UserError(
             f"{err}; nothing was changed; to continue: {resume_command()}"
         ) from err
-    say("\n".join(told))
+    say("\n".join(plan))
     if args.files:
         for line in files:
             jsonl.write(line)
@@ -58,14 +58,14 @@ def describe(
     if there.commit is None:
         out = [f"{repo_id}: would be created, public"]
         for kind in hub_repo.namesakes(repo_id):
-            out.append(f"  beside a {kind} of that name")
+            out.append(f"  beside an existing {kind} of that name")
     elif changes.is_done(prune):
         out = [f"{repo_id}: nothing to do, at {there.commit[:12]}"]
     else:
         out = [f"{repo_id}: at {there.commit[:12]}"]
     if ".gitignore" in there.files and not changes.is_done(prune):
-        out.append("  has a .gitignore; push asks first whether it keeps files out")
-    why = "PRUNE=1" if prune else "not of this release; PRUNE=1 would delete"
+        out.append("  has a .gitignore; push checks first whether it excludes files")
+    why = "PRUNE=1" if prune else "not part of this release; PRUNE=1 would delete"
     parts = (
         ("add", changes.add, ""),
         ("change", changes.change, ""),

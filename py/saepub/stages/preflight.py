@@ -1,6 +1,6 @@
-"""preflight: check every chosen checkpoint before anything is made of it.
+"""preflight: check every chosen checkpoint before it is staged.
 
-What a checkpoint must be: checkpoint/check.py. What is said of its run: witnesses.py.
+checkpoint/check.py checks the file, witnesses.py compares it with what W&B and the catalog say.
 """
 
 import collections
@@ -32,13 +32,13 @@ from ..text import n_of, progress, say
 
 COPIES = 5
 """Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model,
-and what lies between them in memory that is kept."""
+and gaps between them in the heap."""
 
 ALSO = ("numbers", "l0_logged", "nmse_logged", "shard", "state", "n_dead")
-"""What a line may have besides."""
+"""Optional keys of a line."""
 
 N_NAMED = 8
-"""Run ids that a command to be typed may hold."""
+"""The most run ids in a suggested command."""
 
 
 class Result(tp.NamedTuple):
@@ -46,12 +46,12 @@ class Result(tp.NamedTuple):
     reason: str = ""
     """Why the run can't be released; "" if it can."""
     lost: str = ""
-    """How the task of an executor ended that should have checked it."""
+    """How the executor's task that should have checked it ended."""
 
 
 def main(argv: list[str]) -> int | None:
     p = parser(
-        "Check the runs' checkpoints against header, W&B and catalog; add what they are.",
+        "Check the runs' checkpoints against header, W&B and catalog; add hash, loader, ….",
         "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
         " | bin/settle | bin/select | bin/preflight"
         " | jq -c '[.run_id, .sha256, .warnings]'",
@@ -60,9 +60,9 @@ def main(argv: list[str]) -> int | None:
         "--jobs",
         type=int,
         metavar="N",
-        help="files at once, or with EXECUTOR the tasks that share the lines"
-        " (default: JOBS, else as cores and memory allow; of a Slurm array one for"
-        f" every {executor.N_LINES} lines, {executor.N_TASKS} at most)",
+        help="files at once, or with EXECUTOR how many tasks share the runs (default: JOBS,"
+        f" else by cores and memory; on Slurm one for every {executor.N_LINES} runs, at most"
+        f" {executor.N_TASKS})",
     )
     args = p.parse_args(argv)
     settings.load()
@@ -70,14 +70,14 @@ def main(argv: list[str]) -> int | None:
     given = list(jsonl.read(*witnesses.KEYS, also=ALSO, is_chosen=True))
     if not given:
         return 0
-    look_for_runs(given)
+    check_runs_root(given)
     settings.claim("BUILD")
-    leave_real_inputs(given)
+    store_real_inputs(given)
     results = check_all(given, kind, at_once)
     lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
-    results = as_measured(same_files([r for r in results if not r.lost]))
+    results = check_numbers(check_distinct([r for r in results if not r.lost]))
     report(results)
-    executor.tell_lost(lost)
+    executor.fail_on_lost(lost)
     if any(r.reason for r in results):
         return 1
     for r in results:
@@ -85,13 +85,11 @@ def main(argv: list[str]) -> int | None:
     return 0
 
 
-def look_for_runs(given: list[jsonl.Line]) -> None:
-    """Raises UserError where none of a root's checkpoints is there: the root will be wrong."""
+def check_runs_root(given: list[jsonl.Line]) -> None:
+    """Raise UserError if a runs root has none of its checkpoints, since it must be wrong."""
     for root in dict.fromkeys(places.runs_root(line) for line in given):
         if not root.is_dir():
-            raise UserError(
-                f"RUNS_ROOT {root}: no such directory; export it or write it in .env"
-            )
+            raise UserError(f"RUNS_ROOT {root}: no such directory; set RUNS_ROOT")
         here = [line for line in given if places.runs_root(line) == root]
         fpaths = [places.checkpoint_fpath(line) for line in here]
         if len(here) == 1 or any(os.path.lexists(fpath) for fpath in fpaths):
@@ -100,10 +98,10 @@ def look_for_runs(given: list[jsonl.Line]) -> None:
         names = sorted(os.listdir(there))
         holds = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         deeper = [n for n in names if (there / n / here[0]["run_id"]).is_dir()]
-        mend = f"RUNS_ROOT={there / deeper[0]}" if deeper else "set RUNS_ROOT"
+        value = f"={there / deeper[0]}" if deeper else ""
         raise UserError(
-            f"RUNS_ROOT {root}: none of {n_of(len(here), 'checkpoint')} is there; looked for"
-            f" {fpaths[0]}, and {there} holds {holds or 'nothing'}; {mend}"
+            f"RUNS_ROOT {root}: none of {n_of(len(here), 'checkpoint')} exists; looked for"
+            f" {fpaths[0]}, but {there} has {holds or 'nothing'}; set RUNS_ROOT{value}"
         )
 
 
@@ -113,7 +111,7 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
     Args:
         given: The lines.
         kind: The EXECUTOR.
-        at_once: How many processes or tasks share them; None for as many as suit.
+        at_once: How many processes or tasks share them; None to decide automatically.
 
     Raises:
         SetupError: No line can be checked.
@@ -134,7 +132,7 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
             check, parts, needs, at_once, depends_on=identity, env=env
         )
     else:
-        saev_loader.available()  # before the fork, since to import it takes seconds
+        saev_loader.available()  # before the fork, since importing it takes seconds
         n_jobs = min(machine.n_at_once(n_bytes, at_once), len(parts))
         checked = pool.each(check, parts, n_jobs, prepare)
         outcomes = list(progress(checked, len(given), "preflight"))
@@ -145,23 +143,23 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
 
 
 def prepare() -> None:
-    """Make a process fit to check one file after another."""
+    """Prepare a process for checking one file after another."""
     machine.keep_freed_memory()
     import torch
 
-    # Most of the time goes into what one thread does: hashing and copying.
+    # Most of the time goes into hashing and copying, on one thread.
     torch.set_num_threads(1)
 
 
 def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
-    """Check a run's checkpoint and note what it is.
+    """Check a run's checkpoint and add what it is.
 
-    The file is read from disk once. Besides its arguments this depends on SAEV_DIR alone.
+    The file is read from disk once. Besides the arguments, the result depends only on SAEV_DIR.
 
     Args:
         line: Has `witnesses.KEYS`.
         fpath: Its checkpoint.
-        probes_dpath: Where the run's probe goes, and where the activations for it may lie.
+        probes_dpath: Where the run's probe goes, and where real activations for it may be.
 
     Returns:
         The line with checkpoint, bytes, mtime_ns, sha256, schema, activation_config,
@@ -172,8 +170,8 @@ def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
         SetupError: saev can't be imported, so no run can be checked.
     """
     with checkpoint.File(fpath) as file:
-        if odds := witnesses.conflicts(line, vars(file.header)):
-            raise UserError(f"at odds: {odds}")
+        if conflicts := witnesses.conflicts(line, vars(file.header)):
+            raise UserError(f"at odds: {conflicts}")
         file.read()
         x = checkpoint_probe.inputs(probes_dpath, line["layer"], file.header.d_model)
         loaded = checkpoint_check.check_weights(file, x)
@@ -194,13 +192,13 @@ def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
 
 
 def probes_dpath(line: jsonl.Line) -> str:
-    """Where the probes of a repo's checkpoints go, which render publishes."""
+    """The directory for the probes of a repo's checkpoints, which render publishes."""
     return str(settings.build_dpath().absolute() / line["repo"] / "probes")
 
 
-def leave_real_inputs(given: list[jsonl.Line]) -> None:
-    """Leave a few activations for the probes of each layer that was measured on a shard, if
-    that shard is still there. Where it is gone, those of an earlier time stay in use."""
+def store_real_inputs(given: list[jsonl.Line]) -> None:
+    """Store a few real activations for the probes of each measured layer, if its shard still
+    exists. Otherwise those stored earlier stay in use."""
     panels = {(line["repo"], line["layer"]): line for line in given}
     for (slug, layer), line in panels.items():
         kind, _, name = (line.get("numbers") or "").partition(":")
@@ -213,8 +211,8 @@ def leave_real_inputs(given: list[jsonl.Line]) -> None:
                 checkpoint_probe.write_inputs(probes_dpath(line), layer, x)
 
 
-def same_files(results: list[Result]) -> list[Result]:
-    """The results, with a reason for each run whose file is another run's too."""
+def check_distinct(results: list[Result]) -> list[Result]:
+    """The results, with a reason for each run whose file is identical to another run's."""
     ids: dict[str, list[str]] = collections.defaultdict(list)
     for r in results:
         if not r.reason:
@@ -225,20 +223,20 @@ def same_files(results: list[Result]) -> list[Result]:
         if len(set(others)) > 1:
             names = " ".join(i for i in others if i != r.line["run_id"])
             sha256 = r.line["sha256"][:12]
-            r = Result(r.line, f"the very file of {names} (sha256 {sha256}…)")
+            r = Result(r.line, f"the same file as {names} (sha256 {sha256}…)")
         found.append(r)
     return found
 
 
-def as_measured(results: list[Result]) -> list[Result]:
-    """The results, with a reason for each run whose numbers are not of its file, and with
-    warnings where what was measured is not what training logged."""
+def check_numbers(results: list[Result]) -> list[Result]:
+    """The results, with a reason for each run whose numbers are not its file's, and with
+    warnings if measured and logged numbers differ."""
     found = []
     for r in results:
         if not r.reason:
             try:
-                told = r.line["warnings"] + numbers.warnings(r.line)
-                r = Result(r.line | {"warnings": told}, numbers.refusal(r.line))
+                warnings = r.line["warnings"] + numbers.warnings(r.line)
+                r = Result(r.line | {"warnings": warnings}, numbers.refusal(r.line))
             except UserError as err:
                 r = Result(r.line, str(err))
         found.append(r)
@@ -246,7 +244,7 @@ def as_measured(results: list[Result]) -> list[Result]:
 
 
 def report(results: list[Result]) -> None:
-    """Tell warnings, what saev did not load, and every reason with the command around it."""
+    """Print warnings, what saev did not load, every reason, and the command to go on."""
     for r in results:
         for warning in [] if r.reason else r.line["warnings"]:
             say(f"preflight: warning: {jsonl.name_of(r.line)}: {warning}")
@@ -256,13 +254,13 @@ def report(results: list[Result]) -> None:
         if not r.reason and r.line["loader"] == checkpoint_check.BUILTIN
     ]
     if builtin:
-        mend = "set SAEV_DIR to load them with saev"
+        advice = "set SAEV_DIR to load them with saev"
         if saev_loader.checkout_src():
-            mend = "the saev in SAEV_DIR does not load them"
+            advice = "the saev in SAEV_DIR can't load them"
         schemas = sorted({str(line["schema"] or "none") for line in builtin})
         say(
             f"preflight: {n_of(len(builtin), 'checkpoint')} (schema"
-            f" {', '.join(schemas)}) checked by the built-in reader; {mend}"
+            f" {', '.join(schemas)}) checked only by the built-in reader; {advice}"
         )
     failed = [r for r in results if r.reason]
     for r in failed:
@@ -272,7 +270,7 @@ def report(results: list[Result]) -> None:
 
 
 def without(failed: list[Result]) -> str:
-    """The command that releases without the failed runs."""
+    """The command for a dry run without the failed runs."""
     excluded = settings.ids("EXCLUDE")
     ids = [*filter(jsonl.is_id, excluded), *(r.line["run_id"] for r in failed)]
     ids = list(dict.fromkeys(ids))
@@ -288,7 +286,7 @@ def without(failed: list[Result]) -> str:
 
 
 def memory_bytes(given: list[jsonl.Line]) -> int:
-    """The most memory that one file at a time takes."""
+    """The memory for checking one file at a time, by the largest."""
     n_most = 0
     for line in given:
         with contextlib.suppress(OSError):

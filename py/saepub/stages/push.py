@@ -1,6 +1,6 @@
-"""push: send each repo's stage to the Hub, all of it in one commit.
+"""push: send each repo's stage to the Hub in one commit.
 
-Everything that can be known to be wrong is told before the first byte is sent.
+Everything that can be checked in advance is checked before the first byte is sent.
 """
 
 import collections
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         return
     problem = ""
     with contextlib.ExitStack() as locks:
-        # Held to the end, so that what was checked is what is sent.
+        # Held to the end, so that what is sent is what was checked.
         for slug in repos:
             cat.get(slug)
             locks.enter_context(staged.lock(slug))
@@ -48,37 +48,37 @@ def main(argv: list[str]) -> None:
                 commit = publish(repo, rows, theirs[slug])
             except UserError as err:
                 problem = f"{repo.repo_id}: {err}"
-                break  # whatever it is, the next would wait for it as long
+                break  # the next repo would probably fail in the same way
             seconds = round(time.monotonic() - started, 1)
             done[slug] = {"commit": commit, "seconds": seconds}
-    # What is done is verified and recorded, though the rest failed.
+    # Even if some repos failed, the others are verified and recorded.
     for slug, rows in repos.items() if done else ():
         for row in rows:
             jsonl.write(row | done.get(slug, {"commit": None, "seconds": 0}))
     if problem:
-        have = ", ".join(cat.get(slug).repo_id for slug in done)
-        have = f"; already there: {have}" if have else ""
-        raise UserError(f"{problem}{have}; to continue: {resume_command()}")
+        pushed = ", ".join(cat.get(slug).repo_id for slug in done)
+        pushed = f"; already pushed: {pushed}" if pushed else ""
+        raise UserError(f"{problem}{pushed}; to continue: {resume_command()}")
 
 
 def check(
     cat: catalog.Catalog, repos: dict[str, list[jsonl.Line]]
 ) -> dict[str, hub_repo.Remote]:
-    """Hold every repo to what can be known before anything is changed on the Hub.
+    """Check everything that can be checked before anything is changed on the Hub.
 
     Args:
         repos: Lines by slug.
 
     Returns:
-        Each repo as it is there now, by slug.
+        Each repo as it is on the Hub now, by slug.
 
     Raises:
-        UserError: Something is wrong; all of it has been told.
+        UserError: There are problems, all of which have been printed.
     """
     problems = []
     if settings.is_demo_fpath(cat.fpath) and hub.endpoint() == THE_HUB:
         problems.append(
-            "these are the demo's; name your own data (SAEV_DIR, RUNS_ROOT), or: make rehearse"
+            "this is the demo; set SAEV_DIR and RUNS_ROOT for your own data, or: make rehearse"
         )
     for slug, rows in repos.items():
         problems += check_stage(slug, rows)
@@ -95,7 +95,7 @@ def check(
             theirs[slug] = there = hub_repo.remote(repo.repo_id)
             problems += check_there(repo, rows, there, is_sendable=not problems)
         except UserError as err:
-            problems += [] if no_rights else [str(err)]  # else it has been told
+            problems += [] if no_rights else [str(err)]  # probably the same problem
     fail_on(problems, f"nothing was sent; to continue: {resume_command()}")
     return theirs
 
@@ -106,12 +106,12 @@ def check_there(
     there: hub_repo.Remote,
     is_sendable: bool,
 ) -> list[str]:
-    """What stands against publishing a repo, as the Hub knows it.
+    """Why a repo can't be published, according to the Hub.
 
     Args:
-        is_sendable: Whether nothing is wrong so far; what depends on it is asked only then.
+        is_sendable: Whether there is no problem so far; if there is, some checks are skipped.
     """
-    problems = hub_repo.not_as_named(repo.repo_id, there)
+    problems = hub_repo.access_problems(repo.repo_id, there)
     planned = rows[0].get("parent_commit", there.commit)
     is_taken = there.commit != planned and not (planned is None and there.is_fresh)
     if is_done(repo.slug, rows, there):
@@ -124,34 +124,34 @@ def check_there(
     changes = hub_repo.compare(there, staged.files(rows), dpath)
     send = [*changes.add, *changes.change]
     if any(file.path == "README.md" for file in send):
-        problem = hub_repo.refused_card((dpath / "README.md").read_text("utf-8"))
+        problem = hub_repo.card_problem((dpath / "README.md").read_text("utf-8"))
         problems += [f"{repo.repo_id}: {problem}"] if problem else []
     if there.commit is not None:
-        problem = hub_repo.kept_out(repo.repo_id, send, dpath)
+        problem = hub_repo.ignored_problem(repo.repo_id, send, dpath)
         problems += [problem] if problem else []
     return problems
 
 
 def check_stage(slug: str, rows: list[jsonl.Line]) -> list[str]:
-    """What stands against publishing a repo, as far as this machine knows."""
+    """Why a repo can't be published, according to this machine."""
     problems = staged.problems(slug, rows)
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin and settings.get("LOADER") != "builtin":
         problems.append(
-            f"{slug}: no saev has loaded {n_of(n_builtin, 'checkpoint')} of it;"
-            f" set SAEV_DIR to a saev that can, or LOADER=builtin to publish as is"
+            f"{slug}: saev has not loaded {n_of(n_builtin, 'checkpoint')}; set SAEV_DIR to a"
+            " saev that can, or set LOADER=builtin to publish them as they are"
         )
     return problems
 
 
 def same_files(repos: dict[str, list[jsonl.Line]]) -> list[str]:
-    """The runs that are one file, of one repo or of several."""
+    """Runs whose files are identical, within a repo or across repos."""
     by_sha256 = collections.defaultdict(set)
     for rows in repos.values():
         for row in rows:
             by_sha256[row["sha256"]].add(row["run_id"])
     return [
-        f"{' and '.join(sorted(ids))} are one and the same file"
+        f"{' and '.join(sorted(ids))} have identical files"
         for ids in by_sha256.values()
         if len(ids) > 1
     ]
@@ -164,41 +164,41 @@ def is_done(slug: str, rows: list[jsonl.Line], there: hub_repo.Remote) -> bool:
 
 def conflict(slug: str, there: hub_repo.Remote, seen: object) -> str:
     return (
-        f"somebody changed it meanwhile, it is at {there.commit} and was at"
-        f" {one_line(seen)}; look at it with make plan REPO={slug}"
+        f"somebody else changed it: it is at {there.commit} and was at {one_line(seen)};"
+        f" look at it with make plan REPO={slug}"
     )
 
 
 def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -> str:
-    """Bring one repo to what its stage holds; the commit that holds it.
+    """Make one repo match its stage; return the commit that does.
 
-    A try that failed may have committed all the same, its answer lost on the way; so each
-    try begins with what the Hub has now.
+    A failed attempt may have committed if only its answer was lost, so each attempt starts
+    from what the Hub has now.
 
     Args:
-        seen: The repo as the plan saw it.
+        seen: The repo as seen by `check`.
 
     Raises:
         UserError: The Hub refuses, keeps failing, or somebody else committed meanwhile.
     """
     parent = seen.commit
     dpath, prune = staged.dpath_of(repo.slug), settings.get("PRUNE") == "1"
-    told = ""
+    announced = ""
 
     def found() -> tuple[hub_repo.Remote, str | None]:
-        """The repo now, and the commit in it that is ours, from this run or another."""
+        """The repo now, and our commit in it, from this run or an earlier one."""
         there = hub_repo.remote(repo.repo_id)
         if is_done(repo.slug, rows, there):
             return there, there.commit
-        if told and there.commit != parent:
-            # Ours may have landed, and somebody else's on top of it.
+        if announced and there.commit != parent:
+            # Our commit may have succeeded, with somebody else's on top of it.
             after = hub_repo.commit_after(repo.repo_id, parent)
             if after and is_done(repo.slug, rows, hub_repo.remote(repo.repo_id, after)):
                 return there, after
         return there, None
 
     def attempt() -> str:
-        nonlocal parent, told
+        nonlocal parent, announced
         there, commit = found()
         if commit is not None:
             return commit
@@ -209,28 +209,28 @@ def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -
             parent = there.commit
         if there.commit is None or there.commit != parent:
             raise UserError(conflict(repo.slug, there, parent))
-        for problem in hub_repo.not_as_named(repo.repo_id, there):
+        for problem in hub_repo.access_problems(repo.repo_id, there):
             raise UserError(problem.removeprefix(f"{repo.repo_id}: "))
         changes = hub_repo.compare(there, staged.files(rows), dpath)
         message = describe(changes, rows, prune)
-        if message != told:
+        if message != announced:
             size = hub_repo.total([*changes.add, *changes.change])
             say(f"{repo.repo_id}: {message}; sending {size}")
-            told = message
+            announced = message
         return hub_repo.upload(
             repo.repo_id,
             dpath,
             changes,
             there.commit,
             message,
-            description=besides(changes, prune),
+            description=leftovers(changes, prune),
             prune=prune,
-            hold=lambda: hold(repo.slug, rows),
+            check=lambda: check_stage_unchanged(repo.slug, rows),
         )
 
     def may_pass(err: Exception) -> bool:
-        # Of a commit whose answer was lost, a second try is told that main has moved on.
-        return hub.is_passing(err) or hub.status_of(err) == 412
+        # After a commit whose answer was lost, a retry gets 412, since main has moved on.
+        return hub.is_transient(err) or hub.status_of(err) == 412
 
     try:
         commit = hub.retrying(repo.repo_id, attempt, may_pass)
@@ -241,35 +241,37 @@ def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -
         if ours is None and there.commit != parent and may_pass(err):
             raise UserError(conflict(repo.slug, there, parent)) from err
         if ours is None:
-            hold(repo.slug, rows)
+            check_stage_unchanged(repo.slug, rows)
             raise UserError(hub.explain(err)) from err
         commit = ours
     check_sent(repo, rows, commit)
     return commit
 
 
-def hold(slug: str, rows: list[jsonl.Line]) -> None:
-    """Raises UserError where the stage is no longer what was checked."""
+def check_stage_unchanged(slug: str, rows: list[jsonl.Line]) -> None:
+    """Raise UserError if the stage is no longer what was checked."""
     if problems := staged.problems(slug, rows):
-        raise UserError(f"nothing was committed, for while it was sent, {problems[0]}")
+        raise UserError(
+            f"nothing was committed, because of a change while sending: {problems[0]}"
+        )
 
 
-def besides(changes: hub_repo.Changes, prune: bool) -> str:
-    """The commit's description: which files of the repo are not of this release."""
+def leftovers(changes: hub_repo.Changes, prune: bool) -> str:
+    """The commit's description: which files in the repo are not part of this release."""
     if prune or not changes.extra:
         return ""
     paths = "".join(f"\n- {one_line(file.path)}" for file in changes.extra)
-    return f"Left from earlier commits, and not of this release:\n{paths}"
+    return f"Left from earlier commits, not part of this release:\n{paths}"
 
 
 def check_sent(repo: catalog.Repo, rows: list[jsonl.Line], commit: str) -> None:
-    """Raises UserError where a commit does not hold what was sent for it."""
+    """Raise UserError unless a commit has what was sent."""
     there = hub_repo.remote(repo.repo_id, commit)
     left = hub_repo.compare(there, staged.files(rows), staged.dpath_of(repo.slug))
     if left.add or left.change:
         paths = ", ".join(file.path for file in (*left.add, *left.change))
         raise UserError(
-            f"commit {commit} is public and does not hold {paths} as preflight saw it;"
+            f"commit {commit} is public, but its {paths} differ from what preflight checked;"
             f" make recheck REPO={repo.slug}"
         )
 

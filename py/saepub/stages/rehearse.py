@@ -1,4 +1,4 @@
-"""rehearse: run a command against a Hub of this machine's own, in the real one's place."""
+"""rehearse: run a command against a Hub on this machine instead of the real one."""
 
 import argparse
 import os
@@ -15,12 +15,12 @@ from ..release import staged
 from ..text import human, say
 
 TOKEN = "hf_rehearsal"
-"""Opens the loopback Hub and nothing else, so it may be in the code."""
+"""Valid only on the loopback Hub, so it may be in the code."""
 
 
 def main(argv: list[str]) -> int:
     p = parser(
-        "Run a command against a Hub on 127.0.0.1 in the real one's place.",
+        "Run a command against a Hub on 127.0.0.1 instead of the real one.",
         "bin/rehearse make release REPO=vitl-topk",
     )
     p.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND…")
@@ -51,26 +51,26 @@ def main(argv: list[str]) -> int:
             "HF_TOKEN": TOKEN,
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "0",
-            # A system's own proxy, too, knows another machine by this address.
+            # Even without *_proxy, a system proxy may be set, which can't reach this address.
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
             "RECORDS": str(records_dpath),
         }
-        say(f"rehearsing against {hub.endpoint}, which keeps all under {dpath}")
+        say(f"rehearsing against {hub.endpoint}, which stores everything under {dpath}")
         code = run(args.command, env)
     if hub.errors:
         raise UserError(f"the loopback Hub itself failed: {hub.errors[0]}")
     if code == 0:
         say(
-            f"rehearsed; what the Hub would hold is under {dpath / 'models'}, the records"
-            f" under {records_dpath}; to look at them: make rehearse DO=verify, or DO=plan,"
+            f"rehearsed; what the Hub would have is under {dpath / 'models'}, the records"
+            f" under {records_dpath}; to inspect them: make rehearse with DO=verify, DO=plan"
             " or DO=docs"
         )
     return code
 
 
 def run(command: list[str], env: dict[str, str]) -> int:
-    """The command's exit code; by a signal, as a shell would say it."""
+    """The command's exit code; for a signal, the code that a shell would return."""
     try:
         code = subprocess.run(command, env=env).returncode
     except OSError as err:
@@ -79,21 +79,21 @@ def run(command: list[str], env: dict[str, str]) -> int:
 
 
 def is_of_network(name: str) -> bool:
-    """Whether a setting is for reaching other machines, and may spoil reaching this one."""
+    """Whether a variable is for connections to other machines, and may break ours."""
     return name.lower().endswith("_proxy") or name.startswith("SSL_CERT_")
 
 
 def add_collection(hub: LoopbackHub, wanted: catalog.Collection) -> None:
-    """Make a collection that the catalog says is there already, unless it is."""
+    """Create a collection that the catalog names by its slug, unless it exists."""
     name, _, collection_id = wanted.slug.partition("/")[2].rpartition("-")
     if all(c["id"] != collection_id for c in hub.collections()):
         hub.add_collection(wanted.namespace, name, collection_id=collection_id)
 
 
 def check_room(cat: catalog.Catalog, dpath: pathlib.Path) -> None:
-    """Raises UserError where the disk can't hold what a rehearsal adds.
+    """Raise UserError unless the disk has room for what a rehearsal adds.
 
-    The Hub keeps each file once as it is and, by Xet, once in chunks.
+    The Hub stores each file once as it is and, with Xet, once in chunks.
     """
     chosen = settings.split(settings.get("REPO"))
     slugs = [repo.slug for repo in cat.repos if not chosen or repo.slug in chosen]
@@ -103,13 +103,12 @@ def check_room(cat: catalog.Catalog, dpath: pathlib.Path) -> None:
     free = shutil.disk_usage(dpath).free
     if needed > free:
         raise UserError(
-            f"{dpath}: a rehearsal keeps copies, up to {human(needed)} more, and"
-            f" {human(free)} are free; rehearse one repo (REPO=), or set BUILD to a"
-            " larger disk"
+            f"{dpath}: a rehearsal needs up to {human(needed)} for copies, but {human(free)}"
+            " are free; rehearse one repo (REPO=), or set BUILD to a larger disk"
         )
 
 
 def n_bytes(dpath: pathlib.Path) -> int:
-    """What the files under a directory take, each counted once however many links it has."""
+    """The size of the files under a directory, each counted once even with several links."""
     stats = [f.stat() for f in dpath.rglob("*") if f.is_file()]
     return sum({(s.st_dev, s.st_ino): s.st_size for s in stats}.values())

@@ -1,5 +1,5 @@
-"""render: write what a repo holds besides checkpoints into its stage: the model card, the
-manifest, the plot, what a loader can be held against, and config.json."""
+"""render: write the files besides checkpoints into a repo's stage: the model card, the manifest,
+the plot, check.npz and config.json."""
 
 import pathlib
 import typing as tp
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     p.add_argument(
         "--account",
         metavar="FILE",
-        help="all candidates, from select, to plot (else only the lines given)",
+        help="all candidates, from select, for the plot and the card",
     )
     args = p.parse_args(argv)
     settings.load()
@@ -49,7 +49,7 @@ def read_account(fpath: str, rows: list[jsonl.Line]) -> list[jsonl.Line]:
     """Every candidate with its fate.
 
     Raises:
-        UserError: Its choice is not the one on stdin.
+        UserError: It doesn't match the choice on stdin.
     """
     account = jsonl.read_file(fpath, "repo", "layer", "run_id", "l0", "nmse", "fate")
     published = {(row["repo"], row["run_id"]) for row in rows}
@@ -62,8 +62,8 @@ def read_account(fpath: str, rows: list[jsonl.Line]) -> list[jsonl.Line]:
     differ = published ^ {key for key in chosen if key[0] in slugs}
     if differ:
         raise UserError(
-            f"{fpath}: tells of another choice than the lines do"
-            f" ({' '.join(sorted(run_id for _, run_id in differ))}); run select again"
+            f"{fpath}: not the same choice as on stdin (different:"
+            f" {' '.join(sorted(run_id for _, run_id in differ))}); run select again"
         )
     return account
 
@@ -77,7 +77,7 @@ def render(
     """Write the documents into the stage `dpath`. The same input gives the same bytes.
 
     Returns:
-        Their sizes and hashes by name, which push and verify hold the repo to.
+        Their sizes and hashes by name, which push and verify check.
     """
     from ..release import plot
 
@@ -98,10 +98,10 @@ def render(
 
 
 def write_check(fpath: pathlib.Path, rows: list[jsonl.Line]) -> card.Check:
-    """Bring the probes that preflight kept together in one file.
+    """Write preflight's probes into one file.
 
     Raises:
-        UserError: One is gone.
+        UserError: A probe is missing.
     """
     from ..checkpoint import bundle, probe
 
@@ -113,5 +113,5 @@ def write_check(fpath: pathlib.Path, rows: list[jsonl.Line]) -> card.Check:
     except UserError as err:
         raise UserError(f"{err}; make recheck REPO={rows[0]['repo']}") from None
     bundle.write(fpath, probes)
-    real = {layer for (layer, _), of in probes.items() if not probe.is_random(of.x)}
+    real = {layer for (layer, _), p in probes.items() if not probe.is_random(p.x)}
     return card.Check(bundle.n_tokens(probes), tuple(sorted(real)))

@@ -1,4 +1,4 @@
-"""report: write one page to choose by eye from, every candidate of each repo in its plane."""
+"""report: write one page with plots and tables of every candidate, to choose by eye."""
 
 import collections
 
@@ -19,14 +19,14 @@ JOINTS = (
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Write one page to choose by eye from: every candidate of each repo.",
+        "Write one page with every candidate of each repo, to choose by eye.",
         "make dry-run REPO=vitl-topk && bin/report vitl-topk",
     )
     p.add_argument("slugs", nargs="+", metavar="SLUG", help="a repo of the catalog")
     p.add_argument(
         "--others",
         action="store_true",
-        help="with each other repo that a dry run has left whole",
+        help="also every other repo that has a complete dry run",
     )
     p.add_argument(
         "--partial",
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     p.add_argument(
         "--out",
         metavar="FILE",
-        help="where to write it (report.html in the build directory)",
+        help="where to write it (default: report.html in the build directory)",
     )
     args = p.parse_args(argv)
     settings.load()
@@ -91,19 +91,19 @@ def section(repo: catalog.Repo) -> page.Section:
     by_layer = collections.defaultdict(list)
     for run in account:
         by_layer[run["layer"]].append(run)
-    told = warnings(rows, account)
+    texts = warnings(rows, account)
     for layer, runs in sorted(by_layer.items()):
         if n := sum(numbers.is_lacking(run["drop"]) for run in runs):
-            told.append(
-                f"layer {layer}: {n_of(n, 'run')} left out for lack of numbers;"
-                " make measure gives them"
+            texts.append(
+                f"layer {layer}: {n_of(n, 'run')} dropped for lack of numbers;"
+                " to measure them: make measure"
             )
     sources = {layer: numbers.describe(runs) for layer, runs in by_layer.items()}
-    return page.section(repo, rows, account, sources, stops(rows), told)
+    return page.section(repo, rows, account, sources, stops(rows), texts)
 
 
 def is_whole(slug: str) -> bool:
-    """Whether a dry run of the repo has ended, and none since has failed."""
+    """Whether the repo's last dry run completed."""
     dpath = settings.build_dpath() / slug
     try:
         read(slug)
@@ -115,13 +115,13 @@ def is_whole(slug: str) -> bool:
 
 
 def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
-    """What a dry run left behind: the lines to publish, and every candidate with its fate.
+    """A dry run's results: the lines to publish, and every candidate with its fate.
 
     Raises:
-        UserError: There was none, or the two files are not of the same one.
+        UserError: There are none, or the two files are from different dry runs.
     """
     dpath = settings.build_dpath() / slug
-    mend = f"run: make dry-run REPO={slug}"
+    advice = f"run: make dry-run REPO={slug}"
     of_rows = "layer run_id l0 aux bytes loader warnings"
     of_account = (
         "layer run_id l0 nmse numbers n_tokens l0_logged nmse_logged created_at wandb_url"
@@ -130,23 +130,23 @@ def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
     rows_fpath, account_fpath = dpath / "rendered.jsonl", dpath / "account.jsonl"
     for fpath in (rows_fpath, account_fpath):
         if not fpath.is_file():
-            raise UserError(f"{fpath}: not there; {mend}")
+            raise UserError(f"{fpath}: missing; {advice}")
     rows = jsonl.read_file(rows_fpath, *of_rows.split(), is_chosen=True)
     account = jsonl.read_file(account_fpath, *of_account.split())
     chosen = {run["run_id"] for run in account if run["fate"] in (CHOSEN, PINNED)}
     if chosen != {row["run_id"] for row in rows}:
         raise UserError(
-            f"{dpath}: rendered.jsonl and account.jsonl tell of two choices; {mend}"
+            f"{dpath}: rendered.jsonl and account.jsonl don't match; {advice}"
         )
     return sorted(rows, key=lambda row: (row["layer"], row["l0"])), account
 
 
 def stops(rows: list[jsonl.Line]) -> list[str]:
-    """What will stop a push of these lines as things are."""
+    """What would stop a push of these lines now."""
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin and settings.get("LOADER") != "builtin":
         return [
-            f"No saev at hand has loaded {n_of(n_builtin, 'checkpoint')}: set SAEV_DIR to"
-            " one that can, or LOADER=builtin to publish them as they are"
+            f"saev has not loaded {n_of(n_builtin, 'checkpoint')}; set SAEV_DIR to a saev"
+            " that can, or set LOADER=builtin to publish them as they are"
         ]
     return []

@@ -28,19 +28,19 @@ def main(argv: list[str]) -> None:
         "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
         " | bin/settle | bin/select -n 3 | jq -r .run_id",
     )
-    p.add_argument("-n", metavar="N", help="runs a layer at most (N, or 6)")
+    p.add_argument("-n", metavar="N", help="runs per layer, at most (default: N, or 6)")
     p.add_argument(
-        "--pin", metavar="IDS", help='always choose these: "id id …" (PIN, or none)'
+        "--pin", metavar="IDS", help='always choose these: "id id …" (default: PIN)'
     )
     p.add_argument(
-        "--account", metavar="FILE", help='write every candidate there, with its "fate"'
+        "--account", metavar="FILE", help='write every candidate, with its "fate"'
     )
     args = p.parse_args(argv)
     settings.load()
     n = whole_number(args.n if args.n is not None else settings.get("N"))
     pins = set(settings.ids("PIN") if args.pin is None else settings.split(args.pin))
 
-    gc.disable()  # a million lines make no cycles, and looking for them takes seconds
+    gc.disable()  # a million lines form no cycles, and searching for them takes seconds
     panels, texts = read_panels(pins)
     choices = {key: panel.choose(n, pins) for key, panel in sorted(panels.items())}
     check(panels, choices, texts)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         write_account(args.account, texts, choices)
     found = {run.run_id for choice in choices.values() for run in choice.chosen}
     if choices and pins - found:
-        say(f"select: PIN {' '.join(sorted(pins - found))}: on none of these lines")
+        say(f"select: PIN {' '.join(sorted(pins - found))}: not among these lines")
     for (repo, layer), choice in choices.items():
         say(f"select: {repo} layer {layer}: {describe(panels[repo, layer], choice)}")
         for run in choice.chosen:
@@ -56,12 +56,14 @@ def main(argv: list[str]) -> None:
 
 
 def whole_number(text: str) -> int:
-    """N. Raises UsageError where it is not a whole number of at least 2."""
+    """N as a number. Raises UsageError unless it is a whole number of at least 2."""
     if not (text.isascii() and text.isdecimal()):
         raise UsageError(f"N is {text!r}, not a whole number")
     n = int(text)
     if n < 2:
-        raise UsageError(f"N is {n}; it takes 2 or more (the sparsest and the densest)")
+        raise UsageError(
+            f"N is {n}; it must be at least 2 (the sparsest and the densest)"
+        )
     return n
 
 
@@ -71,8 +73,8 @@ def read_panels(
     """All lines of stdin.
 
     Returns:
-        The panels by (repo, layer), and each line's own bytes by (repo, run_id), in the
-        order in which they came.
+        The panels by (repo, layer), and each line's bytes by (repo, run_id), in the order of
+        the input.
     """
     panels: dict[tuple[str, int], Panel] = collections.defaultdict(Panel)
     texts: dict[tuple[str, str], bytes] = {}
@@ -91,7 +93,7 @@ def read_panels(
         if not _is_finite(l0) or not _is_finite(nmse) or l0 <= 0:
             raise UserError(
                 f"{run_id} of {repo} has L0 {l0} and NMSE {nmse} but no drop reason;"
-                f" run bin/settle before bin/select"
+                " run bin/settle before bin/select"
             )
         age = -(timestamp(created_at) or -math.inf)
         panel.runs.append(Run(l0, nmse, age, run_id, text))
@@ -107,9 +109,9 @@ def check(
     choices: dict[tuple[str, int], Choice],
     texts: dict[tuple[str, str], bytes],
 ) -> None:
-    """Raises UserError, after naming them all, where a layer has no run to release.
+    """Raise UserError if any layer has no run to release, naming them all.
 
-    Layers that lack nothing but numbers are one problem a repo.
+    The layers of a repo that only lack numbers are one problem.
     """
     empty = [key for key, choice in choices.items() if not choice.chosen]
     lacking: dict[str, list[Line]] = collections.defaultdict(list)
@@ -138,7 +140,7 @@ def check(
 
 
 def describe(panel: Panel, choice: Choice) -> str:
-    """Where a panel's candidates went, in one line of bounded length."""
+    """What became of a panel's candidates, in one line of bounded length."""
     counts = {fate: len(ids) for fate, ids in choice.fates.items()}
     counts[DROPPED] = panel.n_candidates - len(panel.runs)
     text = account.equation(counts)
@@ -154,14 +156,14 @@ def write_account(
     texts: dict[tuple[str, str], bytes],
     choices: dict[tuple[str, int], Choice],
 ) -> None:
-    """Every line that was read, in its order, with "fate" added."""
+    """Write every line of the input, in order, with "fate" added."""
     fates = {
         (repo, run_id): fate
         for (repo, _), choice in choices.items()
         for fate, run_ids in choice.fates.items()
         for run_id in run_ids
     }
-    settings.claim_new("BUILD")  # where it most often goes
+    settings.claim_new("BUILD")  # the file is usually in there
     with write_aside(fpath) as fd:
         for key, text in texts.items():
             row = jsonl.loads(text) | {"fate": fates.get(key, DROPPED)}

@@ -1,7 +1,7 @@
-"""settle: put each (repo, layer) on one source of numbers, and drop the runs that it lacks.
+"""settle: choose one source of numbers for each (repo, layer), and drop the runs that it lacks.
 
-Numbers are measured from the very bytes that would be published, else W&B's, else NMSE comes
-from inference on disk. The rule and what each source must satisfy: saepub.numbers.
+Numbers are measured from the very bytes that would be published, else come from W&B, else NMSE
+comes from inference on disk. saepub.numbers has the rule and each source's conditions.
 """
 
 import collections
@@ -17,7 +17,7 @@ KEYS = ("repo", "layer", "run_id", "expected", "l0", "nmse", "n_dead", "shard", 
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Settle the runs of each (repo, layer) on one source of L0 and NMSE.",
+        "Choose one source of L0 and NMSE for the runs of each (repo, layer).",
         "bin/extract-ids vitl-topk | bin/fetch-metrics | bin/facts | bin/classify"
         " | bin/settle | jq -c '[.run_id, .l0, .nmse, .numbers]'",
     )
@@ -34,9 +34,7 @@ def main(argv: list[str]) -> None:
             fault=line.get("fault"),
         )
         runs.append(run)
-        texts.append(
-            text
-        )  # a line by its text, which takes less memory than its object
+        texts.append(text)  # takes less memory than the object
         key = line["repo"], line["layer"]
         panels[key].append(run)
         expected[key] = line["expected"]
@@ -51,5 +49,5 @@ def main(argv: list[str]) -> None:
 
 
 def logged(line: jsonl.Line) -> dict[str, tp.Any]:
-    """What training logged, also where the line has come by way of bin/measure."""
+    """What training logged, even if bin/measure has replaced it."""
     return {key: line.get(f"{key}_logged", line[key]) for key in ("l0", "nmse")}

@@ -1,8 +1,8 @@
 """stage: lay the checked checkpoints out as the model repo will have them.
 
-Each `layer_<N>/<run_id>/sae.pt` is a hard link to the run's own file, or a symlink where
-that lies on another file system: no byte is copied. So there is nothing to share out; lines
-may be split between repos, but not within one, whose tree is made anew each time.
+Each `layer_<N>/<run_id>/sae.pt` is a hard link to the run's file, or a symlink if that is on
+another file system: no byte is copied. All lines of a repo must come at once, since its tree is
+rebuilt each time.
 """
 
 import os
@@ -32,13 +32,13 @@ def main(argv: list[str]) -> None:
 
 
 def build(dpath: pathlib.Path, rows: list[jsonl.Line]) -> None:
-    """Make `dpath` hold exactly the checkpoints of `rows`.
+    """Make `dpath` contain exactly the checkpoints of `rows`.
 
-    The tree is built aside and takes the old one's place when it is whole, so nothing of
-    an older selection stays and a killed run leaves either tree, never a mixture.
+    The tree is built under a temporary name and then replaces the old one, so nothing of an
+    older selection stays, and a killed run leaves either tree, never a mixture.
 
     Raises:
-        UserError: Two lines want one path, or a file is not as preflight saw it.
+        UserError: Two lines have the same path, or a file has changed since preflight.
     """
     aside, old = (dpath.with_name(name) for name in (".stage.tmp", ".stage.old"))
     for leftover in (aside, old):
@@ -59,9 +59,9 @@ def build(dpath: pathlib.Path, rows: list[jsonl.Line]) -> None:
 
 
 def link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Hard link `target` to `source`; a symlink where the file system won't have that."""
+    """Hard link `target` to `source`, or symlink it if that fails."""
     source = source.resolve()
     try:
         os.link(source, target)
-    except OSError:  # another file system, a file of somebody else's, too many links
+    except OSError:  # another file system, another user's file, too many links
         target.symlink_to(source)

@@ -1,4 +1,4 @@
-"""summary: tell a person what each repo would publish, and where every candidate went."""
+"""summary: print what each repo would publish, and what became of every candidate."""
 
 import collections
 import sys
@@ -13,7 +13,7 @@ from ..text import human, l0_text, n_of, nmse_text
 
 def main(argv: list[str]) -> None:
     p = parser(
-        "Tell what each repo would publish and where every candidate went.",
+        "Print what each repo would publish and what became of every candidate.",
         "bin/summary --account build/vitl-topk/account.jsonl"
         " < build/vitl-topk/rendered.jsonl",
     )
@@ -62,7 +62,7 @@ def summary(
 def table(rows: list[jsonl.Line]) -> list[str]:
     """Run ID, Layer, k, Aux, L0, NMSE, Path in aligned columns, by layer, then L0.
 
-    k only where a run has one, Aux only where the runs' differ.
+    k only if a run has one, Aux only if the runs differ in it.
     """
     columns: dict[str, tp.Callable[[jsonl.Line], str]] = {
         "Run ID": lambda row: row["run_id"],
@@ -90,7 +90,7 @@ def table(rows: list[jsonl.Line]) -> list[str]:
 
 
 def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
-    """Where the numbers of each layer come from; what no saev has loaded."""
+    """Where the numbers of each layer come from; how many files saev has not loaded."""
     by_layer = collections.defaultdict(list)
     for run in account:
         by_layer[run["layer"]].append(run)
@@ -102,7 +102,7 @@ def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
     n_builtin = sum(row["loader"] == "builtin" for row in rows)
     if n_builtin:
         out.append(
-            f"{n_of(n_builtin, 'file')} checked by the built-in reader;"
-            f" set SAEV_DIR to load them with saev"
+            f"{n_of(n_builtin, 'file')} checked only by the built-in reader;"
+            " set SAEV_DIR to load them with saev"
         )
     return out

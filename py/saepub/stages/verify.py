@@ -1,8 +1,8 @@
-"""verify: hold what the Hub has against what was staged, or against the record of a release.
+"""verify: compare the Hub with what was staged, or with the record of a release.
 
-Every file by its hash, from the Hub's own listing; the card and the manifest byte for byte;
-and one checkpoint a repo by downloading and loading it, or all of them: its tensors bit for
-bit, and what it computes against the repo's check.npz.
+Every file is compared by its hash in the Hub's listing, and the card and the manifest byte for
+byte. One checkpoint per repo, or each, is downloaded and loaded: its tensors are compared bit
+for bit, and what it computes with the repo's check.npz.
 """
 
 import datetime
@@ -27,12 +27,12 @@ KEYS = (*staged.KEYS, "l0", "commit", "seconds", "loader")
 
 
 class Found(tp.NamedTuple):
-    """What a repo is found to be."""
+    """The result of checking a repo."""
 
     problems: list[str]
     files: list[tuple[File | RemoteFile, Status]]
     verified: dict[str, tp.Any]
-    """What was looked at besides hashes, for the record."""
+    """What was checked besides hashes, for the record."""
 
 
 def main(argv: list[str]) -> None:
@@ -44,12 +44,12 @@ def main(argv: list[str]) -> None:
         "--released",
         nargs="+",
         metavar="SLUG",
-        help="check the releases on record, as main is now, in place of lines",
+        help="instead of lines, compare main as it is now with the records of releases",
     )
     p.add_argument(
         "--download",
         action="store_true",
-        help="download every file and hold every byte of it; load every checkpoint",
+        help="download every file and compare every byte; load every checkpoint",
     )
     staged.add_files_option(p)
     args = p.parse_args(argv)
@@ -69,8 +69,8 @@ def check_pushed(
     with_files: bool,
     download: bool,
 ) -> None:
-    """Verify what push sent. Keep a record of each repo that is right, and pass lines on:
-    with `url`, which is null for a repo that is not."""
+    """Verify what push sent. Write a record of each repo that is right, and pass lines on with
+    `url`, which is null for a repo that is wrong."""
     problems: list[str] = []
     urls: dict[str, dict[str, tp.Any]] = {}
     out: list[jsonl.Line] = []
@@ -79,10 +79,10 @@ def check_pushed(
         commits = {row["commit"] for row in rows}
         if len(commits) != 1:
             raise UsageError(
-                f"{slug}: lines of different commits; pass one push's lines"
+                f"{slug}: lines from different commits; pass the lines of one push"
             )
         if commits == {None}:
-            continue  # push has told why
+            continue  # push has printed why
         started = time.monotonic()
         released = release.from_lines(cat.get(slug).repo_id, rows)
         try:
@@ -103,15 +103,16 @@ def check_pushed(
         jsonl.write(line)
     fail_on(
         problems,
-        f"pushed, not verified; no collection was touched; to continue: {resume_command()}",
+        "pushed but not verified; no collection was changed; to continue:"
+        f" {resume_command()}",
     )
 
 
 def check_records(slugs: list[str], with_files: bool, download: bool) -> None:
-    """Hold the Hub as it is now, and at each release's commit, against the records.
+    """Compare the Hub as it is now, and at each release's commit, with the records.
 
     Raises:
-        UserError: Something differs, or there is no record; all of it has been told.
+        UserError: Something differs or a record is missing, all of which has been printed.
     """
     problems: list[str] = []
     for slug in slugs:
@@ -130,20 +131,20 @@ def where_of(released: Release) -> tuple[str, str]:
 
 
 def check(released: Release, there: Remote, download: bool = False) -> Found:
-    """Hold a repo against a release.
+    """Compare a repo with a release.
 
     Args:
         released: What should be there.
         there: What is there, at some commit.
-        download: Hold every byte of every file, and load every checkpoint.
+        download: Compare every byte of every file, and load every checkpoint.
     """
     if there.commit is None:
         missing: list[tuple[File | RemoteFile, Status]]
         missing = [(file, "missing") for file in released.files.values()]
-        text = f"{released.repo_id}: no such repo, or not for this token"
+        text = f"{released.repo_id}: no such repo, or this token has no access to it"
         return Found([text], missing, {})
     where = f"{released.repo_id} at {there.commit[:12]}"
-    problems = hub_repo.not_as_named(released.repo_id, there)
+    problems = hub_repo.access_problems(released.repo_id, there)
     wrong = dict(differences(released, there))
     extra = [
         file
@@ -151,13 +152,13 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
         if path not in released.files and path not in hub_repo.NEVER_EXTRA
     ]
     for file in extra:
-        say(f"{where}: {one_line(file.path)}: there besides, not of this release")
+        say(f"{where}: {one_line(file.path)}: extra, not part of this release")
     chosen = pick(released, datetime.datetime.now(datetime.UTC).date())
-    fetch = [
+    to_fetch = [
         path
         for path in released.files
         if path not in wrong
-        # git's own files have no sha256 in a listing, and these two are read by people.
+        # The listing has no sha256 for files in git, and people read these two.
         and (
             download
             or there.files[path].sha256 is None
@@ -165,13 +166,12 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
             or (path == chosen and not wrong)
         )
     ]
-    for path in fetch:
+    for path in to_fetch:
         try:
             problem = check_download(released, path, there.commit)
         except UserError as err:
-            # Each of the others would wait as long.
             problems.append(f"{where}: {path}: {err}")
-            break
+            break  # the next file would probably fail in the same way
         if problem:
             wrong[path] = problem
     problems += [f"{where}: {path}: {text}" for path, text in wrong.items()]
@@ -192,7 +192,7 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
 
 
 def differences(released: Release, there: Remote) -> tp.Iterator[tuple[str, str]]:
-    """The files that the Hub's listing shows to be other than released, and how."""
+    """The files that differ from the release according to the Hub's listing, and how."""
     for path, file in released.files.items():
         found = there.files.get(path)
         if found is None:
@@ -210,36 +210,36 @@ def status(path: str, there: Remote, wrong: dict[str, str]) -> Status:
 
 
 def pick(released: Release, day: datetime.date) -> str:
-    """The checkpoint to download: another each day, the same for all who ask that day."""
+    """The checkpoint to download: a different one each day, the same for everyone."""
     paths = sorted(released.loaders)
     return paths[(int(released.commit, 16) + day.toordinal()) % len(paths)]
 
 
 def check_download(released: Release, path: str, commit: str) -> str:
-    """In what a file, fetched into an empty cache, is not as released; "" if in nothing.
+    """How a file, downloaded into an empty cache, differs from the release; "" if it doesn't.
 
     Raises:
-        UserError: The Hub does not give it.
+        UserError: It can't be downloaded.
     """
     with scratch("verify") as cache_dpath:
-        fpath, odds = fetched(released, path, commit, cache_dpath)
-        if odds or path not in released.loaders:
-            return odds
+        fpath, difference = fetch(released, path, commit, cache_dpath)
+        if difference or path not in released.loaders:
+            return difference
         check_fpath = None
         if CHECK in released.files:
-            check_fpath, odds = fetched(released, CHECK, commit, cache_dpath)
-            if odds:
-                return f"can't be held against {CHECK}: {odds}"
-        return check_loads(fpath, released.loaders[path], check_fpath, path)
+            check_fpath, difference = fetch(released, CHECK, commit, cache_dpath)
+            if difference:
+                return f"can't be compared with {CHECK}: {difference}"
+        return load_problem(fpath, released.loaders[path], check_fpath, path)
 
 
-def fetched(
+def fetch(
     released: Release, path: str, commit: str, cache_dpath: pathlib.Path
 ) -> tuple[pathlib.Path, str]:
-    """A file as downloaded, and in what its bytes are not those released, or "".
+    """Download a file; return its path, and how it differs from the release ("" if not).
 
     Raises:
-        UserError: The Hub does not give it.
+        UserError: It can't be downloaded.
     """
     fpath = hub_repo.download(released.repo_id, path, commit, str(cache_dpath))
     with open(fpath, "rb") as fd:
@@ -249,11 +249,13 @@ def fetched(
     return pathlib.Path(fpath), differs if found != expected else ""
 
 
-def check_loads(
+def load_problem(
     fpath: pathlib.Path, loader: str, check_fpath: pathlib.Path | None, path: str
 ) -> str:
-    """Load a downloaded checkpoint as its user would, compare every tensor's bits, and what
-    it computes with what the repo's check.npz says."""
+    """What is wrong with a downloaded checkpoint, loaded as its user would; "" if nothing.
+
+    Compares every tensor's bits, and what it computes with the repo's check.npz.
+    """
     from ..checkpoint import bundle
     from ..checkpoint import check as preflight_check
 
@@ -269,7 +271,7 @@ def check_loads(
 
 
 def check_record(released: Release, download: bool) -> Found:
-    """In what the Hub differs from a record, at the release's commit and now."""
+    """Compare the Hub with a record, at the release's commit and now."""
     head = hub_repo.remote(released.repo_id)
     if head.commit in (None, released.commit):
         return check(released, head, download)

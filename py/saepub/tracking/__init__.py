@@ -1,1 +1,1 @@
-"""What W&B says of a run."""
+"""Runs' records in W&B: its API, and exports."""

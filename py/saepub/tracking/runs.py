@@ -1,6 +1,6 @@
-"""Runs from W&B, asked for with its own client, many in one request.
+"""Runs from W&B, through its own client, many per request.
 
-A run's record is what an export has too; see `snapshot`.
+A run's record is the same as in an export; see `snapshot`.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from . import snapshot
 from .snapshot import Record
 
 PAGE = 250
-"""Runs a request. Halved when a request fails, since a long page may be what failed."""
+"""Runs per request. Halved when a request fails, since a long page may be the cause."""
 
 BATCH = 1000
-"""Ids a query. Each of its pages repeats them, so a query has only so many."""
+"""Ids per query. Every page of a query repeats them all, so more would make requests too long."""
 
 CLIENT_SETTINGS = {
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
-    # Left alone, the newest client tries for many minutes; after its own tries come ours.
+    # By default the newest client retries for many minutes. Our own retries come on top.
     "WANDB_HTTP_TIMEOUT": "20",
     "WANDB_X_GRAPHQL_RETRY_MAX": "2",
     "WANDB_X_GRAPHQL_RETRY_WAIT_MIN_SECONDS": "1",
@@ -49,31 +49,31 @@ OF_A_RUN = (
 the environment, and the client stops at one that it can't read, though it reads runs only."""
 
 PAUSES = (0.5, 1, 2, 4)
-"""Seconds between our tries, of which there is one more than pauses."""
+"""Seconds between our attempts."""
 
-LOGIN_PATIENCE, PAGE_PATIENCE = 25, 120
-"""Seconds after which a step is given up, tries and pauses included."""
+LOGIN_TIMEOUT, PAGE_TIMEOUT = 25, 120
+"""Seconds after which we give up on a step, including retries and pauses."""
 
 REFUSED = (400, 401, 403, 404, 409)
-"""HTTP statuses that another try won't change."""
+"""HTTP statuses that a retry won't change."""
 
 OFFLINE = "or read an export instead (METRICS_SNAPSHOT=<file>)"
 
 
 class _TimeIsUp(BaseException):
-    """Not an Exception: the client would swallow it."""
+    """Not an Exception, because the client would swallow that."""
 
 
 def fetch(entity: str, project: str, run_ids: list[str]) -> dict[str, Record]:
     """The record of each run that W&B has, by id.
 
     Args:
-        entity: Whose runs.
-        project: Of which project.
-        run_ids: Different ids.
+        entity: The runs' entity.
+        project: The runs' project.
+        run_ids: Ids, without duplicates.
 
     Raises:
-        UserError: No key or a wrong one, no such project, or no answer after several tries.
+        UserError: No key or a wrong one, no such project, or no answer after several attempts.
     """
     batches = [run_ids[i : i + BATCH] for i in range(0, len(run_ids), BATCH)]
     filters = [{"name": {"$in": batch}} for batch in batches]
@@ -82,10 +82,10 @@ def fetch(entity: str, project: str, run_ids: list[str]) -> dict[str, Record]:
 
 
 def listed(entity: str, project: str, filters: dict[str, tp.Any]) -> list[Record]:
-    """The record of each run that filters let through, in order of time.
+    """The record of each run that the filters match, oldest first.
 
     Args:
-        filters: As `wandb.Api().runs` takes them; {"sweep": <id>} for a sweep's.
+        filters: As for `wandb.Api().runs`; {"sweep": <id>} for a sweep's runs.
 
     Raises:
         UserError: As `fetch`.
@@ -97,34 +97,34 @@ def listed(entity: str, project: str, filters: dict[str, tp.Any]) -> list[Record
 def _ask(
     entity: str, project: str, filters: list[dict[str, tp.Any]], n_most: int | None
 ) -> list[Record]:
-    """The record of each of a project's runs that one of the filters lets through."""
+    """The record of each of a project's runs that one of the filters matches."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in OF_A_RUN:
         os.environ.pop(f"WANDB_{name}", None)
-    # The client makes a directory for each run that it sees, and goes on where it can't.
+    # The client creates a directory for each run, unless it can't.
     os.environ["WANDB_DIR"] = os.devnull
     if not settings.get("WANDB_BASE_URL"):
-        # The client takes an empty one, as an .env may have it, for an address.
+        # The client would use an empty one, which .env may set, as an address.
         os.environ.pop("WANDB_BASE_URL", None)
     with _quiet():
-        import wandb  # may take long from a shared disk, and no patience is lost on that
+        import wandb  # outside the time limit: it may take long from a shared disk
 
         try:
             login = functools.partial(wandb.Api, {"entity": entity, "project": project})
             with _stderr_closed():
-                api = _patiently(login, LOGIN_PATIENCE)
+                api = _retrying(login, LOGIN_TIMEOUT)
             found = _records(api, entity, project, filters)
             if n_most is not None:
                 found = progress(found, n_most, "runs from W&B")
             return list(found)
         except Exception as err:
-            raise _told(err, wandb, entity, project) from err
+            raise _explained(err, wandb, entity, project) from err
 
 
 @contextlib.contextmanager
 def _quiet() -> tp.Iterator[None]:
-    """Keep the client from asking and warning: our one line stands alone."""
+    """Keep the client from prompting and warning, so that only our one line is printed."""
     stdin, sys.stdin = sys.stdin, io.StringIO()
     try:
         with warnings.catch_warnings():
@@ -152,16 +152,16 @@ def _records(
     api: tp.Any, entity: str, project: str, filters: list[dict[str, tp.Any]]
 ) -> tp.Iterator[Record]:
     """The records of the runs that W&B has, in no particular order."""
-    # The client knows the host, which may stand in its own settings file.
+    # The client knows the host, which may come from its own settings file.
     pages = api.project(project, entity).url.removesuffix("workspace") + "runs/"
     options: dict[str, tp.Any] = {"per_page": PAGE, "include_sweeps": False}
     if "lazy" in inspect.signature(api.runs).parameters:
-        # A lazy run costs a request of its own as soon as its config is read.
+        # A lazy run costs another request as soon as its config is read.
         options["lazy"] = False
     for wanted in filters:
         query = functools.partial(api.runs, f"{entity}/{project}", wanted, **options)
-        runs, answer = _patiently(query), None
-        while answer := _patiently(functools.partial(_next_answer, runs, answer)):
+        runs, answer = _retrying(query), None
+        while answer := _retrying(functools.partial(_next_answer, runs, answer)):
             for edge in answer["project"]["runs"]["edges"]:
                 run = edge["node"]
                 yield snapshot.record(
@@ -177,13 +177,13 @@ def _records(
 
 
 def _next_answer(runs: tp.Any, answer: tp.Any) -> tp.Any:
-    """W&B's answer with the page of runs that follows `answer`'s; None after the last.
+    """W&B's answer with the page of runs after `answer`'s; None after the last.
 
-    This is the raw answer, because the client drops a whole page if it can't read one run.
+    We use the raw answer, because the client drops a whole page if it can't parse one run.
     """
     if runs.last_response is answer:
         try:
-            runs[len(runs.objects)]  # the client asks for another page
+            runs[len(runs.objects)]  # makes the client request another page
         except Exception as err:
             if runs.last_response is answer:
                 if isinstance(err, IndexError):
@@ -195,22 +195,22 @@ def _next_answer(runs: tp.Any, answer: tp.Any) -> tp.Any:
     return runs.last_response
 
 
-def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) -> tp.Any:
-    """What `call` returns, which may take several tries.
+def _retrying(call: tp.Callable[[], tp.Any], seconds: float = PAGE_TIMEOUT) -> tp.Any:
+    """The result of `call`, after retries if necessary.
 
     Raises:
-        Exception: What the last try raised, or the first that no other try would mend.
+        Exception: The last attempt's error, or the first that is not transient.
         TimeoutError: There was no answer, not even an error, for `seconds`.
     """
     last: Exception = TimeoutError("timed out")
 
-    def keep(err: Exception, _: float) -> None:
+    def remember(err: Exception, _: float) -> None:
         nonlocal last
         last = err
 
     try:
         with _time_limit(seconds):
-            return retry.call(call, PAUSES, _may_pass, _retry_after, keep)
+            return retry.call(call, PAUSES, _is_transient, _retry_after, remember)
     except _TimeIsUp:
         pass
     raise last
@@ -218,7 +218,7 @@ def _patiently(call: tp.Callable[[], tp.Any], seconds: float = PAGE_PATIENCE) ->
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> tp.Iterator[None]:
-    """Raises _TimeIsUp in the body when `seconds` are over."""
+    """Raise _TimeIsUp in the body after `seconds`."""
 
     def ring(*_: object) -> tp.NoReturn:
         raise _TimeIsUp
@@ -245,15 +245,15 @@ def _chain(err: BaseException | None) -> list[BaseException]:
 
 
 def _is_transport(err: BaseException) -> bool:
-    """Whether the request failed, rather than the reading of its answer.
+    """Whether the request failed, rather than the parsing of its answer.
 
-    Only then may a page be asked for again: the client has moved on to the next otherwise.
+    Only then can a page be requested again; otherwise the client has moved on to the next.
     """
     return any(isinstance(e, OSError) or hasattr(e, "response") for e in _chain(err))
 
 
 def _status(err: BaseException) -> int | None:
-    """The HTTP status of the answer behind an error, as either client keeps it."""
+    """The HTTP status behind an error, as either version of the client stores it."""
     for e in _chain(err):
         response = getattr(e, "response", None)
         for name in ("http_status", "status_code"):
@@ -263,12 +263,12 @@ def _status(err: BaseException) -> int | None:
     return None
 
 
-def _may_pass(err: BaseException) -> bool:
+def _is_transient(err: BaseException) -> bool:
     return _is_transport(err) and _status(err) not in REFUSED
 
 
 def _retry_after(err: BaseException) -> float | None:
-    """The seconds that the server wants us to wait, where the client tells."""
+    """The seconds that the server asks us to wait, if the client passes that on."""
     for e in _chain(err):
         headers = getattr(getattr(e, "response", None), "headers", {})
         if (seconds := retry.requested_wait(headers)) is not None:
@@ -276,14 +276,14 @@ def _retry_after(err: BaseException) -> float | None:
     return None
 
 
-def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError:
-    """The one line for whatever the client raised."""
+def _explained(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError:
+    """The client's error as one line."""
     root = _chain(err)[-1]
     status = _status(err)
     base = settings.get("WANDB_BASE_URL")
     where = f"W&B at {base}" if base else "W&B"
     text = str(root) or type(root).__name__
-    # "POST …: Post …: dial tcp …: connection refused" says it all at its end.
+    # "POST …: Post …: dial tcp …: connection refused": the end has the reason.
     reason = f"HTTP {status}" if status else text.rsplit(": ", 1)[-1].rstrip(".")
     detail = f"HTTP {status}: {text}" if status else text
     if isinstance(err, ValueError) and (names := _named_in(err)):
@@ -292,19 +292,19 @@ def _told(err: Exception, wandb: tp.Any, entity: str, project: str) -> UserError
         return UserError(f"no API key for {where}; export WANDB_API_KEY {OFFLINE}")
     if status in (401, 403) or isinstance(root, wandb.errors.AuthenticationError):
         return UserError(
-            f"{where} refuses the API key ({reason}); export a right WANDB_API_KEY"
+            f"{where} rejects the API key ({reason}); export a valid WANDB_API_KEY"
         )
     if isinstance(root, ValueError) and "find project" in str(root):
         return UserError(
-            f'{where} has no project "{project}" of "{entity}" that this key may see;'
-            f" set WANDB_ENTITY and WANDB_PROJECT"
+            f'{where} has no project "{project}" of "{entity}" that this key can access;'
+            " set WANDB_ENTITY and WANDB_PROJECT"
         )
-    if _may_pass(err):
+    if _is_transient(err):
         return UserError(
             f"no answer from {where} ({reason}); try again later, check the network and"
             f" WANDB_BASE_URL, {OFFLINE}"
         )
-    return UserError(f"{where}: wandb {wandb.__version__} gives up: {detail[:200]}")
+    return UserError(f"{where}: wandb {wandb.__version__} failed: {detail[:200]}")
 
 
 def _named_in(err: Exception) -> str:

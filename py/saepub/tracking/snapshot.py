@@ -1,8 +1,8 @@
-"""An export of runs from W&B, for machines without a network: JSON Lines, one run a line.
+"""An export of runs from W&B, for machines without a network: JSON Lines, one run per line.
 
 A line is a run's record: name (the run's id), state, createdAt, url (of its page; may be
-missing), config and summary. The last two are JSON objects, or whatever W&B has in their
-place: whoever looks for something in a record says what was found instead.
+missing), config and summary. The last two are JSON objects, or whatever W&B has instead; facts
+reports it if they are malformed.
 """
 
 import json
@@ -20,28 +20,28 @@ Record = dict[str, tp.Any]
 KEYS = ("name", "state", "createdAt", "url", "config", "summary")
 
 CLIENTS_OWN = ("_wandb", "wandb_version")
-"""What W&B's client adds to a run's config."""
+"""Keys that W&B's client adds to a run's config."""
 
 MAX_WHOLE = 2**53
-"""Beyond it a whole number is not the same in jq; it travels as text."""
+"""Larger whole numbers become text, since jq would round them."""
 
 MAX_DEPTH = 64
-"""Of nested values in a record. saev's have six; jq 1.6 reads no more than 256."""
+"""The deepest nesting in a record. saev's have six levels; jq 1.6 reads at most 256."""
 
 MAX_TEXT = 200
-"""How much is kept of a config or summary that is not JSON."""
+"""How much to keep of a config or summary that is not JSON."""
 
 
 def read(
     fpath: str | os.PathLike[str], run_ids: tp.Collection[str]
 ) -> dict[str, Record]:
-    """The records of those of `run_ids` that the export has, by id.
+    """The records of the runs among `run_ids` that the export has, by id.
 
-    Config and summary may be objects or JSON in a string, as W&B's own API has them.
+    Config and summary may be objects, or JSON in a string as in W&B's API.
 
     Raises:
         UserError: The file can't be read, a line is not a JSON object or has no name, or two
-            lines have the same.
+            lines have the same name.
     """
     linenos: dict[str, int] = {}
     found = {}
@@ -61,7 +61,7 @@ def read(
                 if name in run_ids:
                     found[name] = record(raw)
     except OSError as err:
-        why = f"{err.strerror}; METRICS_SNAPSHOT or --snapshot names it"
+        why = f"{err.strerror}; check METRICS_SNAPSHOT or --snapshot"
         raise UserError(f"{fpath}: {why}") from None
     return found
 
@@ -74,13 +74,13 @@ def write(fpath: str | os.PathLike[str], records: tp.Iterable[Record]) -> None:
 
 
 def _loads(text: bytes, where: str) -> Record:
-    """Unlike on a line of ours, a bare NaN is let through: W&B's own client writes them."""
+    """One line's object. Unlike on our own lines, a bare NaN is valid: W&B's client writes it."""
     try:
         raw = json.loads(text, parse_int=_whole)
     except ValueError as err:
         raise UserError(f"{where}: not JSON: {err}") from None
     except RecursionError:
-        # Costs this run only, provided that its name comes first.
+        # Only this run is lost, provided that its name comes first.
         match = re.match(rb'\s*\{\s*"name"\s*:\s*("[^"\\]*")', text)
         if match is None:
             raise UserError(f"{where}: {TOO_DEEP}") from None
@@ -91,10 +91,10 @@ def _loads(text: bytes, where: str) -> Record:
 
 
 def record(raw: Record) -> Record:
-    """A run's record as a line can carry it, from what W&B's API or an export has.
+    """A run's record in the form for a line, from W&B's API or an export.
 
-    NaN and the infinities become the strings that W&B sends for them, whole numbers over
-    2^53 become text, and what is nested too deep a text that says so.
+    NaN and the infinities become the strings that W&B uses for them, whole numbers above
+    2^53 become text, and values nested too deep become a text that says so.
     """
     found = {key: raw.get(key) for key in KEYS}
     found["config"] = _unwrapped(_parsed(found["config"]))
@@ -103,7 +103,7 @@ def record(raw: Record) -> Record:
 
 
 def _parsed(value: tp.Any) -> tp.Any:
-    """The object that a text holds as JSON; any other value, and text, as it is."""
+    """The value that a text contains as JSON; any other value, or text, unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -116,7 +116,7 @@ def _parsed(value: tp.Any) -> tp.Any:
 
 
 def _unwrapped(config: tp.Any) -> tp.Any:
-    """The run's own config, without W&B's wrapping: {"lr": {"value": 0.1}, "_wandb": …}."""
+    """The run's config without W&B's wrapping: {"lr": {"value": 0.1}, "_wandb": …}."""
     if not isinstance(config, dict):
         return config
     own = {k: v for k, v in config.items() if k not in CLIENTS_OWN}
@@ -126,7 +126,7 @@ def _unwrapped(config: tp.Any) -> tp.Any:
 
 
 def _whole(digits: str) -> int | str:
-    """A whole number, or its text where it has more digits than 2^53."""
+    """A whole number, or its text if it has more digits than 2^53."""
     return int(digits) if len(digits) <= 17 else digits[:MAX_TEXT]
 
 
