@@ -809,9 +809,9 @@ class _Runs:
 def test_a_pickle_in_place_of_a_datasets_name_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = base64.b64encode(pickle.dumps(_Runs())).decode()
-    remake.lacking("x/y", [6], METADATA | {"data": data})
+    remake.instructions("x/y", [6], METADATA | {"data": data})
     for data in ("", "%", 17, None, "gASVVgAA"):
-        assert remake.lacking("x/y", [6], METADATA | {"data": data})
+        assert remake.instructions("x/y", [6], METADATA | {"data": data})
     assert not list(tmp_path.iterdir())
 
 

@@ -119,7 +119,7 @@ def test_preflight_probes_on_real_activations_where_the_shard_is_at_hand(
     logged = util.line("bbbbbbbb", numbers="wandb", layer=7)
     gone = util.line("cccccccc", numbers="measured:gone", layer=8)
     for _ in range(2):
-        preflight.leave_real_inputs([measured, logged, gone])
+        preflight.store_real_inputs([measured, logged, gone])
         dpath = preflight.probes_dpath(measured)
         x = probe.inputs(dpath, 6, 8)
         assert np.array_equal(x, acts[np.arange(8) * 100 // 8])
