@@ -130,7 +130,7 @@ def test_the_demo_needs_no_key_and_no_token(demo):
 
 def test_before_there_is_a_demo_it_says_what_makes_it(tmp_path):
     done = told(run_program(ROOT / "bin/doctor", BUILD=tmp_path / "build"))
-    assert done.returncode == 0 and "make dry-run makes it" in done.out
+    assert done.returncode == 0 and "make dry-run creates it" in done.out
     assert not (tmp_path / "build").exists()
 
 
@@ -174,7 +174,7 @@ def test_an_old_make_is_bad_unless_a_new_one_goes_by_another_name(lab):
 def test_a_jq_that_cannot_run_the_filters_is_bad(lab):
     path = tools(lab.dpath / "bin", jq="echo jq-1.3; exit 2")
     ((level, text),) = look_at(lab, "jq", PATH=path)
-    assert level == "bad" and text.startswith("1.3 does not run bin/classify")
+    assert level == "bad" and text.startswith("1.3 can't run bin/classify")
 
 
 def test_packages_are_held_to_their_pins(lab):
@@ -207,14 +207,14 @@ def test_the_kind_of_links_that_a_stage_will_hold_is_told(lab):
 
 
 def test_chosen_checkpoints_are_counted_and_the_missing_named(lab):
-    assert "3 of 3 chosen checkpoints there" in look_at(lab, "runs")[0][1]
+    assert "3 of 3 chosen checkpoints found" in look_at(lab, "runs")[0][1]
     shutil.rmtree(lab.runs_root / "bbbb")
     ((level, text),) = look_at(lab, "runs")
-    assert level == "bad" and "2 of 3 chosen checkpoints there" in text
+    assert level == "bad" and "2 of 3 chosen checkpoints found" in text
     assert text.endswith('EXCLUDE="bbbb"')
     shutil.rmtree(lab.build / "one")
     shutil.rmtree(lab.build / "two")
-    assert "nothing is chosen yet" in look_at(lab, "runs")[0][1]
+    assert "no runs are chosen yet" in look_at(lab, "runs")[0][1]
 
 
 def test_the_saev_at_hand_is_tried_on_each_schema(lab):
@@ -260,9 +260,9 @@ def test_what_of_a_catalog_is_ready_is_told_for_each_repo(lab):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sweep": "gone.py"}, ("bad", "gone.py: No such file or directory; the catalog")),
+        ({"sweep": "gone.py"}, ("bad", "gone.py: No such file or directory; check the catalog")),
         ({"variable": "ids"}, ("bad", 'sweep.py:1: assigns no "ids", which the catalog')),
-        ({"layers": [7]}, ("bad", "layer 6 is not among the catalog's for one: 7")),
+        ({"layers": [7]}, ("bad", "layer 6 is not one of one's in the catalog: 7")),
         ({"checkpoint": "{run_id}/sae.pt"}, ("bad", "runs/aaaa/sae.pt would be")),
         ({"license": None}, ("todo", 'one: no "license"')),
         ({"shard": "abc"}, ("todo", "one: no SHARDS_ROOT; write \"shards_root\" in the catalog")),
@@ -281,7 +281,7 @@ def test_what_of_a_repo_is_not_ready_is_told(lab, change, said):
 def test_a_runs_root_that_is_not_there_is_told_for_each_repo(lab):
     found = look_at(lab, "catalog", RUNS_ROOT=lab.dpath / "gone")
     assert [level for level, _ in found] == ["ok", "bad", "bad"]
-    assert "gone: no such directory; RUNS_ROOT or runs_root names it" in found[1][1]
+    assert "gone: no such directory; check RUNS_ROOT" in found[1][1]
     found = look_at(lab, "catalog", RUNS_ROOT="")
     assert 'one: no RUNS_ROOT; write "runs_root" in the catalog, or set' in found[1][1]
 
@@ -322,7 +322,7 @@ def test_the_wandb_key_and_project_are_tried(shared_lab):
             return level, text
 
         level, text = wandb(WANDB_API_KEY=KEY)
-        assert level == "ok" and text == "the key opens samuelstevens/saev"
+        assert level == "ok" and text == "the key has access to samuelstevens/saev"
         level, text = wandb(WANDB_API_KEY=KEY, WANDB_PROJECT="other")
         assert level == "bad" and 'no project "other"' in text
         level, text = wandb(WANDB_API_KEY=KEY[::-1])
@@ -335,11 +335,11 @@ def test_the_wandb_key_and_project_are_tried(shared_lab):
 
 def test_a_missing_export_of_metrics_is_bad(shared_lab):
     ((level, text),) = look_at(shared_lab, "W&B", METRICS_SNAPSHOT="/nowhere")
-    assert level == "bad" and "METRICS_SNAPSHOT names it" in text
+    assert level == "bad" and "check METRICS_SNAPSHOT" in text
 
 
 FINE = {"lab": ["repo.write"], "osunlp": ["repo.write", "collection.write"]}
-OK_BOTH = [("ok", f"HF_TOKEN may write to {ns}") for ns in ("lab", "osunlp")]
+OK_BOTH = [("ok", f"HF_TOKEN can write to {ns}") for ns in ("lab", "osunlp")]
 
 
 @pytest.mark.parametrize(

@@ -265,10 +265,10 @@ def test_tuple_keys_have_the_layer_where_the_catalog_says(lab):
     done = lab(text)
     assert done.returncode == 1
     assert (
-        'vits.py:3: the key (256, 6) is a tuple; say where it has the layer with "layer_at" in the catalog (1 for 6)'
+        'vits.py:3: the key (256, 6) is a tuple; set the layer\'s index in it with "layer_at" in the catalog (1 for 6)'
         in done.err
     )
-    assert "the key (256, 6) has no layer's number at 5" in lab(text, layer_at=5).err
+    assert "the key (256, 6) has no layer number at 5" in lab(text, layer_at=5).err
 
 
 def test_a_list_is_of_the_only_layer(lab):
@@ -278,7 +278,7 @@ def test_a_list_is_of_the_only_layer(lab):
     done = lab(text)
     assert done.returncode == 1
     assert (
-        'a list that says no layer; give the catalog\'s repo one layer ("layers": [23]), or list'
+        'a list without layers; give the repo a single layer in the catalog ("layers": [23]), or list'
         in done.err
     )
 
@@ -431,25 +431,25 @@ def test_what_only_reads_the_variable_does_not(lab, name):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('run_ids = {6: ["aaaa1111"],\n 7: ["aaaa1111"]}', "vits.py:2: aaaa1111 is under layer 7, and under layer 6 at line 1"),
+        ('run_ids = {6: ["aaaa1111"],\n 7: ["aaaa1111"]}', "vits.py:2: aaaa1111 is under layer 7, but also under layer 6 at line 1"),
         ('run_ids = {6: ["aaaa1111"],\n 7: ["../../etc"]}', "vits.py:2: '../../etc' is not a run id"),
         ('run_ids = {6: ["aaaa1111"],\n 7: ["b\\n"]}', "vits.py:2: 'b\\n' is not a run id"),
         ('run_ids = {6: ["aaaa1111"],\n 7: [\n# "no/slash",\n]}', "vits.py:3: 'no/slash' is not a run id"),
-        ('run_ids = {6: ["a"], 7: ["b"],\n 8: ["c"]}', "vits.py:2: layer 8 is not among the catalog's"),
+        ('run_ids = {6: ["a"], 7: ["b"],\n 8: ["c"]}', "vits.py:2: layer 8 is not one of"),
         ('run_ids = {6: ["a"]}', "no run id under layer 7"),
         ('\nother = {6: ["a"]}', 'vits.py:1: assigns no "run_ids", which the catalog names; it has other'),
         ('run_ids = {}\nrun_ids = {6: ["a"]}', 'vits.py:2: assigns "run_ids" at lines 1 and 2'),
-        ('run_ids = {6: ["a"], **more}', "vits.py:1: the key ** has no layer's number"),
-        ('run_ids = {"6": ["a"]}', "vits.py:1: the key '6' has no layer's number; list the ids in the catalog"),
-        ('run_ids = {6: base + ["a"]}', "vits.py:1: layer 6 is not a list of strings"),
-        ('run_ids = {6: [x]}', "vits.py:1: layer 6 holds what is not a string"),
-        ('run_ids = {6: [f"a{x}"]}', "vits.py:1: layer 6 holds what is not a string"),
+        ('run_ids = {6: ["a"], **more}', "vits.py:1: the key ** has no layer number"),
+        ('run_ids = {"6": ["a"]}', "vits.py:1: the key '6' has no layer number; list the ids in the catalog"),
+        ('run_ids = {6: base + ["a"]}', "vits.py:1: layer 6 is not a literal list"),
+        ('run_ids = {6: [x]}', "vits.py:1: layer 6 has an item that is not a literal string"),
+        ('run_ids = {6: [f"a{x}"]}', "vits.py:1: layer 6 has an item that is not a literal string"),
         ('run_ids = {6: ["aaaa1111"\n"bbbb2222"]}', "vits.py:1: layer 6 lacks a comma"),
         ('run_ids = {6: ["a"],\n 6: ["b"]}', "vits.py:2: key 6 again, after line 1"),
-        ('run_ids = {\n# "aaaa1111",\n6: ["b"]}', 'vits.py:2: a commented-out "aaaa1111" that stands under no layer'),
+        ('run_ids = {\n# "aaaa1111",\n6: ["b"]}', 'vits.py:2: a commented-out "aaaa1111" under no layer'),
         ("# coding: nonsense\nrun_ids = {}", "vits.py:1: not text: "),
-        ("run_ids = dict(a=1)", 'vits.py:1: "run_ids" is not a dict or a list written out'),
-        ("run_ids = {i: [] for i in x}", 'vits.py:1: "run_ids" is not a dict or a list written out'),
+        ("run_ids = dict(a=1)", 'vits.py:1: "run_ids" is not a literal dict or list'),
+        ("run_ids = {i: [] for i in x}", 'vits.py:1: "run_ids" is not a literal dict or list'),
     ],
 )  # fmt: skip
 def test_stops_with_file_and_line_at(lab, text, told):
@@ -505,14 +505,14 @@ def test_ids_from_a_text_file_for_each_layer(lab, tmp_path):
     ("name", "text", "told"),
     [
         ("ids.csv", "id,layer\na,6\n", 'ids.csv:2: no "run_id"; its keys: id, layer'),
-        ("ids.csv", "run_id\na\n", "ids.csv:2: no layer's number as \"layer\""),
-        ("ids.txt", "a\n", "ids.txt:1: no layer's number"),
+        ("ids.csv", "run_id\na\n", "ids.csv:2: no \"layer\" with a number"),
+        ("ids.txt", "a\n", "ids.txt:1: no \"layer\" with a number"),
         ("ids.jsonl", "{}\n[]\n", 'ids.jsonl:1: no "run_id"'),
         ("ids.jsonl", "x\n", "ids.jsonl:1: not JSON"),
         ("ids.json", "7", "ids.json:1: neither a list of runs"),
         ("ids.yaml", "", "not one of .txt, .csv, .json, .jsonl"),
         ("ids.csv", "run_id,layer\n../x,6\nb,7", "ids.csv:2: '../x' is not a run id"),
-        ("gone.csv", None, "gone.csv: No such file or directory; the catalog names it"),
+        ("gone.csv", None, "gone.csv: No such file or directory; check the catalog"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_told_by_line(lab, tmp_path, name, text, told):
@@ -559,7 +559,7 @@ def test_ids_from_a_sweep_of_wandb_with_the_layer_from_each_config(from_wandb):
     done = from_wandb(sweep="s1")
     assert done.ids == [(7, "bbbb2222", False), (6, "aaaa1111", False)], done.err
     assert done.rows[0]["source"] == "us/audio/bbbb2222:1"
-    assert "run dddd4444 left out: its config has no layer's number at" in done.err
+    assert "run dddd4444 left out: its config has no layer number at" in done.err
     done = from_wandb(sweep="s1", layer="hook.at")
     assert done.ids == [(7, "cccc3333", False), (6, "bbbb2222", False)]
 
@@ -614,4 +614,4 @@ def test_wrong_usage_exits_2(lab, argv, told):
 def test_a_missing_sweep_names_the_file(lab):
     done = lab("x = 1", sweep="sweeps/gone.py")
     assert done.returncode == 1
-    assert "sweeps/gone.py: No such file or directory; the catalog names it" in done.err
+    assert "sweeps/gone.py: No such file or directory; check the catalog" in done.err

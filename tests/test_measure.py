@@ -650,7 +650,7 @@ def test_killed_in_the_middle_of_a_pass_it_goes_on_to_the_very_same_sums(
     _, told = measure_all(lab, *lines)
     n_done = 50 * ((n_kept - 1) // 4)  # of all four runs
     assert read == [(300 - n_done) // 10]
-    assert (f"layer 6 of {SHARD}: goes on after {n_done} of 300" in told) == (
+    assert (f"layer 6 of {SHARD}: resuming after {n_done} of 300" in told) == (
         n_done > 0
     )
     assert records(lab) == straight
@@ -670,7 +670,7 @@ def test_what_is_left_of_a_pass_serves_other_passes(lab, monkeypatch):
     monkeypatch.setattr(measure, "batch_tokens", lambda d_sae: 20)
     monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
     _, told = measure_all(lab, *lines)
-    assert told.count("goes on after") == 4 and records(lab) == straight
+    assert told.count("resuming after") == 4 and records(lab) == straight
 
 
 @pytest.mark.parametrize("change", ("checkpoint", "shard", "TOKENS", "code", "torn"))
@@ -690,7 +690,7 @@ def test_sums_that_depend_on_what_has_changed_are_removed(lab, monkeypatch, chan
         lefts[0].write_bytes(lefts[0].read_bytes()[:-40])
     n_tokens = 200 if change == "TOKENS" else 1000
     _, told = measure_all(lab, *lines, TOKENS=n_tokens)
-    assert ("goes on after 100 of" in told) == (change == "checkpoint")
+    assert ("resuming after 100 of" in told) == (change == "checkpoint")
     found = records(lab)
     shutil.rmtree(records_dpath(lab))
     measure_all(lab, *lines, TOKENS=n_tokens)

@@ -77,17 +77,17 @@ def main(name: str) -> tp.NoReturn:
         print(f"{name}: {_one_line(err)}", file=sys.stderr)
         code = 2 if isinstance(err, UsageError) else 1
     if is_quiet:
-        with contextlib.suppress(KeyboardInterrupt):  # one that came just now
+        with contextlib.suppress(KeyboardInterrupt):  # it may arrive right now
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     _exit(code)
 
 
 @contextlib.contextmanager
 def interrupts_held() -> tp.Iterator[None]:
-    """Keep Ctrl-C back for as long as it would find things half-done.
+    """Block Ctrl-C while it would leave things half-done.
 
-    A process that is started meanwhile never sees it, or if it is forked, not before it
-    calls `ended_by_interrupts`.
+    A process started meanwhile never gets it; a forked one only after it has called
+    `end_on_interrupt`.
     """
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -96,8 +96,8 @@ def interrupts_held() -> tp.Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-def ended_by_interrupts() -> None:
-    """Let Ctrl-C end this process at once and in silence: its parent tells."""
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end this process at once and silently, since its parent reports it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

@@ -62,7 +62,7 @@ def facts(fpaths: tp.Iterable[str | os.PathLike[str]]) -> list[tuple[str, int, i
 
 
 def package() -> "list[pathlib.Path]":
-    """Every module of this package: what other code computed is not gone on with."""
+    """Every module of this package: results of other code are not reused."""
     import pathlib
 
     return sorted(pathlib.Path(__file__).parent.rglob("*.py"))

@@ -140,7 +140,7 @@ ROWS = [
     ),
     Row(
         "sweep whose keys are tuples",
-        'say where it has the layer with "layer_at" in the catalog (1 for 6)',
+        'set the layer\'s index in it with "layer_at" in the catalog (1 for 6)',
         as_sweep('run_ids = {(256, 6): ["aaaaaaaa"]}\n'),
     ),
     Row(

@@ -60,13 +60,13 @@ class Measured(tp.NamedTuple):
 
 
 class Partial(tp.NamedTuple):
-    """What has been added up of one SAE: enough to go on from to the very same sums.
+    """One SAE's sums so far: enough to resume and get the same result, bit for bit.
 
-    Arrays, for that is what a file holds.
+    They are arrays, as stored in a file.
     """
 
     n_tokens: np.ndarray
-    """After how many."""
+    """How many tokens they are of."""
     total: np.ndarray
     """Sum of x, float64 of shape (d_model,)."""
     squares: np.ndarray
@@ -101,12 +101,12 @@ def device_name() -> str:
 
 
 def batch_tokens(d_sae: int) -> int:
-    """How many tokens are computed at once."""
+    """How many tokens to compute at once."""
     return max(1, BATCH_BYTES // (4 * d_sae))
 
 
 def n_done(begun: tp.Iterable[Partial | None]) -> int:
-    """The token from which all SAEs of a pass go on."""
+    """The token from which all SAEs of a pass resume."""
     return min(int(partial.n_tokens) if partial else 0 for partial in begun)
 
 
@@ -164,9 +164,9 @@ def measure(
         count: Called with the number of tokens measured since its last call.
         n_batch: How many tokens to compute at once; by default as many as have BATCH_BYTES of
             features.
-        begun: How far each SAE got before, on the same batches; None where it did not.
-        keep: Called after each batch with what gives how far each SAE has got; None where it
-            was further before.
+        begun: Each SAE's sums from an interrupted pass on the same batches, or None.
+        keep: Called after each batch with a function that returns each SAE's sums so far;
+            None for one that had got further before.
 
     Raises:
         Unfit: The activations have no NMSE.
@@ -330,7 +330,7 @@ class Sums:
         return torch.addmm(tensors["b_dec"], f_x, tensors["W_dec"])
 
     def partial(self, about_mean: AboutMean) -> Partial | None:
-        """How far it has got; None where the others of its pass have yet to catch up."""
+        """Its sums so far; None if the others in the pass haven't caught up with it yet."""
         if self.n_tokens != about_mean.n_tokens:
             return None
         return Partial(

@@ -1,7 +1,7 @@
-"""Sums of a pass that is under way, kept so that one that is killed costs little.
+"""The sums of an unfinished pass, saved so that little is lost if it is killed.
 
-They lie under BUILD, a small file a run, and are removed when its record is written. Each
-names all that it depends on; where any of that has changed, it is removed unread.
+They are under BUILD, a small file per run, and are removed when its record is written. Each has
+a hash of everything that it depends on; if any of that has changed, it is discarded.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from .. import files, settings
 from .measure import Partial
 
 KEEP_S = 30.0
-"""How much of a pass, in seconds, a kill may cost. To keep one run's sums takes 1 ms."""
+"""How many seconds of work a kill may cost. Saving one run's sums takes 1 ms."""
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 class Kept:
-    """The sums of one pass, a file for each run.
+    """The saved sums of one pass, a file per run.
 
     Args:
-        names: Of the runs, each with its shard; parts of file names.
-        depends_on: For each of them, what its sums depend on besides this package; JSON.
+        names: For each run, a file name from its id and shard.
+        depends_on: For each run, what its sums depend on besides this package; JSON.
     """
 
     def __init__(self, names: list[str], depends_on: list[tp.Any]):
@@ -38,11 +38,11 @@ class Kept:
         self.last = time.monotonic()
 
     def read(self) -> list[Partial | None]:
-        """Where each run got to; None for one that begins anew."""
-        return [_read(*of_one) for of_one in zip(self.fpaths, self.keys, strict=True)]
+        """Each run's sums; None for one that starts from the beginning."""
+        return [_read(*one) for one in zip(self.fpaths, self.keys, strict=True)]
 
     def keep(self, partials: tp.Callable[[], list[Partial | None]]) -> None:
-        """Keep what there is, if `KEEP_S` have gone by. A disk that is full stops nothing."""
+        """Save the sums if `KEEP_S` have passed. A full disk is not an error."""
         if time.monotonic() - self.last < KEEP_S:
             return
         for fpath, key, sums in zip(self.fpaths, self.keys, partials(), strict=True):

@@ -173,7 +173,7 @@ def run(
         n_done = measure.n_done(begun)
         if n_done:
             n_all = f"{tokens.n_tokens:,}"
-            say(f"measure: {source.name}: goes on after {n_done:,} of {n_all} tokens")
+            say(f"measure: {source.name}: resuming after {n_done:,} of {n_all} tokens")
             count(n_done)
         examples = examples[n_done // shard.per_example :]
         batches = shards.batches(shard, examples, measure.READ_TOKENS)

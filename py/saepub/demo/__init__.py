@@ -1,1 +1,1 @@
-"""What the demo holds and how it is trained."""
+"""The demo's contents, and the training of its SAEs."""

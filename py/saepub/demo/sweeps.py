@@ -1,4 +1,4 @@
-"""What the demo's sweep files look like: the shapes in which labs write down run ids."""
+"""The demo's sweep files, in various styles in which labs list run ids."""
 
 import random
 import typing as tp
@@ -35,7 +35,7 @@ def text(repo: Repo, runs: list[Run]) -> str:
 
 
 def _other(repo: Repo, layers: tp.Iterable[int]) -> str:
-    """A dict with other runs' ids, which nobody should take for the repo's."""
+    """A dict with other runs' ids, which must not be mistaken for the repo's."""
     rng = random.Random(repo.other_variable)
     body = "".join(
         f'{INDENT}{layer}: ["{new_id(rng)}", "{new_id(rng)}"],\n' for layer in layers
@@ -44,7 +44,7 @@ def _other(repo: Repo, layers: tp.Iterable[int]) -> str:
 
 
 def _column(layer: int, runs: list[Run]) -> str:
-    """One id a line; commented-out ones behind another or on a line of their own."""
+    """One id per line; commented-out ones after another id or on a separate line."""
     rows: list[str] = []
     for run in runs:
         if not run.is_commented:
@@ -60,7 +60,7 @@ def _column(layer: int, runs: list[Run]) -> str:
 
 
 def _rows(layer: int, runs: list[Run]) -> str:
-    """Four ids a line, the commented-out ones last."""
+    """Four ids per line, the commented-out ones last."""
     rows = [_row(runs[i : i + 4]) for i in range(0, len(runs), 4)]
     body = f"\n{INDENT}    ".join(rows)
     return f"{INDENT}{layer}: [{body}\n{INDENT}],"
@@ -73,7 +73,7 @@ def _row(runs: list[Run]) -> str:
 
 
 def _one_line(layer: int, runs: list[Run]) -> str:
-    """A layer a line, the commented-out ids behind its closing bracket."""
+    """One layer per line, with the commented-out ids after its closing bracket."""
     listed = ", ".join(f'"{run.run_id}"' for run in runs if not run.is_commented)
     commented = ", ".join(f'"{run.run_id}"' for run in runs if run.is_commented)
     return f"{INDENT}{layer}: [{listed}],  # {commented}"

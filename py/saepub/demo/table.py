@@ -1,4 +1,4 @@
-"""What is in the demo: its repos, their layers, and the runs of each; the same each time."""
+"""The demo's repos, layers and runs, always the same."""
 
 import dataclasses
 import datetime
@@ -9,20 +9,20 @@ import typing as tp
 
 SEED = 17
 N_TRAIN, N_HELD_OUT = 1297, 500
-"""Tokens that are trained on, and those that are held out, as the shard."""
+"""How many tokens are for training, and how many are held out, as the shard."""
 PER_EXAMPLE = 25
-"""Tokens of one example of the shard."""
+"""Tokens per example of the shard."""
 N_PREFIXES = 10
-"""Prefixes of a Matryoshka objective, as saev's default."""
+"""The number of prefixes of the Matryoshka objective, saev's default."""
 LR, SLOW_LR = 5e-3, 1e-3
-"""A good learning rate, and one that leaves a run off the frontier: too slow to arrive."""
+"""A good learning rate, and one that is too slow for a run to reach the frontier."""
 COEFFS = (1e-3, 2.5e-2)
 """The range of L1 coefficients that a ReLU sweep goes over: L0 from about 35 to 7."""
 TOP_KS = (2, 48)
 """The range of k that a TopK sweep goes over."""
 
 KEYED = datetime.datetime(2025, 12, 1, tzinfo=datetime.UTC)
-"""Since then an activation's config has a "key", and the widths are d_model and d_sae."""
+"""Since this date, an activation's config has a "key", and the widths are d_model and d_sae."""
 
 
 class Panel(tp.NamedTuple):
@@ -30,7 +30,7 @@ class Panel(tp.NamedTuple):
 
     layer: int
     created: str
-    """Day of the first run. saev logs eval/normalized_mse since 2025-11-26."""
+    """The day of the first run. saev has logged eval/normalized_mse since 2025-11-26."""
     n_good: int
     n_slow: int
     misfits: tuple[str, ...] = ()
@@ -55,18 +55,18 @@ class Repo:
     sweep: str
     variable: str
     style: str
-    """How the sweep lists ids; see demo_sweeps.py."""
+    """How the sweep lists ids; see sweeps.py."""
     d_model: int
     d_sae: int
     panels: tuple[Panel, ...]
     activation: str = "relu"
     other_variable: str = ""
-    """A dict of the sweep that the catalog doesn't name."""
+    """A dict in the sweep that the catalog doesn't name."""
     annotation: str = ": dict[int, list[str]]"
 
     @property
     def metadata(self) -> dict[str, tp.Any]:
-        """What saev notes of its shard of held-out activations."""
+        """saev's metadata of the shard of held-out activations."""
         return {
             "family": "toy",
             "ckpt": f"random-projection-{self.slug}",
@@ -83,7 +83,7 @@ class Repo:
 
     @property
     def shard(self) -> str:
-        """Its name: as saev's are, a hash of the metadata."""
+        """The shard's name: a hash of the metadata, as in saev."""
         text = json.dumps(self.metadata, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, tp.Any]:
-        """The run's config, as W&B has it for a run of that date."""
+        """The run's config in W&B, in the form of its date."""
         if self.created_at < KEYED:
             widths = {"exp_factor": self.repo.d_sae // self.repo.d_model}
         else:
@@ -215,7 +215,7 @@ class Run:
 
 
 def all_runs() -> list[Run]:
-    """Every candidate of the demo, in the order of its sweep files. The same each time."""
+    """Every candidate of the demo, in the order of its sweep files, always the same."""
     rng = random.Random(SEED)
     return [
         run
@@ -264,14 +264,14 @@ def _runs(repo: Repo, panel: Panel, rng: random.Random) -> list[Run]:
 
 
 def spread(lo: float, hi: float, n: int) -> list[float]:
-    """`n` values from `lo` to `hi`, evenly on a log scale; the middle one for n = 1."""
+    """`n` values from `lo` to `hi`, evenly spaced on a log scale; the middle for n = 1."""
     if n == 1:
         return [(lo * hi) ** 0.5]
     return [lo * (hi / lo) ** (i / (n - 1)) for i in range(n)]
 
 
 def new_id(rng: random.Random) -> str:
-    """A run id as W&B makes them."""
+    """A run id in W&B's form."""
     return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=8))
 
 

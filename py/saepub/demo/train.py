@@ -24,18 +24,18 @@ N_DIRECTIONS = 64
 N_STEPS = 80
 BATCH = 64
 REINIT_BLEND = 0.8
-"""How much of a first weight is a sample, the rest being noise; saev's default."""
+"""The share of a sample in an initial weight, the rest being noise; saev's default."""
 ENC_SCALE, ENC_BIAS = 0.3, -0.3
-"""Encoders start small and below zero: so few steps leave no time to calm a loud start."""
+"""Encoders start small and with a negative bias: so few steps couldn't correct a large start."""
 
-# One thread: a sum over several depends on their number, and the demo must not.
+# One thread, because sums over several threads depend on their number.
 torch.set_num_threads(1)
 
 
 class TopK(saev.nn.SparseAutoencoder):  # type: ignore[misc]  # saev has no types
-    """An SAE that keeps each token's k largest features, as today's saev has it.
+    """An SAE that keeps each token's k largest features, as in current saev.
 
-    saev 0.1.0 knows ReLU only. Unlike 0.1.0's, this forward doesn't subtract b_dec from x.
+    saev 0.1.0 has only ReLU. Unlike 0.1.0's, this forward doesn't subtract b_dec from x.
     """
 
     top_k: int
@@ -49,8 +49,8 @@ class TopK(saev.nn.SparseAutoencoder):  # type: ignore[misc]  # saev has no type
 def encode(sae: saev.nn.SparseAutoencoder, x: Tensor) -> Tensor:
     """f_x, float32 of shape (n, d_sae), of activations x of shape (n, d_model).
 
-    What saev's forward computes (b_dec being zero where 0.1.0 subtracts it), without the
-    reconstruction, which training has no use for.
+    The same as saev's forward (0.1.0 subtracts b_dec, which is zero here), but without the
+    reconstruction, which training doesn't need.
     """
     h_x = x @ sae.W_enc + sae.b_enc
     if not isinstance(sae, TopK):
@@ -60,7 +60,7 @@ def encode(sae: saev.nn.SparseAutoencoder, x: Tensor) -> Tensor:
 
 
 class Activations(tp.NamedTuple):
-    """Of one (repo, layer), float32."""
+    """The activations of one (repo, layer), float32."""
 
     train: Tensor
     """(1297, d_model)"""
@@ -69,9 +69,9 @@ class Activations(tp.NamedTuple):
 
 
 def activations(slug: str, layer: int, d_model: int) -> Activations:
-    """Activations of one (repo, layer), the same each time.
+    """Activations of one (repo, layer), always the same.
 
-    They are centred and scaled by the training rows, so that an SAE needs no b_dec.
+    They are centered and scaled by the training rows, so that an SAE needs no b_dec.
     """
     rng = np.random.default_rng(seed_of(f"{slug}/layer_{layer}.npy"))
     directions = rng.normal(size=(N_DIRECTIONS, d_model)) / N_DIRECTIONS**0.5
@@ -92,7 +92,7 @@ def seed_of(name: str) -> int:
 
 
 def train_and_dump(run: Run, x: Tensor, fpath: pathlib.Path) -> None:
-    """Train the run's SAE on the rows of `x`, float32 of shape (n, d_model); write it."""
+    """Train the run's SAE on the rows of `x`, float32 of shape (n, d_model), and write it."""
     sae = train(run, x)
     with torch.no_grad():
         if run.misfit == "dead":
@@ -142,8 +142,8 @@ def new_sae(run: Run, x: Tensor, rng: torch.Generator) -> saev.nn.SparseAutoenco
     if isinstance(sae, TopK):
         sae.top_k = int(run.sparsity)
     else:
-        # saev 0.1.0 subtracts b_dec before it encodes, later ones don't. With a b_dec of
-        # zero, which centred activations allow, both compute the same L0 and NMSE.
+        # saev 0.1.0 subtracts b_dec before encoding, later versions don't. With a b_dec of
+        # zero, which centered activations allow, both compute the same L0 and NMSE.
         sae.b_dec.requires_grad_(False)
     samples = x[torch.randperm(len(x), generator=rng)[: cfg.d_sae]]
     noise = torch.randn(samples.shape, generator=rng)
@@ -156,9 +156,9 @@ def new_sae(run: Run, x: Tensor, rng: torch.Generator) -> saev.nn.SparseAutoenco
 
 
 def sample_prefixes(d_sae: int, n_prefixes: int, rng: torch.Generator) -> list[int]:
-    """Ascending prefix lengths, short ones likelier; the last is d_sae.
+    """Ascending prefix lengths, short ones more likely; the last is d_sae.
 
-    A length l has the weight l^-1/2 - (l + 1)^-1/2: a Pareto distribution's, as in
+    A length l has the weight l^-1/2 - (l + 1)^-1/2, a Pareto distribution, as in
     "Learning Multi-Level Features with Matryoshka Sparse Autoencoders" (arXiv 2503.17547).
     """
     if n_prefixes == 1:
@@ -176,8 +176,8 @@ def prefix_mse(
 
     Args:
         f_x: Features, float32 of shape (n, d_sae).
-        x: What they are of, float32 of shape (n, d_model).
-        prefixes: Ascending lengths; a prefix is the first so many features.
+        x: The activations, float32 of shape (n, d_model).
+        prefixes: Ascending lengths; a prefix of length l is the first l features.
     """
     sizes = np.diff(prefixes, prepend=0).tolist()
     blocks = [
@@ -191,12 +191,12 @@ def prefix_mse(
 
 
 def dump_schema5(fpath: pathlib.Path, sae: TopK) -> None:
-    """Write a TopK SAE as today's saev writes it: its header in schema 5, its tensors."""
+    """Write a TopK SAE as current saev does: a header of schema 5, and the tensors."""
     activation = {
         "key": "top-k",
         "top_k": sae.top_k,
         "sparsity": {"cls": "NoSparsity", "params": {"key": "no-sparsity"}},
-        # Revives features after millions of tokens without firing: never, in the demo.
+        # Revives features after millions of tokens without firing, so never in the demo.
         "aux": {
             "cls": "AuxK",
             "params": {"key": "auxk", "k_aux": 512, "alpha": 1 / 32},
@@ -237,11 +237,11 @@ def load(fpath: pathlib.Path) -> saev.nn.SparseAutoencoder:
 
 
 def dump_shard(dpath: pathlib.Path, repo: Repo, held_out: dict[int, Tensor]) -> None:
-    """Write held-out activations as saev caches them: each layer's, behind a [CLS] token.
+    """Write held-out activations as saev caches them, each example after a [CLS] token.
 
     Args:
-        dpath: Where to.
-        repo: Whose they are.
+        dpath: The shard's directory.
+        repo: The repo.
         held_out: By layer, float32 of shape (500, d_model).
     """
     meta = repo.metadata
@@ -264,11 +264,11 @@ def dump_shard(dpath: pathlib.Path, repo: Repo, held_out: dict[int, Tensor]) -> 
 def measure(
     fpath: pathlib.Path, x: Tensor, n_prefixes: int = N_PREFIXES
 ) -> dict[str, tp.Any]:
-    """What W&B's summary would say of the checkpoint in `fpath`, measured on it as written.
+    """The W&B summary for the checkpoint in `fpath`, measured on the file as written.
 
-    L0 is the mean count of non-zero features a token. NMSE is the full-prefix
-    reconstruction's sum of squared errors over the sum of squares about the mean, in
-    float64. `eval/mse`, which is not NMSE, averages over prefixes.
+    L0 is the mean number of non-zero features per token. NMSE is the full-prefix
+    reconstruction's sum of squared errors divided by the sum of squared deviations from the
+    mean, in float64. `eval/mse`, which is not NMSE, averages over prefixes.
 
     Args:
         x: Held-out activations, float32 of shape (n, d_model).
@@ -287,5 +287,5 @@ def measure(
         "eval/mse": prefix_mse(sae, f_x, x, prefixes).item(),
         "eval/n_dead": int(((f_x != 0).sum(dim=0) == 0).sum()),
     }
-    # W&B sends what JSON has no number for as a string.
+    # W&B sends numbers that JSON lacks as strings.
     return {key: "NaN" if math.isnan(v) else v for key, v in summary.items()}

@@ -1,1 +1,1 @@
-"""What doctor looks at."""
+"""doctor's checks."""

@@ -1,4 +1,4 @@
-"""What doctor looks at. Each check yields (level, text) and leaves no trace behind."""
+"""doctor's checks. Each yields (level, text) and leaves no files behind."""
 
 import contextlib
 import importlib.metadata
@@ -31,7 +31,7 @@ HEADERS: dict[str, dict[str, tp.Any]] = {
     "4": {"schema": 4, "cfg": {"d_model": 4, "d_sae": 8, "activation": RELU}},
     "5": {"schema": 5, "cfg": {"d_model": 4, "d_sae": 8, "activation": RELU}},
 }
-"""The least that each schema's header can be."""
+"""A minimal header of each schema."""
 
 
 def is_demo() -> bool:
@@ -54,14 +54,14 @@ def jq() -> Found:
         yield BAD, "not installed; apt install jq, brew install jq or conda install jq"
         return
     version = _first_line(["jq", "--version"]).removeprefix("jq-")
-    # classify is a jq program that runs itself: what it needs of jq and env shows here.
+    # classify is an executable jq filter, so this shows whether jq and env support it.
     done = subprocess.run(
         [os.path.join(settings.ROOT, "bin", "classify")], stdin=subprocess.DEVNULL
     )
     if done.returncode == 0:
         yield OK, version
     else:
-        yield BAD, f"{version} does not run bin/classify; install jq 1.6 or later"
+        yield BAD, f"{version} can't run bin/classify; install jq 1.6 or later"
 
 
 def make() -> Found:
@@ -107,13 +107,13 @@ def packages() -> Found:
             continue
         if version.partition("+")[0] != pin:
             other.append(f"{name} {version} (pinned: {pin})")
-    mend = "make setup; if that does nothing, delete .venv first"
+    advice = "make setup; if that does nothing, delete .venv first"
     if missing:
-        yield BAD, f"not installed: {', '.join(missing)}; {mend}"
+        yield BAD, f"not installed: {', '.join(missing)}; {advice}"
     if other:
-        yield TODO, f"not the tested version: {', '.join(other)}; {mend}"
+        yield TODO, f"not the tested version: {', '.join(other)}; {advice}"
     if not missing and not other:
-        yield OK, f"all {len(pins)} as requirements.txt pins them"
+        yield OK, f"all {len(pins)} as pinned in requirements.txt"
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def packages() -> Found:
 def catalog_() -> Found:
     fpath = pathlib.Path(settings.get("CATALOG"))
     if is_demo() and not fpath.exists():
-        yield TODO, "no data is named, so there will be a demo; make dry-run makes it"
+        yield TODO, "no data is set, so a demo will be used; make dry-run creates it"
         return
     cat, problems = catalog.read(fpath)
     for text in problems:
@@ -137,7 +137,7 @@ def catalog_() -> Found:
 
 
 def _repo(cat: catalog.Catalog, repo: catalog.Repo) -> Found:
-    """What of one repo is ready: its ids, its runs root and checkpoints, its shard."""
+    """Whether one repo is ready: its ids, runs root, checkpoints and shard."""
     try:
         lines = _lines(cat, repo)
         root = places.runs_root({"repo": repo.slug, "expected": repo.expected})
@@ -151,18 +151,18 @@ def _repo(cat: catalog.Catalog, repo: catalog.Repo) -> Found:
     elif not root.is_dir():
         yield (
             BAD,
-            f"{repo.slug}: {root}: no such directory; RUNS_ROOT or runs_root names it",
+            f"{repo.slug}: {root}: no such directory; check RUNS_ROOT, or runs_root in the catalog",
         )
         return
     elif not n_there:
         where = places.checkpoint_fpath(lines[0])
-        yield BAD, f"{text}, and not one has a checkpoint there, as {where} would be"
+        yield BAD, f"{text}, but none has a checkpoint; the first would be {where}"
         return
     else:
         text += f", {n_there:,} with a checkpoint under {root}"
     yield OK, text
     if repo.license is None:
-        yield TODO, f'{repo.slug}: no "license", so the card will say none'
+        yield TODO, f'{repo.slug}: no "license", so the card will have none'
     if repo.shard is not None:
         yield from _shard(repo)
 
@@ -175,11 +175,11 @@ def _shard(repo: catalog.Repo) -> Found:
         return
     if not (root / str(repo.shard)).is_dir():
         where = f"{root}/{repo.shard}: no such directory"
-        yield TODO, f"{repo.slug}: {where}; make measure reads shard {repo.shard} there"
+        yield TODO, f"{repo.slug}: {where}; make measure needs it"
 
 
 def _lines(cat: catalog.Catalog, repo: catalog.Repo) -> list[jsonl.Line]:
-    """A line for each of a repo's candidates, as far as no server need be asked."""
+    """A line for each of a repo's candidates; none if a server would have to be asked."""
     from ..sweep import sources
 
     if repo.wandb is not None:
@@ -193,42 +193,44 @@ def _lines(cat: catalog.Catalog, repo: catalog.Repo) -> list[jsonl.Line]:
 def saev() -> Found:
     from ..checkpoint import saev as saev_loader
 
-    at_hand = saev_loader.available()
+    available = saev_loader.available()
     reads: list[str] = []
     refuses: list[str] = []
     for schema, raw in HEADERS.items():
         header = checkpoint_header.parse(json.dumps(raw).encode())
-        (refuses if at_hand.why_not(header) else reads).append(schema)
-    where = "SAEV_DIR" if at_hand.is_checkout else "installed"
-    text = f"{at_hand.label} ({where}) loads checkpoints"
+        (refuses if available.why_not(header) else reads).append(schema)
+    where = "SAEV_DIR" if available.is_checkout else "installed"
+    text = f"{available.label} ({where}) loads checkpoints"
     if not refuses:
         yield OK, f"{text} of every schema"
         return
-    mend = "a newer checkout" if at_hand.is_checkout else "SAEV_DIR set to a checkout"
+    advice = (
+        "a newer checkout" if available.is_checkout else "SAEV_DIR set to a checkout"
+    )
     loads = [
         "without a schema (from before July 2025)" if s == "none" else f"of schema {s}"
         for s in reads
     ]
     text += f" {' and '.join(loads) or 'of no schema'} only;"
-    text += f" those of schema {', '.join(refuses)} need {mend}"
+    text += f" those of schema {', '.join(refuses)} need {advice}"
     yield OK if is_demo() else TODO, text
 
 
 def runs() -> Found:
     if is_demo() and not pathlib.Path(settings.get("RUNS_ROOT")).is_dir():
-        yield TODO, "no demo yet; make dry-run makes it"
+        yield TODO, "no demo yet; make dry-run creates it"
         return
     chosen = _chosen()
     missing = [r["run_id"] for r in chosen if not places.checkpoint_fpath(r).is_file()]
     n_there = len(chosen) - len(missing)
-    text = f"{n_there} of {n_of(len(chosen), 'chosen checkpoint')} there"
+    text = f"{n_there} of {n_of(len(chosen), 'chosen checkpoint')} found"
     if missing:
-        mend = f'make dry-run EXCLUDE="{" ".join(missing)}"'
-        yield BAD, f"{text}; to continue without them: {mend}"
+        advice = f'make dry-run EXCLUDE="{" ".join(missing)}"'
+        yield BAD, f"{text}; to continue without the others: {advice}"
     elif chosen:
         yield OK, text
     else:
-        yield OK, "nothing is chosen yet, make dry-run does"
+        yield OK, "no runs are chosen yet; make dry-run chooses them"
 
 
 def _chosen() -> list[jsonl.Line]:
@@ -248,7 +250,7 @@ def disk() -> Found:
     free = shutil.disk_usage(at).free
     text = f"{human(free)} free under {build}{_kind(at)}"
     if not os.access(at, os.W_OK):
-        yield BAD, f"can't write to {at}; set BUILD to a directory where you may"
+        yield BAD, f"can't write to {at}; set BUILD to a writable directory"
         return
     if free < LOW_BYTES:
         yield TODO, f"{text}; a rehearsal keeps a copy of every checkpoint"
@@ -261,15 +263,15 @@ def disk() -> Found:
     try:
         os.link(source.resolve(), target)
     except OSError as err:
-        text = f"a stage will hold symlinks into the runs root{_kind(source)}: {err.strerror}"
+        text = f"stages will have symlinks into the runs root{_kind(source)}: {err.strerror}"
     else:
         target.unlink()
-        text = f"a stage will hold hard links into the runs root{_kind(source)}"
+        text = f"stages will have hard links into the runs root{_kind(source)}"
     yield OK, text
 
 
 def _a_checkpoint() -> pathlib.Path | None:
-    """A checkpoint of the catalog's, where there is one."""
+    """Any candidate's checkpoint; None if there is none."""
     with contextlib.suppress(UserError):
         cat = catalog.load()
         for line in (line for repo in cat.repos for line in _lines(cat, repo)):
@@ -279,7 +281,7 @@ def _a_checkpoint() -> pathlib.Path | None:
 
 
 def _kind(path: pathlib.Path) -> str:
-    """The kind of file system that a path is on, in brackets; "" where that can't be told."""
+    """The type of a path's file system, in brackets; "" if it is unknown."""
     try:
         mounts = pathlib.Path("/proc/self/mounts").read_text(encoding="utf-8")
     except OSError:
@@ -303,7 +305,7 @@ def wandb() -> Found:
     elif snapshot and os.path.isfile(snapshot):
         yield OK, f"no key needed: METRICS_SNAPSHOT={snapshot}"
     elif snapshot:
-        yield BAD, f"{snapshot}: no such file; METRICS_SNAPSHOT names it"
+        yield BAD, f"{snapshot}: no such file; check METRICS_SNAPSHOT"
     else:
         from ..tracking import runs as wandb_runs
 
@@ -311,16 +313,16 @@ def wandb() -> Found:
         lines = [{"repo": repo.slug, "expected": repo.expected} for repo in repos]
         for entity, project in dict.fromkeys(map(places.project, lines)):
             with asking_a_server():
-                # No run's id, but the project is asked for it.
+                # Not a run's id, but asking for it shows whether the key works.
                 wandb_runs.fetch(entity, project, ["doctor"])
-            yield OK, f"the key opens {entity}/{project}"
+            yield OK, f"the key has access to {entity}/{project}"
 
 
 def hub() -> Found:
     if is_demo():
         yield (
             OK,
-            "the demo is released to this machine only; make rehearse needs no token",
+            "the demo can only be rehearsed; make rehearse needs no token",
         )
         return
     if not os.environ.get("HF_TOKEN"):
@@ -337,14 +339,14 @@ def hub() -> Found:
         repos.setdefault(repo.repo_id.partition("/")[0], []).append(repo.repo_id)
     collections = {c.namespace for c in cat.collections}
     for namespace, repo_ids in sorted(repos.items()):
-        # What it tells besides, on stderr, is of rights on collections.
-        with contextlib.redirect_stderr(io.StringIO()) as told, asking_a_server():
+        # It prints a lack of rights to collections on stderr.
+        with contextlib.redirect_stderr(io.StringIO()) as err, asking_a_server():
             problems = hub_rights.problems(repo_ids, collections & {namespace})
-        found = problems or told.getvalue().splitlines()
+        found = problems or err.getvalue().splitlines()
         for text in found:
             yield TODO, text
         if not found:
-            yield OK, f"HF_TOKEN may write to {namespace}"
+            yield OK, f"HF_TOKEN can write to {namespace}"
         elif namespace not in found[0]:
             return  # the same for every namespace
 

@@ -1,6 +1,6 @@
-"""Running doctor's checks: each in a process of its own, all at once.
+"""Runs doctor's checks in parallel, each in a separate process.
 
-None can hold up or break another, and what a client starts or prints stays out of the way.
+So none can block or break another, and clients' output and child processes are contained.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ import signal
 import time
 import typing as tp
 
-from ..cli import UserError, ended_by_interrupts, interrupts_held
+from ..cli import UserError, end_on_interrupt, interrupts_held
 
 OK, TODO, BAD = "ok", "todo", "bad"
-"""Nothing to do; something before a release; something before a dry run."""
+"""Nothing to do; something to do before a release; something to do before a dry run."""
 
 NETWORK_SECONDS = 10
 """How long a check may wait for a server."""
 
 SECONDS = 60
-"""How long a check may take. On a cluster, torch alone may take half of that to import."""
+"""How long a check may take. On a cluster, importing torch may take half of that."""
 
 
 class Finding(tp.NamedTuple):
@@ -34,12 +34,12 @@ class Check(tp.NamedTuple):
     run: tp.Callable[[], tp.Iterable[tuple[str, str]]]
     """Yields levels and texts. May raise."""
     level: str = BAD
-    """Of the finding if it ends without one."""
+    """The level of the finding if the check dies or times out."""
     silent: str = "no answer; the check died or took too long"
 
 
 def examine(checks: tp.Sequence[Check]) -> tp.Iterator[Finding]:
-    """Run all checks at once; their findings in the checks' order."""
+    """Run all checks in parallel; yield their findings in the checks' order."""
     context = multiprocessing.get_context("fork")
     deadline = time.monotonic() + SECONDS
     children = []
@@ -53,7 +53,7 @@ def examine(checks: tp.Sequence[Check]) -> tp.Iterator[Finding]:
             children.append((check, receiver, child))
         for check, receiver, _ in children:
             found = [(check.level, check.silent)]
-            with contextlib.suppress(EOFError):  # it died, or its watchdog bit
+            with contextlib.suppress(EOFError):  # it died, or its watchdog ended it
                 if receiver.poll(max(0, deadline - time.monotonic())):
                     found = receiver.recv()
             for level, text in found:
@@ -64,7 +64,7 @@ def examine(checks: tp.Sequence[Check]) -> tp.Iterator[Finding]:
 
 
 def _in_child(check: Check, sender: tp.Any) -> None:
-    ended_by_interrupts()
+    end_on_interrupt()
     os.setsid()  # so that `_kill` reaches whatever a client starts
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -86,9 +86,9 @@ def _kill(child: tp.Any) -> None:
 
 @contextlib.contextmanager
 def asking_a_server() -> tp.Iterator[None]:
-    """End this process, which is a check's, if the body takes more than NETWORK_SECONDS.
+    """End this process, which runs a check, if the body takes more than NETWORK_SECONDS.
 
-    A client's own retries and waits stop for nothing less.
+    Nothing less stops a client's own retries and waits.
     """
     faulthandler.dump_traceback_later(NETWORK_SECONDS, exit=True, file=2)
     try:

@@ -320,8 +320,7 @@ def retrying(
 
 
 def _requested_wait(response: tp.Any) -> float | None:
-    """The seconds that a "busy" response asks us to wait; None if it names none.
-
+    """The seconds that a "busy" response asks us to wait; None if it names none."""
     if response.status_code != 429 and response.status_code < 500:
         return None
     return retry.requested_wait(response.headers)

@@ -1,4 +1,4 @@
-"""The page to choose by eye from: what it says of each repo, and its one file of HTML."""
+"""The report page, one self-contained HTML file: each repo's content, and the rendering."""
 
 import base64
 import collections
@@ -16,21 +16,21 @@ from ..text import human, l0_text, n_of, nmse_text, one_line
 from .panel import Panel, panel
 
 BY_HAND = "excluded by hand"
-"""The reason that classify gives where EXCLUDE names a run."""
+"""classify's drop reason for a run that EXCLUDE names."""
 
 KINDS = {CHOSEN: "c", PINNED: "p", NOT_NEEDED: "n", OFF_FRONTIER: "o", DROPPED: "d"}
-"""The class of a run's row and mark, by its fate. A run excluded by hand also has "h"."""
+"""The CSS class of a run's row and mark, by its fate. A run excluded by hand also has "h"."""
 
 LEGEND = plane.LEGEND | {CHOSEN: "chosen", PINNED: "pinned by hand", DROPPED: "dropped"}
-"""The card's words, except that nothing is published yet."""
+"""The card's labels, except that nothing is published yet."""
 
 
 class Row(tp.NamedTuple):
-    """One run as the page shows it. All texts, none of them markup."""
+    """One run as the page shows it, as plain text without markup."""
 
     run_id: str
     url: str
-    """Its W&B page; empty if the line has no URL that a browser should open."""
+    """Its W&B page; empty if the line has no URL that is safe to open."""
     l0: str
     nmse: str
     logged: tuple[str, str] | None
@@ -70,10 +70,10 @@ class Section:
     n_bytes: int
     loaders: list[str]
     pin: list[str]
-    """The repo's runs that PIN names now; `exclude` holds those that EXCLUDE names."""
+    """The repo's runs that PIN names now; `exclude` has those that EXCLUDE names."""
     exclude: list[str]
     stops: list[str]
-    """What will stop a push."""
+    """What would stop a push."""
     warnings: list[str]
     layers: list[Layer]
 
@@ -90,15 +90,15 @@ def section(
     stops: list[str],
     warnings: list[str],
 ) -> Section:
-    """All that the page says of one repo.
+    """Everything that the page shows of one repo.
 
     Args:
         repo: The repo.
         rows: The lines to publish.
         account: Every candidate with its fate.
         sources: Where the numbers of each layer come from, in words.
-        stops: What will stop a push.
-        warnings: What a person should look at before publishing.
+        stops: What would stop a push.
+        warnings: What to look at before publishing.
     """
     pin, exclude = in_force(account)
     warnings_of = {row["run_id"]: row["warnings"] for row in rows}
@@ -128,7 +128,7 @@ def section(
 
 
 def counts(n_of_fate: collections.Counter[str]) -> str:
-    """How many runs met each fate, in the legend's order; fates that none met are left out."""
+    """How many runs have each fate, in the legend's order, without zeros."""
     return ", ".join(f"{n_of_fate[f]:,} {f}" for f in LEGEND if n_of_fate[f])
 
 
@@ -139,8 +139,8 @@ def _loader(loader: str) -> str:
 def in_force(account: list[jsonl.Line]) -> tuple[list[str], list[str]]:
     """The repo's runs that PIN and EXCLUDE name now.
 
-    A repo that was not part of the last dry run still stands as an earlier one's PIN and
-    EXCLUDE had it, so its account is asked besides the settings.
+    A repo that was not part of the last dry run still reflects an earlier one's PIN and
+    EXCLUDE, so these come from its account as well as from the settings.
     """
     known = {run["run_id"] for run in account}
     pin = [run["run_id"] for run in account if run["fate"] == PINNED]
@@ -184,7 +184,7 @@ def _measure(value: float | str | None, text: tp.Callable[[float], str]) -> str:
 
 
 def _date(created_at: str | None) -> str:
-    """The day; the whole text where it doesn't start with one."""
+    """The day; the whole text if it doesn't start with a date."""
     if created_at is None:
         return ""
     if re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", created_at):
@@ -193,7 +193,7 @@ def _date(created_at: str | None) -> str:
 
 
 def web_url(text: str | None) -> str:
-    """`text` if it is an address that is fit for a link, else nothing."""
+    """`text` if it is a safe web address, else ""."""
     if text is None or not text.isascii() or not text.isprintable():
         return ""
     try:
@@ -206,11 +206,11 @@ def web_url(text: str | None) -> str:
 def html(
     sections: list[Section], missing: tp.Sequence[str] = (), *, is_demo: bool
 ) -> str:
-    """The page: one file that asks for nothing else. The same input gives the same bytes.
+    """The page, as one file without external resources. The same input gives the same bytes.
 
     Args:
-        sections: One a repo.
-        missing: Of each repo that can't be shown, what to do about it.
+        sections: One per repo.
+        missing: Advice on each repo that can't be shown.
         is_demo: Whether they are the demo's.
     """
     import jinja2  # slow to import
@@ -239,7 +239,7 @@ def html(
         kinds=KINDS,
         counts=counts,
         n=n if n != settings.default("N") and n.isdecimal() else "",
-        # These end up in a command, so anything that isn't an id stays out.
+        # These become part of a command, so anything that isn't an id is left out.
         pin=[i for i in settings.ids("PIN") if jsonl.is_id(i)],
         exclude=[i for i in settings.ids("EXCLUDE") if jsonl.is_id(i)],
         n_runs=sum(s.n_of_fate.total() for s in sections),
@@ -255,5 +255,5 @@ def html(
 
 
 def _csp_hash(text: str) -> str:
-    """How a content security policy names an inline text that it allows."""
+    """The hash by which a content security policy allows an inline text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

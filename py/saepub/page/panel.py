@@ -1,7 +1,7 @@
-"""One panel of the page: where a layer's candidates stand in the plane of log L0 and NMSE.
+"""One panel of the page: the positions of a layer's candidates in the plane of log L0 and NMSE.
 
-Places are per cent of the plot's width and height, from the top left, so that the page can
-draw at any width with type that keeps its size.
+Positions are percentages of the plot's width and height, from the top left, so that the page can
+be drawn at any width without scaling its text.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from ..choice.frontier import has_place
 from ..text import n_of
 
 N_TICKS = 7
-"""How many numbers fit along an axis on a phone."""
+"""How many labels fit along an axis on a phone."""
 
 BACK_TO_FRONT = tuple(reversed(plane.LEGEND))
 
@@ -20,26 +20,26 @@ BACK_TO_FRONT = tuple(reversed(plane.LEGEND))
 @dataclasses.dataclass(frozen=True)
 class Point:
     row: int
-    """Which of the panel's runs it is."""
+    """Its index in the panel's runs."""
     fate: str
     x: str
     y: str
     edge: str
-    """Beyond which edge it lies: up, down, left, right, or "" for none."""
+    """The edge that it lies beyond: up, down, left, right, or "" for none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
     layer: int
     runs: list[jsonl.Line]
-    """By L0; those without a place in the plane come last."""
+    """By L0; those that can't be drawn come last."""
     points: list[Point]
-    """Those with a place, in drawing order: the chosen lie on top."""
+    """Those that can be drawn, in drawing order: chosen ones on top."""
     frontier: str
     """The corners of the frontier's line, in thousandths of the plot."""
     x_ticks: list[tuple[str, str]]
     y_ticks: list[tuple[str, str]]
-    """Place and label."""
+    """Position and label."""
     notes: list[str]
     """What the plot can't show."""
 
@@ -49,7 +49,7 @@ def panel(layer: int, account: list[jsonl.Line]) -> Panel:
 
     Args:
         layer: The layer.
-        account: All its candidates, each with l0, nmse, run_id and fate, in any order.
+        account: All its candidates with l0, nmse, run_id and fate, in any order.
     """
     runs = sorted(account, key=_order)
     placed = [run for run in runs if has_place(run)]

@@ -3,7 +3,7 @@
 import contextlib
 import typing as tp
 
-from ..cli import ended_by_interrupts, interrupts_held
+from ..cli import end_on_interrupt, interrupts_held
 from .work import Function, Outcome, Part, outcome_of
 
 if tp.TYPE_CHECKING:
@@ -29,7 +29,7 @@ def each(
     from concurrent.futures.process import BrokenProcessPool  # slow to import
 
     with _pool(n_jobs, prepare) as pool:
-        with interrupts_held():  # until each process knows what to do with them
+        with interrupts_held():  # until each process has set its own handler
             futures = [pool.submit(outcome_of, function, part.args) for part in parts]
         for part, future in zip(parts, futures, strict=True):
             try:
@@ -73,5 +73,5 @@ def _pool(
 
 
 def _start(prepare: tp.Callable[[], None]) -> None:
-    ended_by_interrupts()
+    end_on_interrupt()
     prepare()

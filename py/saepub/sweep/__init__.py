@@ -1,5 +1,5 @@
-"""What a lab's sweep lists: the ids of its runs, by layer, from Python that nobody runs or
-from files."""
+"""The candidates that a lab's sweep lists: run ids by layer, from Python that is never run,
+from files, or from W&B."""
 
 import typing as tp
 
@@ -11,4 +11,4 @@ class Candidate(tp.NamedTuple):
     run_id: str
     commented: bool
     source: str
-    """Where it stands: "path:line"."""
+    """Where it is listed: "path:line"."""

@@ -1,4 +1,4 @@
-"""Run ids from a file with a line a run: .csv, .json, .jsonl, or a .txt for each layer."""
+"""Run ids from a file with one run per line: .csv, .json, .jsonl, or one .txt per layer."""
 
 import csv
 import json
@@ -11,17 +11,17 @@ from . import Candidate
 
 MAX_BYTES = 64 * 2**20
 LAYER = "{layer}"
-"""In a file's name: there is one for each layer."""
+"""Stands for the layer in the name of a file per layer."""
 
 
 def read(fpath: pathlib.Path, layers: tp.Sequence[int]) -> list[Candidate]:
-    """All runs that a file, or one for each of `layers`, lists.
+    """All runs that a file, or a file for each of `layers`, lists.
 
-    A .txt has an id a line; blank lines and what follows a # don't count. The others name
-    `run_id` and `layer` for each run, and a .json may be an object of lists by layer too.
+    A .txt has one id per line; blank lines and comments after # are ignored. The others have
+    `run_id` and `layer` for each run; a .json may also be an object of lists by layer.
 
     Raises:
-        UserError: It can't be read, or doesn't have these; with file and line.
+        UserError: It can't be read, or lacks these; with file and line.
     """
     if LAYER in str(fpath):
         files = [(str(fpath).replace(LAYER, str(layer)), layer) for layer in layers]
@@ -33,11 +33,11 @@ def read(fpath: pathlib.Path, layers: tp.Sequence[int]) -> list[Candidate]:
 
 
 def _read(fpath: pathlib.Path, only: int | None) -> list[Candidate]:
-    """One file's runs, those without a layer of their own under `only`."""
+    """One file's runs; those without a layer get the layer `only`."""
     readers = {".txt": _txt, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}
     reader = readers.get(fpath.suffix.lower())
     if reader is None:
-        raise UserError(f"{fpath}: not one of {', '.join(readers)}, which can be read")
+        raise UserError(f"{fpath}: unknown file type; use one of {', '.join(readers)}")
     try:
         with open(fpath, "rb") as fd:
             raw = fd.read(MAX_BYTES + 1)
@@ -45,7 +45,7 @@ def _read(fpath: pathlib.Path, only: int | None) -> list[Candidate]:
             raise UserError(f"{fpath}: over {human(MAX_BYTES)}, not a list of runs")
         text = raw.decode("utf-8-sig")
     except OSError as err:
-        raise UserError(f"{fpath}: {err.strerror}; the catalog names it") from None
+        raise UserError(f"{fpath}: {err.strerror}; check the catalog") from None
     except ValueError:
         raise UserError(f"{fpath}: not text (UTF-8)") from None
     found = []
@@ -59,8 +59,8 @@ def _read(fpath: pathlib.Path, only: int | None) -> list[Candidate]:
             layer = int(layer)
         if type(layer) is not int:
             raise UserError(
-                f'{where}: no layer\'s number as "layer"; add one, or name a file a layer,'
-                f' with "{LAYER}" in its name'
+                f'{where}: no "layer" with a number; add it, or use one file per layer, with'
+                f' "{LAYER}" in the name'
             )
         found.append(Candidate(layer, run_id.strip(), False, where))
     return found

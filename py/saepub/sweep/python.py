@@ -1,10 +1,10 @@
-"""Run ids from a sweep file: Python that nobody runs.
+"""Run ids from a sweep file: Python that is parsed, never run.
 
 `ast` gives its structure and `tokenize` its comments, because an id that was commented out
-is a candidate too. One rule holds for every comment within the variable's brackets: it is code if
+is a candidate too. One rule applies to every comment within the variable's brackets: it is code if
 it starts with a layer's key or a string, and a string is an id if a comma, a closing bracket
 or the end of the comment follows it. Any other quoted text in a comment is reported, as is a layer
-or the variable with quoted text in a comment elsewhere, so that nothing is lost silently.
+or the variable with quoted text in a comment elsewhere, so that nothing is silently lost.
 """
 
 import ast
@@ -36,17 +36,17 @@ QUOTED = re.compile(r"""(?<!\w)[rRbBuUfF]{0,2}["'“‘][^\s"']""")
 
 class Found(tp.NamedTuple):
     candidates: list[Candidate]
-    """In the order in which they stand."""
+    """In the order of the file."""
     not_taken: list[tuple[int, str]]
     """Line and text of each comment that holds quoted text that was not taken for an id."""
 
 
 class Key(tp.NamedTuple):
-    """What a layer's list stands under."""
+    """The key of a layer's list."""
 
     layer: int
     key: object
-    """As the file has it, and None for a list that is not in a dict."""
+    """As in the file; None for a list that is not in a dict."""
 
 
 def read(
@@ -60,13 +60,12 @@ def read(
     Args:
         fpath: A Python file. It is parsed, never run.
         variable: The name of a dict of lists, or of a list, anywhere in the file.
-        layers: The catalog's. A list that is not in a dict is of the only one.
-        layer_at: Where the dict's keys, then tuples, have the layer.
+        layers: The catalog's. A list that is not in a dict needs exactly one.
+        layer_at: The layer's index in the dict's keys, if they are tuples.
 
     Raises:
-        UserError: The file can't be read or parsed; or the literal isn't there, is there
-            twice, isn't of such a shape, or another statement may change what it says; with
-            file and line.
+        UserError: The file can't be read or parsed; or the literal is missing, is there twice,
+            has another shape, or another statement may change it; with file and line.
     """
     text = _text(fpath)
     try:
@@ -131,7 +130,7 @@ def _is_list_of_text(node: object) -> bool:
 
 
 def _text(fpath: pathlib.Path) -> str:
-    """The file's text, in which `ast` and `tokenize` count lines and columns alike.
+    """The file's text, normalized so that `ast` and `tokenize` agree on lines and columns.
 
     Raises:
         UserError: It can't be read.
@@ -140,7 +139,7 @@ def _text(fpath: pathlib.Path) -> str:
         with open(fpath, "rb") as fd:
             source = fd.read(MAX_BYTES + 1)
     except OSError as err:
-        raise UserError(f"{fpath}: {err.strerror}; the catalog names it") from None
+        raise UserError(f"{fpath}: {err.strerror}; check the catalog") from None
     if len(source) > MAX_BYTES:
         raise UserError(f"{fpath}: over {human(MAX_BYTES)}, not a sweep file")
     try:
@@ -149,7 +148,7 @@ def _text(fpath: pathlib.Path) -> str:
     except (SyntaxError, ValueError, LookupError) as err:
         raise UserError(f"{fpath}:1: not text: {err}; save it as UTF-8") from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    # A form feed starts a line's indentation anew, and is a space anywhere else.
+    # A form feed resets a line's indentation, and elsewhere is a space.
     return re.sub(r"(?m)^[ \t\f]*\f", "", text).replace("\f", " ")
 
 
@@ -169,7 +168,7 @@ def _targets(node: ast.AST) -> list[ast.expr]:
 def _definition(
     fpath: pathlib.Path, tree: ast.Module, variable: str
 ) -> tuple[ast.stmt, ast.Dict | ast.List | ast.Tuple]:
-    """The one statement that assigns a literal to the variable, and that."""
+    """The one statement that assigns a literal to the variable, and the literal."""
     found = [
         tp.cast(ast.Assign, node)
         for node in ast.walk(tree)
@@ -187,20 +186,20 @@ def _definition(
     if len(found) > 1:
         linenos = " and ".join(str(node.lineno) for node in found)
         raise UserError(
-            f'{fpath}:{found[1].lineno}: assigns "{variable}" at lines {linenos}; leave'
+            f'{fpath}:{found[1].lineno}: assigns "{variable}" at lines {linenos}; keep only'
             f" one, {WAY_OUT}"
         )
     value = found[0].value
     if not isinstance(value, literals):
         raise UserError(
-            f'{fpath}:{value.lineno}: "{variable}" is not a dict or a list written out;'
-            f" write it out, {WAY_OUT}"
+            f'{fpath}:{value.lineno}: "{variable}" is not a literal dict or list; make it one,'
+            f" {WAY_OUT}"
         )
     return found[0], value
 
 
 class _Literal:
-    """The variable's literal with its tokens, asked for ids."""
+    """The variable's literal with its tokens; finds the ids."""
 
     def __init__(
         self,
@@ -216,7 +215,7 @@ class _Literal:
         self.text_lines = text.split("\n")
         self.strings: list[tokenize.TokenInfo] = []
         self.comments: dict[int, tokenize.TokenInfo] = {}
-        """By line, of which each has at most one."""
+        """By line, which has at most one."""
         for tok in tokens:
             if not value.lineno <= tok.start[0] <= (value.end_lineno or 0):
                 continue
@@ -245,7 +244,7 @@ class _Literal:
             if len(self.layers) != 1:
                 raise self._error(
                     self.value,
-                    'a list that says no layer; give the catalog\'s repo one layer ("layers":'
+                    'a list without layers; give the repo a single layer in the catalog ("layers":'
                     f" [23]), {WAY_OUT}",
                 )
             lists.append((self.layers[0], self._list(self.layers[0], self.value)))
@@ -263,7 +262,7 @@ class _Literal:
             if self.layer_at is None:
                 raise self._error(
                     key,
-                    f"the key {constant} is a tuple; say where it has the layer with"
+                    f"the key {constant} is a tuple; set the layer's index in it with"
                     f' "layer_at" in the catalog (1 for {constant[-1]}), {WAY_OUT}',
                 )
             if self.layer_at < len(constant):
@@ -274,13 +273,13 @@ class _Literal:
         name = ast.unparse(key) if key is not None else "**"
         raise self._error(
             key or value,
-            f"the key {name[:60]} has no layer's number{at}; {WAY_OUT[3:]}",
+            f"the key {name[:60]} has no layer number{at}; {WAY_OUT[3:]}",
         )
 
     def _list(self, layer: int, node: ast.expr) -> ast.List | ast.Tuple:
         if not isinstance(node, (ast.List, ast.Tuple)):
             raise self._error(
-                node, f"layer {layer} is not a list of strings; write it out, {WAY_OUT}"
+                node, f"layer {layer} is not a literal list; make it one, {WAY_OUT}"
             )
         return node
 
@@ -289,7 +288,8 @@ class _Literal:
             if not isinstance(item, ast.Constant) or not isinstance(item.value, str):
                 raise self._error(
                     item,
-                    f"layer {layer} holds what is not a string; write it out, {WAY_OUT}",
+                    f"layer {layer} has an item that is not a literal string; make it one,"
+                    f" {WAY_OUT}",
                 )
             self._take(layer, item.value, False, item.lineno)
             start, end = self._start(item), self._end(item)
@@ -300,8 +300,8 @@ class _Literal:
                 raise self._error(item, f"layer {layer} lacks a comma between two ids")
 
     def _commented(self, lists: list[tuple[int, ast.List | ast.Tuple]]) -> None:
-        """The ids in comments, each under the list that it is in or closes, or under a
-        layer that is commented out whole, over one line or many."""
+        """Find the ids in comments, each under the list that it is in or closes, or under a
+        layer that is commented out as a whole, on one line or several."""
         inside: dict[int, int] = {}
         for of, node in lists:
             for lineno in range(node.lineno, (node.end_lineno or 0) + 1):
@@ -325,15 +325,15 @@ class _Literal:
                 for run_id in run_ids:
                     if layer is None:
                         raise UserError(
-                            f'{self.fpath}:{lineno}: a commented-out "{run_id}" that stands'
-                            f" under no layer; delete it or move it into its list, {WAY_OUT}"
+                            f'{self.fpath}:{lineno}: a commented-out "{run_id}" under no layer;'
+                            f" delete it or move it into its list, {WAY_OUT}"
                         )
                     self._take(layer, run_id, True, lineno)
             if QUOTED.search(rest):
                 self.not_taken.append((lineno, comment.string))
 
     def _is_inside(self, comment: tokenize.TokenInfo) -> bool:
-        """Whether a comment is in the dict, or in or behind the list that has no dict."""
+        """Whether a comment is in the dict, or in or after the list that has no dict."""
         is_dict = isinstance(self.value, ast.Dict)
         return not is_dict or comment.start < self._end(self.value)
 
@@ -348,7 +348,7 @@ class _Literal:
         return lineno, self._column(lineno, n_bytes)
 
     def _column(self, lineno: int, n_bytes: int) -> int:
-        """ast counts a line's UTF-8 bytes, tokenize its characters."""
+        """A column in characters, as tokenize counts; ast counts UTF-8 bytes."""
         text = self.text_lines[lineno - 1]
         return len(text.encode("utf-8")[:n_bytes].decode("utf-8", "replace"))
 
@@ -357,9 +357,9 @@ class _Literal:
 
 
 def _parse(text: str) -> tuple[ast.expr | None, list[str], bool, str]:
-    """A comment as code: a layer's key, ids, whether a list is closed, and what is left.
+    """A comment as code: a layer's key, ids, whether a list is closed, and the rest.
 
-    All but the last are empty for prose.
+    All but the rest are empty for prose.
     """
     end, key = 0, None
     run_ids: list[str] = []

@@ -1,4 +1,4 @@
-"""A repo's candidates, from whichever source of run ids the catalog names for it."""
+"""A repo's candidates, from the source of run ids that the catalog names."""
 
 import pathlib
 import typing as tp
@@ -12,14 +12,14 @@ from . import Candidate, files, python
 class Listed(tp.NamedTuple):
     candidates: list[Candidate]
     notes: list[str]
-    """What a person should see of the source, a line each."""
+    """Notes on the source for the user, one line each."""
 
 
 def candidates(cat: catalog.Catalog, repo: catalog.Repo) -> Listed:
-    """The repo's candidates, each once, from the one source that it has.
+    """The repo's candidates from its source, without duplicates.
 
     Raises:
-        UserError: The source can't be read, or what it lists is wrong.
+        UserError: The source can't be read, or lists something invalid.
     """
     notes: list[str] = []
     if repo.run_ids is not None:
@@ -66,14 +66,14 @@ def _from_wandb(repo: catalog.Repo, wanted: catalog.FromWandb) -> Listed:
             found.append(Candidate(layer, run_id, False, source))
         elif type(layer) is not int:
             notes.append(
-                f"{repo.slug}: run {run_id} left out: its config has no layer's number at"
+                f"{repo.slug}: run {run_id} left out: its config has no layer number at"
                 f' "{wanted.layer}" (wandb.layer in the catalog)'
             )
     return Listed(found, notes)
 
 
 def checked(found: list[Candidate], repo: catalog.Repo) -> list[Candidate]:
-    """`found` without repeats: an id that is listed and commented out is listed.
+    """`found` without duplicates: an id that is both listed and commented out counts as listed.
 
     Raises:
         UserError: A bad id, a layer that the catalog doesn't list, an id under two layers,
@@ -87,13 +87,13 @@ def checked(found: list[Candidate], repo: catalog.Repo) -> list[Candidate]:
             )
         if c.layer not in repo.layers:
             raise UserError(
-                f"{c.source}: layer {c.layer} is not among the catalog's for {repo.slug}:"
+                f"{c.source}: layer {c.layer} is not one of {repo.slug}'s in the catalog:"
                 f" {', '.join(map(str, repo.layers))}"
             )
         seen = first.setdefault(c.run_id, c)
         if seen.layer != c.layer:
             raise UserError(
-                f"{c.source}: {c.run_id} is under layer {c.layer}, and under layer"
+                f"{c.source}: {c.run_id} is under layer {c.layer}, but also under layer"
                 f" {seen.layer} at line {seen.source.rpartition(':')[2]}"
             )
         if seen.commented and not c.commented:

@@ -1,10 +1,10 @@
 """Whether anything in a Python file may change a variable after the literal that defines it.
 
-The file is parsed and never run, so its literal holds only if no other statement can change
-the object. Aliases of the object and of its parts are followed through assignments, loops,
-comprehensions, containers and the file's own functions, scope by scope. Anything that could
-change an alias is a finding: a store, a deletion, a method that isn't known to only read, or a
-call to a function defined elsewhere.
+The file is parsed and never run, so its literal is the variable's value only if no other
+statement can change the object. Aliases of the object and of its parts are followed through
+assignments, loops, comprehensions, containers and the file's own functions, scope by scope.
+Anything that could change an alias is a finding: a store, a deletion, a method that isn't known
+to only read, or a call to a function defined elsewhere.
 """
 
 import ast
@@ -12,8 +12,8 @@ import typing as tp
 
 Kind = tuple[int, int]
 """What an expression may refer to. (0, n) is the object itself or a part of it, with n mutable
-levels: (0, 2) is the dict of lists, (0, 1) one of its lists. (f, n) is that inside f containers
-made later, which may be changed freely."""
+levels: (0, 2) is the dict of lists, (0, 1) one of its lists. (f, n) is the same inside f
+containers created later, which may be changed freely."""
 
 Kinds = frozenset[Kind]
 NOTHING: Kinds = frozenset()
@@ -25,16 +25,15 @@ PURE = {
     *("print", "range", "repr", "round", "str", "sum", "type", "deepcopy", "dumps"),
     *("join", "format", "pformat", "pprint", "debug", "info", "warning", "error"),
 }
-"""Functions, and methods of other objects, that change nothing and keep nothing."""
+"""Functions, and methods of other objects, that neither change nor keep an argument."""
 COPIES = {"list", "tuple", "sorted", "set", "frozenset", "reversed", "iter", "islice"}
 COPIES |= {"tqdm"}
 KEEPS = {"append", "add", "extend", "insert", "appendleft", "update", "setdefault"}
-"""Methods by which another container gets hold of an argument."""
+"""Methods that put an argument into another container."""
 ANYTHING = {"exec", "eval", "globals", "locals", "vars", "__import__", "__builtins__"}
 ANYTHING_OF = {"__globals__", "f_globals", "f_locals"}
 ANYTHING_IMPORTED = {("builtins", ""), ("__main__", ""), ("sys", "modules")}
-"""Built-in names, attributes, and modules (or what is of a module) by which any variable may
-change."""
+"""Built-in names, attributes, and modules (or their members) that can change any variable."""
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -43,7 +42,7 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 def findings(
     tree: ast.Module, definition: ast.stmt, variable: str, n_levels: int
 ) -> list[tuple[int, str]]:
-    """Line and words of each statement by which the variable may change.
+    """The line and a description of each statement that may change the variable.
 
     Args:
         definition: The statement that assigns the literal.
@@ -67,7 +66,7 @@ class _Uses:
         self.kinds: dict[tuple[ast.AST | None, str], Kinds] = {}
         self.returns: dict[str, Kinds] = {}
         self.attributes: dict[str, Kinds] = {}
-        """By name, whatever object they are of."""
+        """By name, regardless of their objects."""
         self.parents: dict[ast.AST, ast.AST | None] = {}
         self.bound: dict[ast.AST | None, set[str]] = {None: set()}
         self.functions: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = {}
@@ -99,7 +98,7 @@ class _Uses:
     # ---- scopes ------------------------------------------------------------------------------
 
     def _scopes(self, node: ast.AST, scope: ast.AST | None) -> None:
-        """Note which names each scope binds, and in which one the variable is defined."""
+        """Find the names that each scope binds, and the scope that defines the variable."""
         for child in ast.iter_child_nodes(node):
             if child is self.definition:
                 self.home = scope
@@ -118,7 +117,7 @@ class _Uses:
                 self._scopes(child, scope)
 
     def scope_of(self, name: str, scope: ast.AST | None) -> ast.AST | None:
-        """The scope in which a name that is used in `scope` is bound."""
+        """The scope that binds a name used in `scope`."""
         while scope is not None and name not in self.bound[scope]:
             scope = self.parents[scope]
         return scope
@@ -127,7 +126,7 @@ class _Uses:
         return name == self.variable and self.scope_of(name, scope) is self.home
 
     def is_attribute(self, node: ast.Attribute) -> bool:
-        """Whether it may be the variable, of the class that it is in."""
+        """Whether it may be the variable, as an attribute of its class."""
         return isinstance(self.home, ast.ClassDef) and node.attr == self.variable
 
     # ---- statements --------------------------------------------------------------------------
@@ -219,7 +218,7 @@ class _Uses:
             self.store(target, kinds, scope)
 
     def loop(self, target: ast.expr, iterable: ast.expr, scope: ast.AST | None) -> None:
-        """A loop's target takes each of what an iterable holds."""
+        """Assign each element of an iterable to a loop's target."""
         kinds = each(self.of(iterable, scope))
         is_pair = isinstance(target, ast.Tuple) and len(target.elts) == 2
         if isinstance(target, ast.Tuple) and is_pair and _is_pairs(iterable):
@@ -230,7 +229,7 @@ class _Uses:
             self.store(target, kinds, scope)
 
     def store(self, target: ast.AST, kinds: Kinds, scope: ast.AST | None) -> None:
-        """What a target of any statement gets."""
+        """Store something in the target of any statement."""
         if isinstance(target, ast.Name):
             if self.is_variable(target.id, scope):
                 self.finding(target, f'binds "{self.variable}" again')
@@ -258,7 +257,7 @@ class _Uses:
         self.attributes[name] = self.attributes.get(name, NOTHING) | kinds
 
     def keep(self, holder: ast.expr, kinds: Kinds, scope: ast.AST | None) -> None:
-        """Something else gets hold of what an expression may reach."""
+        """Another object gets a reference to what an expression may reach."""
         while isinstance(holder, (ast.Subscript, ast.Attribute, ast.Call)):
             holder = holder.func if isinstance(holder, ast.Call) else holder.value
             kinds = kinds | wrap(kinds)
@@ -266,7 +265,7 @@ class _Uses:
             self.hold(holder.id, wrap(kinds), scope)
 
     def is_own(self, node: ast.expr, scope: ast.AST | None) -> bool:
-        """Whether the file itself made an object, as far as its name tells."""
+        """Whether the file itself created an object, judging by its name."""
         while isinstance(node, (ast.Subscript, ast.Attribute, ast.Call)):
             node = node.func if isinstance(node, ast.Call) else node.value
         if not isinstance(node, ast.Name):
@@ -284,7 +283,7 @@ class _Uses:
     # ---- expressions -------------------------------------------------------------------------
 
     def of(self, node: ast.AST | None, scope: ast.AST | None) -> Kinds:
-        """What an expression may reach, with all that it does looked at."""
+        """What an expression may reach; checks everything that it does."""
         if node is None or isinstance(node, ast.Constant):
             return NOTHING
         if isinstance(node, ast.Name):
@@ -400,7 +399,7 @@ class _Uses:
         return joined
 
     def by_key(self, node: ast.Call, kinds: Kinds, scope: ast.AST | None) -> None:
-        """The function that a call is given as key= gets what is sorted or compared."""
+        """A function passed as key= gets the items that are sorted or compared."""
         for key in (k.value for k in node.keywords if k.arg == "key"):
             name = getattr(key, "id", "")
             if isinstance(key, ast.Lambda):
@@ -426,7 +425,7 @@ class _Uses:
         given: list[tuple[None, Kinds]],
         named: list[tuple[str | None, Kinds]],
     ) -> Kinds:
-        """A call of one of the file's own functions: its parameters reach the arguments."""
+        """A call of one of the file's own functions: its parameters refer to the arguments."""
         names = [a.arg for a in _parameters(function)]
         if function.args.vararg or function.args.kwarg:
             given = [(None, kinds | wrap(kinds)) for _, kinds in given]
@@ -448,27 +447,27 @@ def wrap(kinds: Kinds) -> Kinds:
 
 
 def inner(kinds: Kinds) -> Kinds:
-    """What it holds: strings are of no interest, since nothing can change them."""
+    """Its contents, except for strings, which nothing can change."""
     found = {(f - 1, n) if f else (0, n - 1) for f, n in kinds}
-    # A container as deep as is looked at may hold another as deep.
+    # A container at the maximum depth may contain another at that depth.
     found |= {kind for kind in kinds if kind[0] == MAX_CONTAINERS}
     return frozenset(kind for kind in found if kind[1] > 0)
 
 
 def deep(kinds: Kinds) -> Kinds:
-    """It, and all that it holds at any depth."""
+    """It, and its contents at any depth."""
     while (found := kinds | inner(kinds)) != kinds:
         kinds = found
     return kinds
 
 
 def each(kinds: Kinds) -> Kinds:
-    """What a loop over it gives: of a dict, its keys."""
+    """What a loop over it yields: for a dict, its keys."""
     return inner(kinds - {(0, 2)})
 
 
 def copied(kinds: Kinds) -> Kinds:
-    """A new container of what it holds."""
+    """A new container with its contents."""
     return frozenset((f, n) if f else (1, n - 1) for f, n in kinds if f or n > 1)
 
 
@@ -488,7 +487,7 @@ def _is_part(kinds: Kinds) -> bool:
 
 
 def _names_bound_by(node: ast.AST) -> list[str]:
-    """The names that one node by itself binds in the scope that it stands in."""
+    """The names that a node itself binds in its scope."""
     if isinstance(node, ast.Name):
         return [] if isinstance(node.ctx, ast.Load) else [node.id]
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -525,7 +524,7 @@ def _bases(node: ast.AST) -> list[ast.expr]:
 
 
 def _defaults(node: ast.AST) -> list[tuple[str, ast.expr]]:
-    """A function's parameters that have a default, and that."""
+    """A function's parameters with a default, and the default."""
     if isinstance(node, ast.ClassDef):
         return []
     args = tp.cast(ast.FunctionDef, node).args
@@ -540,7 +539,7 @@ def _defaults(node: ast.AST) -> list[tuple[str, ast.expr]]:
 
 
 def _is_pairs(node: ast.expr) -> bool:
-    """Whether what an iterable gives is surely pairs whose first is a key or a number."""
+    """Whether an iterable surely yields pairs whose first item is a key or a number."""
     if isinstance(node, ast.BinOp):
         return _is_pairs(node.left) and _is_pairs(node.right)
     if not isinstance(node, ast.Call):
@@ -554,7 +553,7 @@ def _is_pairs(node: ast.expr) -> bool:
 
 
 def _pairwise(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
-    """Each part of a target with what it gets, where a value has as many; else none."""
+    """Each part of a target with its value, if there are equally many; else none."""
     shapes = (ast.Tuple, ast.List)
     if not isinstance(target, shapes) or not isinstance(value, shapes):
         return []
@@ -572,7 +571,7 @@ def _has_star(node: ast.Call) -> bool:
 
 
 def _is_star(child: ast.AST, node: ast.AST) -> bool:
-    """Whether a display takes what is in `child`, not `child` itself."""
+    """Whether a display unpacks `child`."""
     if isinstance(node, ast.Dict):
         return any(
             key is None and value is child
