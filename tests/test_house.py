@@ -33,6 +33,20 @@ AMONG_ROOMS = {
 NO_CATALOG = {"hub", "checkpoint", "slurm", "numbers"}
 
 
+READ_THE_ENVIRONMENT = {
+    "saepub/settings.py": "resolves every setting",
+    "saepub/cli.py": "masks secrets in errors",
+    "saepub/hub/client.py": "configures huggingface_hub, and names a faulty proxy",
+    "saepub/tracking/runs.py": "configures wandb",
+    "saepub/release/plot.py": "configures matplotlib",
+    "saepub/checkpoint/saev.py": "runs git without a hook's variables",
+    "saepub/slurm/tasks.py": "gives tasks an environment without secrets",
+    "saepub/stages/rehearse.py": "gives the command another Hub and token",
+    "saepub/stages/doctor.py": "NO_COLOR",
+}
+"""The only modules that may use os.environ, and what for."""
+
+
 def room(name: str) -> str:
     """The room of a module; "" for the package itself. A loopback server is one room."""
     package, _, rest = name.partition(".")
@@ -93,6 +107,17 @@ def test_imports_run_one_way():
             if not is_allowed(here, room(there)):
                 broken.append(f"{name} → {there}")
     assert not broken, "\n".join(broken)
+
+
+def test_settings_come_from_settings():
+    found = {
+        str(fpath.relative_to(PY))
+        for fpath in PY.rglob("*.py")
+        for node in ast.walk(ast.parse(fpath.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        if node.attr in ("environ", "environb", "getenv", "getenvb")
+    }
+    assert found == set(READ_THE_ENVIRONMENT)
 
 
 def test_no_two_modules_import_each_other():

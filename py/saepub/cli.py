@@ -130,11 +130,6 @@ def os_error(err: OSError) -> str:
     return ": ".join(filter(None, (str(err.filename or ""), err.strerror or str(err))))
 
 
-def resume_command() -> str:
-    """The command that resumes where this one stops; make passes it in AGAIN."""
-    return os.environ.get("AGAIN") or "the same command"
-
-
 def fail_on(problems: list[str], advice: str) -> None:
     """Print every problem, one per line, and raise an error if there is any.
 

@@ -290,6 +290,12 @@ def load() -> None:
             os.environ.pop(name, None)
 
 
+def export(found: tp.Mapping[str, Value]) -> None:
+    """Put settings into `os.environ`, even if empty, for this process and its children."""
+    for name, value in found.items():
+        os.environ[in_environment(name)] = value.text
+
+
 def in_environment(name: str) -> str:
     """The name of a setting's environment variable."""
     return f"SAEPUB_{name}" if name in MADE else name
@@ -303,6 +309,11 @@ def default(name: str) -> str:
 def get(name: str) -> str:
     """The setting's value; "" if it is not set and has no default."""
     return os.environ.get(in_environment(name)) or default(name)
+
+
+def resume_command(otherwise: str = "the same command") -> str:
+    """The command that resumes where this one stops; make passes it in AGAIN."""
+    return os.environ.get("AGAIN") or otherwise
 
 
 def need(name: str, why: str) -> str:

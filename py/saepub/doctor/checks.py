@@ -325,7 +325,7 @@ def hub() -> Found:
             "the demo can only be rehearsed; make rehearse needs no token",
         )
         return
-    if not os.environ.get("HF_TOKEN"):
+    if not settings.get("HF_TOKEN"):
         yield (
             TODO,
             "HF_TOKEN is not set; to release, create a token with write access and export it",

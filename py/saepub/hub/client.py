@@ -16,7 +16,7 @@ import urllib.request
 import warnings
 
 from .. import __version__, retry, settings
-from ..cli import UserError, resume_command, scrub
+from ..cli import UserError, scrub
 from ..text import one_line, say
 
 # The client reads its settings while it is imported, and .env may have some. So all our
@@ -156,7 +156,7 @@ def _no_endless_wait(response: tp.Any) -> None:
     if seconds is not None and seconds > WAIT_MAX:
         raise UserError(
             f"{endpoint()} asks us to wait for {seconds:.0f} s"
-            f" ({response.status_code}); run {resume_command()} after that"
+            f" ({response.status_code}); run {settings.resume_command()} after that"
         )
 
 
@@ -166,7 +166,7 @@ def token() -> str:
     Raises:
         UserError: It can't be a token.
     """
-    text = os.environ.get("HF_TOKEN", "").strip()
+    text = settings.get("HF_TOKEN").strip()
     if not re.fullmatch(r"[\w.~+/=-]*", text, re.ASCII):
         # It can't go into a header, and the HTTP library's error would show it.
         raise UserError(

@@ -1,7 +1,7 @@
 """collect: add each released repo to the catalog's collections."""
 
 from .. import catalog, jsonl, settings
-from ..cli import UserError, fail_on, parser, resume_command
+from ..cli import UserError, fail_on, parser
 from ..hub import collections as hub_collections
 from ..release import staged
 from ..text import n_of, say
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         jsonl.write(row)
     fail_on(
         problems,
-        f"the repos are released and verified; to continue: {resume_command()}",
+        f"the repos are released and verified; to continue: {settings.resume_command()}",
     )
 
 

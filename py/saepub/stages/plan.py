@@ -4,7 +4,7 @@ With --files, stdout has one line per file instead of the runs; see `staged.file
 """
 
 from .. import catalog, jsonl, settings
-from ..cli import UsageError, UserError, fail_on, parser, resume_command
+from ..cli import UsageError, UserError, fail_on, parser
 from ..hub import collections as hub_collections
 from ..hub import repo as hub_repo
 from ..release import staged
@@ -40,13 +40,13 @@ def main(argv: list[str]) -> None:
         raise
     except UserError as err:
         raise UserError(
-            f"{err}; nothing was changed; to continue: {resume_command()}"
+            f"{err}; nothing was changed; to continue: {settings.resume_command()}"
         ) from err
     say("\n".join(plan))
     if args.files:
         for line in files:
             jsonl.write(line)
-    fail_on(problems, f"nothing was changed; to continue: {resume_command()}")
+    fail_on(problems, f"nothing was changed; to continue: {settings.resume_command()}")
     for row in () if args.files else rows:
         jsonl.write(row | {"parent_commit": parents[row["repo"]]})
 

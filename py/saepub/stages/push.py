@@ -9,7 +9,7 @@ import time
 import typing as tp
 
 from .. import catalog, jsonl, settings
-from ..cli import UserError, fail_on, parser, resume_command
+from ..cli import UserError, fail_on, parser
 from ..hub import client as hub
 from ..hub import repo as hub_repo
 from ..hub import rights as hub_rights
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     if problem:
         pushed = ", ".join(cat.get(slug).repo_id for slug in done)
         pushed = f"; already pushed: {pushed}" if pushed else ""
-        raise UserError(f"{problem}{pushed}; to continue: {resume_command()}")
+        raise UserError(f"{problem}{pushed}; to continue: {settings.resume_command()}")
 
 
 def check(
@@ -96,7 +96,7 @@ def check(
             problems += check_there(repo, rows, there, is_sendable=not problems)
         except UserError as err:
             problems += [] if no_rights else [str(err)]  # probably the same problem
-    fail_on(problems, f"nothing was sent; to continue: {resume_command()}")
+    fail_on(problems, f"nothing was sent; to continue: {settings.resume_command()}")
     return theirs
 
 

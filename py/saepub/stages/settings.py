@@ -114,10 +114,9 @@ def for_make(call: Call) -> tp.Iterator[str]:
             name: found[name].text if name in found else text
             for name, text in given.items()
         }
-        for name, value in found.items():
-            os.environ[settings.in_environment(name)] = value.text
+        settings.export(found)
         yield from assignments(found, given)
-        resume = os.environ.get("AGAIN") or resume_command(goals, given)
+        resume = settings.resume_command(make_command(goals, given))
         yield f"export AGAIN := {quote(resume)}"
         if not set(goals) <= {"help", *call.need_no_data.split()}:
             yield from pipe(call.changes_nothing)
@@ -198,8 +197,8 @@ def quote(text: str) -> str:
     return text + "$()" if text.endswith("\\") else text
 
 
-def resume_command(goals: list[str], given: tp.Mapping[str, str]) -> str:
-    """The command that resumes where this one stops."""
+def make_command(goals: list[str], given: tp.Mapping[str, str]) -> str:
+    """The make command that is running."""
     import shlex
 
     return " ".join(

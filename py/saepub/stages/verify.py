@@ -12,7 +12,7 @@ import time
 import typing as tp
 
 from .. import catalog, jsonl, settings
-from ..cli import UsageError, UserError, fail_on, parser, resume_command
+from ..cli import UsageError, UserError, fail_on, parser
 from ..files import scratch
 from ..hub import client as hub
 from ..hub import repo as hub_repo
@@ -104,7 +104,7 @@ def check_pushed(
     fail_on(
         problems,
         "pushed but not verified; no collection was changed; to continue:"
-        f" {resume_command()}",
+        f" {settings.resume_command()}",
     )
 
 
