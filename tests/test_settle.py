@@ -241,7 +241,10 @@ def test_a_replaced_checkpoint_s_measurement_no_longer_counts(lab):
     assert sources(rows)[1] == ("b", 12.5, 0.25, WANDB)
     lab.measured("b", SHARD)
     rows, _ = settle(lab, line, old(lab, "b"))
-    assert drops(rows) == [f"no L0: measured on {SHARD}, but the file has changed", None]
+    assert drops(rows) == [
+        f"no L0: measured on {SHARD}, but the file has changed",
+        None,
+    ]
 
 
 def test_a_measurement_needs_its_checkpoint(lab):
