@@ -510,7 +510,7 @@ def test_ids_from_a_text_file_for_each_layer(lab, tmp_path):
         ("ids.jsonl", "{}\n[]\n", 'ids.jsonl:1: no "run_id"'),
         ("ids.jsonl", "x\n", "ids.jsonl:1: not JSON"),
         ("ids.json", "7", "ids.json:1: neither a list of runs"),
-        ("ids.yaml", "", "not one of .txt, .csv, .json, .jsonl"),
+        ("ids.yaml", "", "use one of .txt, .csv, .json, .jsonl"),
         ("ids.csv", "run_id,layer\n../x,6\nb,7", "ids.csv:2: '../x' is not a run id"),
         ("gone.csv", None, "gone.csv: No such file or directory; check the catalog"),
     ],

@@ -208,8 +208,8 @@ def test_what_a_repo_is_is_held_to_what_is_promised():
     assert repo.access_problems("lab/x", there) == []
     assert repo.access_problems("lab/x", repo.Remote(None, {})) == []
     for change, says in (
-        ({"repo_id": "lab/y"}, "lab/x: is lab/y on the Hub"),
-        ({"repo_id": "Lab/x"}, "lab/x: is Lab/x on the Hub"),
+        ({"repo_id": "lab/y"}, "lab/x: is named lab/y on the Hub"),
+        ({"repo_id": "Lab/x"}, "lab/x: is named Lab/x on the Hub"),
         ({"private": True}, "lab/x: is private"),
         ({"gated": True}, "lab/x: is gated"),
         ({"disabled": True}, "lab/x: is disabled"),
