@@ -66,7 +66,7 @@ def is_refused(world: World, done, *says: str) -> None:
     assert (done.code, done.out) == (1, "")
     for words in (world.repo_id, *says):
         assert words in done.last
-    assert "no collection was touched" in done.last
+    assert "no collection was changed" in done.last
     assert not (world.records / SLUG / "release.json").exists()
 
 
