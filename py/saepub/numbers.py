@@ -137,7 +137,9 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     for run in eligible:
         run.numbers = best.name
         if run.run_id not in best.found:
-            logged = _cannot_be(Found(run.l0, run.nmse)) if _has_diverged(run) else None
+            logged = (
+                _why_impossible(Found(run.l0, run.nmse)) if _has_diverged(run) else None
+            )
             run.drop = logged or best.why_not[run.run_id]
             continue
         found = best.found[run.run_id]

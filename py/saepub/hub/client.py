@@ -188,17 +188,20 @@ def api() -> huggingface_hub.HfApi:
             " https://huggingface.co"
         )
     _set_up()
-    return huggingface_hub.HfApi(token=token() or False, **US)
+    return huggingface_hub.HfApi(token=token() or False, **USER_AGENT)
 
 
-US = {"library_name": "saepub", "library_version": __version__}
-"""Who asks, for the Hub's own statistics."""
+USER_AGENT: dict[str, tp.Any] = {
+    "library_name": "saepub",
+    "library_version": __version__,
+}
+"""Identifies us in the Hub's statistics."""
 
 
 def post(path: str, body: dict[str, tp.Any]) -> tp.Any:
     """The answer to a POST for which the client has no method. Raises the client's errors."""
     api()
-    headers = build_hf_headers(token=token() or False, **US)
+    headers = build_hf_headers(token=token() or False, **USER_AGENT)
     response = get_session().post(endpoint() + path, headers=headers, json=body)
     hf_raise_for_status(response)
     return response.json()

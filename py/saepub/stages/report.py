@@ -31,8 +31,7 @@ def main(argv: list[str]) -> None:
     p.add_argument(
         "--partial",
         action="store_true",
-        help="without the repos whose dry run has failed: the page names them, and so does"
-        " the error with which this ends",
+        help="leave out repos whose dry run failed: the page and a final error name them",
     )
     p.add_argument(
         "--out",
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> None:
     is_demo = settings.is_demo_fpath(cat.fpath)
     html = page.html(
         [section(repo) for repo in repos],
-        [mend(slug) for slug in missing],
+        [advice(slug) for slug in missing],
         is_demo=is_demo,
     )
     with write_aside(out_fpath) as fd:
@@ -71,18 +70,18 @@ def main(argv: list[str]) -> None:
     say(f"report: {out_fpath}: {n_repos}, {human(len(html.encode()))}")
     if missing:
         raise UserError(
-            f"{', '.join(missing)}: can't be released yet; {out_fpath} shows the rest, and"
-            " says what to do"
+            f"{', '.join(missing)}: can't be released yet; {out_fpath} shows the others,"
+            " and what to do"
         )
 
 
-def mend(slug: str) -> str:
+def advice(slug: str) -> str:
     """What to do about a repo whose dry run has failed."""
     fpath = settings.build_dpath() / slug / "settled.jsonl"
     if fpath.is_file():
         lines = jsonl.read_file(fpath, "repo", "layer", "expected", "shard", "drop")
         if lacking := [line for line in lines if numbers.is_lacking(line["drop"])]:
-            return numbers.mend(lacking)
+            return numbers.advice(lacking)
     return f"{slug}: its dry run failed; to see why: make dry-run REPO={slug}"
 
 
