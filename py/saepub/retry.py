@@ -66,7 +66,7 @@ def _of_rate_limit(text: str) -> list[float | None]:
     items = [text] if "reset" in text else text.split(",")
     found: list[float | None] = []
     for item in items:
-        params = dict(re.findall(r"(\w+)\s*=\s*(\d+)", item))
+        params: dict[str, str] = dict(re.findall(r"(\w+)\s*=\s*(\d+)", item))
         remaining = params.get("r", params.get("remaining", "0"))
         if int(remaining) == 0:
             found.append(_seconds(params.get("t", params.get("reset", ""))))
