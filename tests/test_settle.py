@@ -597,15 +597,15 @@ def whole(tmp_path_factory):
 
 def test_a_run_that_diverged_does_not_keep_the_others_from_their_measurements(lab):
     """Its weights are NaN, so that it can't be measured; W&B has its NaN."""
-    lines = [lab.line("a"), lab.line("b"), lab.line("c", nmse="NaN")]
+    lines = [logged(lab, "a"), logged(lab, "b"), logged(lab, "c", nmse="NaN")]
     for run_id in "ab":
-        lab.measure(run_id)
-    rows, _ = lab.settle(*lines)
+        lab.measured(run_id, SHARD)
+    rows, _ = settle(lab, *lines)
     assert [row["numbers"] for row in rows] == [MEASURED] * 3
-    assert [row["drop"] for row in rows] == [None, None, "not finite: NMSE NaN"]
-    lab.measure("c")  # only its evaluation was NaN
-    rows, _ = lab.settle(*lines)
-    assert [row["drop"] for row in rows] == [None] * 3
+    assert drops(rows) == [None, None, "not finite: NMSE NaN"]
+    lab.measured("c", SHARD)  # only its evaluation was NaN
+    rows, _ = settle(lab, *lines)
+    assert drops(rows) == [None] * 3
 
 
 def record_of(repo: catalog.Repo, layer: int, i: int) -> dict:

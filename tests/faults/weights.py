@@ -145,7 +145,7 @@ def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
                 metrics = util.metrics(0.45 - i / 10)
                 (dpath / "metrics.json").write_text(json.dumps(metrics))
         seen = lab.stages(*SELECTION, NMSE_SHARD="val")
-        sources = {line["numbers"] for line in seen.lines}
+        sources = {line["numbers"] for line in seen.rows}
         assert len(sources) == 1, f"one frontier of {sources}"
         return seen
 
