@@ -61,6 +61,7 @@ SETTINGS = (
     Setting("SLURM_CPUS", NUMBER, "cores for each of its tasks", shown="the cluster's"),
     Setting("SLURM_GPUS", NUMBER, "GPUs for each task of `make measure`; 1 is enough"),
     Setting("RECORDS", PATH, "records of measurements and releases, small JSON files for git; nothing here is ever deleted", "records"),
+    Setting("RELEASES", PATH, "records of releases, if kept elsewhere; a rehearsal keeps its own", shown="`RECORDS`"),
     Setting("BUILD", PATH, "everything that can be rebuilt; in the environment: `SAEPUB_BUILD`", "build"),
     Setting("VENV", PATH, "the virtual environment; in the environment: `SAEPUB_VENV`", ".venv"),
     Setting("DRY_RUN", TEXT, "1: `make docs` shows what it would write"),
@@ -135,7 +136,7 @@ def resolve(command_line: tp.Mapping[str, str] | None = None) -> dict[str, Value
         build = found["BUILD"].text if "BUILD" in found else default("BUILD")
         for name, path in DEMO.items():
             if name == "RECORDS" and name in found:
-                continue  # a rehearsal's, or the user's
+                continue  # the user's
             found[name] = Value(os.path.join(build, "demo", path), "the demo")
     return found
 
@@ -363,10 +364,17 @@ def build_dpath() -> "pathlib.Path":
 
 
 def records_dpath() -> "pathlib.Path":
-    """The directory of the records of releases and measurements. We never delete anything here."""
+    """The directory of the records of measurements and releases. We never delete anything here."""
     import pathlib
 
     return pathlib.Path(get("RECORDS"))
+
+
+def releases_dpath() -> "pathlib.Path":
+    """The directory of the records of releases, a rehearsal's where this is one."""
+    import pathlib
+
+    return pathlib.Path(get("RELEASES") or get("RECORDS"))
 
 
 # ---- directories that we create and remove -----------------------------------------------------
@@ -419,7 +427,8 @@ def _kept(name: str) -> dict[str, str]:
     kept = {ROOT: "this checkout", os.path.expanduser("~"): "your home"}
     demo = os.path.join(os.path.realpath(get("BUILD")), "demo", "")
     hub = os.path.join(os.path.realpath(get("BUILD")), "hub", "")
-    for other in ("RECORDS", "SAEV_DIR", "RUNS_ROOT", "SHARDS_ROOT", "CATALOG", *MADE):
+    data = ("RECORDS", "RELEASES", "SAEV_DIR", "RUNS_ROOT", "SHARDS_ROOT", "CATALOG")
+    for other in (*data, *MADE):
         path = get(other)
         if (
             other != name

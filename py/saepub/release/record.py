@@ -112,8 +112,8 @@ class Release(tp.NamedTuple):
 
 
 def fpath_of(slug: str) -> pathlib.Path:
-    """The path of a repo's record. A rehearsal has its own RECORDS."""
-    return settings.records_dpath() / slug / "release.json"
+    """The path of a repo's record. A rehearsal has its own RELEASES."""
+    return settings.releases_dpath() / slug / "release.json"
 
 
 def from_lines(repo_id: str, rows: list[jsonl.Line]) -> Release:

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         "make rehearse REPO=vitl-topk\n"
         "mkdir -p build/saev/docs/src/users\n"
         "echo '## Download a Checkpoint' > build/saev/docs/src/users/inference.md\n"
-        "RECORDS=build/hub/records CATALOG=build/demo/catalog.json SAEV_DIR=build/saev"
+        "RELEASES=build/hub/records CATALOG=build/demo/catalog.json SAEV_DIR=build/saev"
         " bin/docs --dry-run",
     )
     p.add_argument("slugs", nargs="*", metavar="SLUG", help="only these repos")

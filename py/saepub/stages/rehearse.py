@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
             # Even without *_proxy, a system proxy may be set, which can't reach this address.
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
-            "RECORDS": str(records_dpath),
+            # What was measured stays where it is, and with it the numbers.
+            "RELEASES": str(records_dpath),
         }
         say(f"rehearsing against {hub.endpoint}, which stores everything under {dpath}")
         code = run(args.command, env)
