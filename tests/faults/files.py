@@ -42,7 +42,7 @@ def refused(world: World) -> tuple[Lab, Measured]:
     seen = measured(lab, "bin/preflight", stdin=stdin)
     assert seen.out == "", "it was passed on"
     assert "good" not in seen.err, "it cost another run, too"
-    assert "to go on without: make dry-run" in seen.err
+    assert "to continue without them: make dry-run" in seen.err
     return lab, seen
 
 
