@@ -347,7 +347,7 @@ OK_BOTH = [("ok", f"HF_TOKEN can write to {ns}") for ns in ("lab", "osunlp")]
     (
         ({"orgs": ["osunlp"], "role": "write"}, OK_BOTH),
         ({"orgs": ["osunlp"], "role": "fineGrained", "scoped": FINE}, OK_BOTH),
-        ({"orgs": ["osunlp"], "role": "read"}, [("todo", "may only read")]),
+        ({"orgs": ["osunlp"], "role": "read"}, [("todo", "has only read access")]),
         ({"role": "write"}, [OK_BOTH[0], ("todo", "may not write to osunlp")]),
         (
             {"orgs": ["osunlp"], "role": "fineGrained", "scoped": {"lab": FINE["lab"]}},

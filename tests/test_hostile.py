@@ -107,7 +107,7 @@ class Crowd:
         records = self.step("fetch-metrics", self.step("extract-ids", "", "tiny"))
         metrics = self.step("facts", records)
         told = self.step("preflight", self.choose(metrics), code=1).splitlines()
-        assert told[-1].startswith("preflight: to go on"), told[-1][:500]
+        assert told[-1].startswith("preflight: to continue"), told[-1][:500]
         command = shlex.split(told[-1].partition("to continue without them: ")[2])
         assert command[:3] == ["make", "dry-run", "REPO=tiny"] and len(command) == 4
         exclude = command[3].removeprefix("EXCLUDE=")

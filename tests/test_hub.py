@@ -155,7 +155,7 @@ DOUBTFUL = {
     "fine-grained, scopes untold": me("fineGrained"),
 }
 MAY_NOT = {
-    "a read token": (me("read"), "may only read"),
+    "a read token": (me("read"), "has only read access"),
     "a stranger": (me(of=()), "who may not write to lab"),
     "fine-grained, for others": (scoped(NO_ENTITY), "lacks repo.write for lab"),
 }

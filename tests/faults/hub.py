@@ -169,7 +169,7 @@ ROWS = [
     ),
     Row(
         "a .gitignore for one checkpoint of three",
-        "lab/tiny: the Hub would leave out layer_6/run1/sae.pt, as",
+        "lab/tiny: the Hub would ignore layer_6/run1/sae.pt, probably",
         no_release(lambda hub: put(hub, ".gitignore", b"layer_6/run1/sae.pt\n")),
     ),
     Row(

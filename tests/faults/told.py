@@ -223,7 +223,7 @@ ROWS = [
     ),
     Row(
         "sbatch that prints no id",
-        "no job id in what sbatch says: Welcome",
+        "no job id in sbatch's output: Welcome",
         on_cluster("Welcome\n", cancels="--name"),
     ),
     Row(
