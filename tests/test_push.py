@@ -337,7 +337,7 @@ def first(world) -> pathlib.Path:
 
 
 SPOILED = {
-    "a checkpoint is gone": (lambda w: first(w).unlink(), "sae.pt: not there"),
+    "a checkpoint is gone": (lambda w: first(w).unlink(), "sae.pt: missing"),
     "a checkpoint is cut": (lambda w: os.truncate(first(w), 9), "changed since"),
     "a checkpoint is changed": (lambda w: replace_same_size(first(w)), "changed since"),
     "a checkpoint dangles": (
