@@ -344,8 +344,14 @@ SPOILED = {
         lambda w: (first(w).unlink(), first(w).symlink_to("/nothing")),
         "No such file or directory, though preflight read it",
     ),
-    "a stranger": (lambda w: (w.stage() / "x.txt").touch(), "x.txt: not part of the release"),
-    "a hidden stranger": (lambda w: (w.stage() / ".x").touch(), ".x: not part of the release"),
+    "a stranger": (
+        lambda w: (w.stage() / "x.txt").touch(),
+        "x.txt: not part of the release",
+    ),
+    "a hidden stranger": (
+        lambda w: (w.stage() / ".x").touch(),
+        ".x: not part of the release",
+    ),
     "an edited card": (
         lambda w: (w.stage() / "README.md").write_text("mine"),
         "README.md: changed since it was rendered",
@@ -382,7 +388,9 @@ def test_all_that_is_wrong_is_told_at_once(world):
     first(world).unlink()
     (world.stage(OTHER) / "x.txt").touch()
     done = world.run("push", stdin=world.lines(SLUG, OTHER), HF_TOKEN=READER)
-    nothing_was_sent(world, done, "missing", "x.txt: not part of the release", "has only read access")
+    nothing_was_sent(
+        world, done, "missing", "x.txt: not part of the release", "has only read access"
+    )
     assert done.last.startswith("push: 3 problems; nothing was sent")
     assert len(done.err.splitlines()) == 4
 
