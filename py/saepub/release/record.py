@@ -12,7 +12,7 @@ import pydantic
 from .. import __version__, jsonl, settings
 from ..cli import UserError
 from ..files import write_aside
-from ..hub.repo import File
+from ..hub.files import File
 from ..measured import explain
 from . import staged
 

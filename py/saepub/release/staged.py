@@ -11,7 +11,7 @@ import typing as tp
 from .. import files as files_
 from .. import settings
 from ..cli import UserError
-from ..hub.repo import File, RemoteFile, Status
+from ..hub.files import File, RemoteFile, Status
 from ..jsonl import Line
 from . import manifest
 

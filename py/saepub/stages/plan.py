@@ -7,6 +7,7 @@ from .. import catalog, jsonl, settings
 from ..cli import UsageError, UserError, fail_on, parser
 from ..hub import collections as hub_collections
 from ..hub import repo as hub_repo
+from ..hub.files import Changes, Remote
 from ..release import staged
 from ..text import human, one_line, say
 
@@ -51,9 +52,7 @@ def main(argv: list[str]) -> None:
         jsonl.write(row | {"parent_commit": parents[row["repo"]]})
 
 
-def describe(
-    repo_id: str, there: hub_repo.Remote, changes: hub_repo.Changes
-) -> list[str]:
+def describe(repo_id: str, there: Remote, changes: Changes) -> list[str]:
     prune = settings.get("PRUNE") == "1"
     if there.commit is None:
         out = [f"{repo_id}: would be created, public"]

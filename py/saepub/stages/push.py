@@ -13,6 +13,7 @@ from ..cli import UserError, fail_on, parser
 from ..hub import client as hub
 from ..hub import repo as hub_repo
 from ..hub import rights as hub_rights
+from ..hub.files import Changes, Remote
 from ..release import manifest, staged
 from ..text import n_of, one_line, say
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
 
 def check(
     cat: catalog.Catalog, repos: dict[str, list[jsonl.Line]]
-) -> dict[str, hub_repo.Remote]:
+) -> dict[str, Remote]:
     """Check everything that can be checked before anything is changed on the Hub.
 
     Args:
@@ -103,7 +104,7 @@ def check(
 def check_there(
     repo: catalog.Repo,
     rows: list[jsonl.Line],
-    there: hub_repo.Remote,
+    there: Remote,
     is_sendable: bool,
 ) -> list[str]:
     """Why a repo can't be published, according to the Hub.
@@ -157,19 +158,19 @@ def same_files(repos: dict[str, list[jsonl.Line]]) -> list[str]:
     ]
 
 
-def is_done(slug: str, rows: list[jsonl.Line], there: hub_repo.Remote) -> bool:
+def is_done(slug: str, rows: list[jsonl.Line], there: Remote) -> bool:
     changes = hub_repo.compare(there, staged.files(rows), staged.dpath_of(slug))
     return there.commit is not None and changes.is_done(settings.get("PRUNE") == "1")
 
 
-def conflict(slug: str, there: hub_repo.Remote, seen: object) -> str:
+def conflict(slug: str, there: Remote, seen: object) -> str:
     return (
         f"somebody else changed it: it is at {there.commit} and was at {one_line(seen)};"
         f" look at it with make plan REPO={slug}"
     )
 
 
-def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -> str:
+def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: Remote) -> str:
     """Make one repo match its stage; return the commit that does.
 
     A failed attempt may have committed if only its answer was lost, so each attempt starts
@@ -185,7 +186,7 @@ def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: hub_repo.Remote) -
     dpath, prune = staged.dpath_of(repo.slug), settings.get("PRUNE") == "1"
     announced = ""
 
-    def found() -> tuple[hub_repo.Remote, str | None]:
+    def found() -> tuple[Remote, str | None]:
         """The repo now, and our commit in it, from this run or an earlier one."""
         there = hub_repo.remote(repo.repo_id)
         if is_done(repo.slug, rows, there):
@@ -256,7 +257,7 @@ def check_stage_unchanged(slug: str, rows: list[jsonl.Line]) -> None:
         )
 
 
-def leftovers(changes: hub_repo.Changes, prune: bool) -> str:
+def leftovers(changes: Changes, prune: bool) -> str:
     """The commit's description: which files in the repo are not part of this release."""
     if prune or not changes.extra:
         return ""
@@ -276,7 +277,7 @@ def check_sent(repo: catalog.Repo, rows: list[jsonl.Line], commit: str) -> None:
         )
 
 
-def describe(changes: hub_repo.Changes, rows: list[jsonl.Line], prune: bool) -> str:
+def describe(changes: Changes, rows: list[jsonl.Line], prune: bool) -> str:
     """The commit's message."""
     layers = sorted({row["layer"] for row in rows})
     noun = "layer" if len(layers) == 1 else "layers"

@@ -16,7 +16,7 @@ from ..cli import UsageError, UserError, fail_on, parser
 from ..files import scratch
 from ..hub import client as hub
 from ..hub import repo as hub_repo
-from ..hub.repo import File, Remote, RemoteFile, Status
+from ..hub.files import NEVER_EXTRA, File, Remote, RemoteFile, Status
 from ..release import record as release
 from ..release import staged
 from ..release.record import Release
@@ -149,7 +149,7 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
     extra = [
         file
         for path, file in sorted(there.files.items())
-        if path not in released.files and path not in hub_repo.NEVER_EXTRA
+        if path not in released.files and path not in NEVER_EXTRA
     ]
     for file in extra:
         say(f"{where}: {one_line(file.path)}: extra, not part of this release")
