@@ -601,7 +601,7 @@ def test_all_lists_every_repo(lab):
     ("argv", "told"),
     [
         (["vits-rel"], "did you mean vits-relu?"),
-        (["--all", "vits-relu"], "one of the two"),
+        (["--all", "vits-relu"], "give either repos"),
         (["vits-relu", "--run-ids", "6:a"], "not LAYER=ID,ID"),
         (["vits-relu", "--nonsense"], "unrecognized"),
     ],

@@ -535,11 +535,11 @@ NOT_AS_NAMED = {
     ),
     "another owner": (
         lambda w: w.hub.rename_repo(w.repo_id, "else/where"),
-        "is else/where on the Hub",
+        "is named else/where on the Hub",
     ),
     "another case": (
         lambda w: w.hub.rename_repo(w.repo_id, w.repo_id.upper()),
-        f"is {LAB.upper()}/SAE_TOY_B on the Hub",
+        f"is named {LAB.upper()}/SAE_TOY_B on the Hub",
     ),
     "private": (lambda w: there(w, private=True), "is private; make it public on"),
     "gated": (lambda w: there(w, gated="manual"), "is gated; open it to everyone"),

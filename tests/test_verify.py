@@ -334,7 +334,7 @@ def test_it_is_told_that_main_has_moved_on(world):
     done = later(world)
     assert done.code == 0
     assert f"main has moved on from {before['commit']} to {theirs}" in done.err
-    assert "notes.txt: there besides" in done.err
+    assert "notes.txt: extra, not part of this release" in done.err
     assert record(world) == before
 
 
@@ -527,4 +527,4 @@ def test_a_renamed_repo_is_told(world):
     world.hub.rename_repo(world.repo_id, f"{LAB}/renamed")
     done = later(world)
     assert done.code == 1
-    assert f"{world.repo_id}: is {LAB}/renamed on the Hub" in done.last
+    assert f"{world.repo_id}: is named {LAB}/renamed on the Hub" in done.last

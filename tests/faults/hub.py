@@ -164,7 +164,7 @@ ROWS = [
     ),
     Row(
         "a .gitignore for one document",
-        "lab/tiny: the Hub would leave out manifest.jsonl, as",
+        "lab/tiny: the Hub would ignore manifest.jsonl, probably",
         no_release(lambda hub: put(hub, ".gitignore", b"# ours\nmanifest.jsonl\n")),
     ),
     Row(

@@ -23,7 +23,7 @@ N_COLUMNS = 160
 
 @functools.cache
 def chosen_by_hand(world: World) -> Done:
-    """Card and summary of a lab with PIN and EXCLUDE, whose saev differs from its commit."""
+    """Card and summary of a lab with PIN and EXCLUDE, whose saev has uncommitted changes."""
     lab = world.lab()
     for run_id, l0, nmse in (("a", 1, 0.5), ("b", 2, 0.3), ("c", 4, 0.6)):
         lab.run(run_id, l0=l0, nmse=nmse)
@@ -214,7 +214,7 @@ ROWS = [
         chosen_by_hand,
         0,
     ),
-    Row("saev with changes of its own", "differs from its commit", chosen_by_hand, 0),
+    Row("saev with changes of its own", "has uncommitted changes", chosen_by_hand, 0),
     Row(
         "saev without its git history",
         "which commit of it loads them isn't on record",
@@ -262,22 +262,24 @@ ROWS = [
     ),
     Row(
         "RUNS_ROOT one level too high",
-        "none of 12 checkpoints is there; looked for",
+        "none of 12 checkpoints exists; looked for",
         wrong_runs_root("root/saev/{}"),
     ),
     Row(
         "RUNS_ROOT of another layout",
-        "none of 12 checkpoints is there; looked for",
+        "none of 12 checkpoints exists; looked for",
         wrong_runs_root("root/runs-{}"),
     ),
     Row(
         "RUNS_ROOT that is not there",
-        "no such directory; export it or write it in .env",
+        "no such directory; set RUNS_ROOT",
         wrong_runs_root("elsewhere/{}"),
     ),
     Row("10,000 candidates", "10,000 candidates = 6 chosen", many_candidates, 0),
-    Row("PIN of nobody", "PIN nobody: not among", unknown_id("PIN")),
-    Row("EXCLUDE of nobody", "EXCLUDE nobody: not among", unknown_id("EXCLUDE")),
+    Row("PIN of nobody", "PIN nobody: not a candidate of", unknown_id("PIN")),
+    Row(
+        "EXCLUDE of nobody", "EXCLUDE nobody: not a candidate of", unknown_id("EXCLUDE")
+    ),
     Row("three layers without numbers", "make measure REPO=tiny", one_hint),
     Row(
         "lines that jq has passed on",
@@ -292,7 +294,7 @@ ROWS = [
     ),
     Row(
         "more jobs than fit into memory",
-        "1000 at once would take",
+        "1000 at once would need",
         on_machine(700_000, "--jobs 1000"),
         0,
     ),
