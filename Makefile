@@ -27,7 +27,7 @@ endif
 # them), facts.<slug> (a repo's own facts filter). If the goals need them, it also sets up .venv
 # and the demo. To add a setting, add a row in py/saepub/settings.py.
 
-NEED_NO_DATA := setup demo init doctor tools test test-fast lint bench faults fuzz ci clean distclean
+NEED_NO_DATA := setup demo init doctor tools test test-all test-fast lint bench faults fuzz ci clean distclean
 
 define newline
 
@@ -177,16 +177,18 @@ docs: ## write the section on these repos in SAEV_DIR's docs; DRY_RUN=1 only sho
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: tools test test-fast lint bench pictures faults fuzz ci clean distclean
-test lint bench faults fuzz: tools
+.PHONY: tools test test-all test-fast lint bench pictures faults fuzz ci clean distclean
+test test-all test-fast lint bench faults fuzz: tools
 tools:
 	@bin/setup --dev
 
-test: ## run the whole test suite
-	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(MARKS) $(PYTEST_ARGS)
-
-test-fast: MARKS = -m 'not browser and not slurm and not slow_setup'
-test-fast: test ## leave out Chromium, Slurm and older clients
+test: ## run the tests, all but the long ones
+test-all: ## run every test, as CI does
+test-fast: ## leave out Chromium, Slurm and older clients as well
+MARKS.test = -m 'not long'
+MARKS.test-fast = -m 'not long and not browser and not slurm and not slow_setup'
+test test-all test-fast:
+	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(MARKS.$@) $(PYTEST_ARGS)
 
 lint: ## ruff and mypy for Python, shellcheck for shell
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
@@ -205,7 +207,7 @@ faults: ## cause every fault that must be caught, and show the messages
 fuzz: ## feed corrupted input to every stage; SECONDS_EACH=600, TARGETS="select …"
 	@$(VENV)/bin/python tests/fuzz/run.py --seconds $(or $(SECONDS_EACH),60) $(TARGETS)
 
-ci: lint test ## what continuous integration runs
+ci: lint test-all ## what continuous integration runs
 
 clean: ## empty build/, except for the demo
 	@bin/clean
