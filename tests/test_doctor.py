@@ -263,7 +263,7 @@ def test_what_of_a_catalog_is_ready_is_told_for_each_repo(lab):
         ({"sweep": "gone.py"}, ("bad", "gone.py: No such file or directory; check the catalog")),
         ({"variable": "ids"}, ("bad", 'sweep.py:1: assigns no "ids", which the catalog')),
         ({"layers": [7]}, ("bad", "layer 6 is not one of one's in the catalog: 7")),
-        ({"checkpoint": "{run_id}/sae.pt"}, ("bad", "runs/aaaa/sae.pt would be")),
+        ({"checkpoint": "{run_id}/sae.pt"}, ("bad", "runs/aaaa/sae.pt")),
         ({"license": None}, ("todo", 'one: no "license"')),
         ({"shard": "abc"}, ("todo", "one: no SHARDS_ROOT; write \"shards_root\" in the catalog")),
         ({"shard": "abc", "shards_root": "/s"}, ("todo", "/s/abc: no such directory; make measure")),

@@ -84,7 +84,7 @@ def test_each_key_that_is_left_has_its_line_with_what_it_is_for(init):
     for key in ("repo_id", "title", "base_model"):
         start = f"repos[0] (first-try).{key}: still to be written: "
         assert sum(p.startswith(start) for p in paths) == 1
-    assert len(paths) == 8 and f"{len(paths)} keys to write" in got.done.err
+    assert len(paths) == 8 and f"{len(paths)} keys to fill in" in got.done.err
     assert "or delete this line" in got.made["lab"]["license"]
     assert "or delete" not in got.repo["repo_id"]
 
