@@ -757,7 +757,7 @@ def test_every_missing_or_misfit_shard_is_told_at_once(lab):
     ]
     _, told = measure_all(lab, *lines, code=1)
     for text in (
-        "300 tokens of width 4, where narrow layer 6 takes width 8",
+        "300 tokens of width 4, but narrow layer 6 needs width 8",
         "empty/metadata.json: 0 tokens",
         "layer 6 is not one of [3]",
         "shards/gone: no such shard. It must have layer 6 of a model that W&B",
