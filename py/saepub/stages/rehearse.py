@@ -21,7 +21,7 @@ TOKEN = "hf_rehearsal"
 def main(argv: list[str]) -> int:
     p = parser(
         "Run a command against a Hub on 127.0.0.1 instead of the real one.",
-        "bin/rehearse make release REPO=vitl-topk",
+        "bin/rehearse make release REPO=vitl-relu",
     )
     p.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND…")
     args = p.parse_args(argv)
