@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -14,6 +15,10 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "py"))
 
 from kits.programs import ROOT, run_program
+
+# Behind a shell without job control, programs ignore the Ctrl-C that some tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 
