@@ -12,6 +12,8 @@ from kits.hub import Fault
 from kits.programs import ROOT
 from kits.release import OTHER, SLUG, TRANSPORTS, Stages, World, client_settings
 
+pytestmark = pytest.mark.long
+
 pytest_plugins = ["kits.release_fixtures"]
 
 VERSION = "1.33.0"

@@ -23,6 +23,8 @@ from saepub.slurm import array, executor
 from saepub.slurm import tasks as executor_tasks
 from saepub.stages import preflight
 
+pytestmark = pytest.mark.long
+
 CANARIES = {"HF_TOKEN": "hf_canary_1", "WANDB_API_KEY": "canary_2", "OTHER": "canary_3"}
 KINDS = ("local", "slurm")
 REST = "finished work is kept; the same command does only the rest"

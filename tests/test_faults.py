@@ -12,6 +12,8 @@ from kits import jq
 from kits.lab import World
 from saepub.stages import push
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -25,6 +25,8 @@ from saepub.cli import UserError
 from saepub.release import plot
 from saepub.stages import push
 
+pytestmark = pytest.mark.long
+
 NAMES = tuple(hostile_text.texts(pathlib.Path("/")))
 DOCUMENTS = ["README.md", "manifest.jsonl", "pareto.png", "check.npz", "config.json"]
 

@@ -11,6 +11,8 @@ import pytest
 
 from kits.tree import JOINTS, SLUGS, Tree, fresh
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, demo):

@@ -11,6 +11,8 @@ from kits.programs import ROOT
 from kits.tree import Tree, fresh
 from loopback_wandb import LoopbackWandb
 
+pytestmark = pytest.mark.long
+
 README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## Your own lab\n")[2].partition("\n## ")[0]
 

@@ -15,7 +15,7 @@ import threading
 import pytest
 
 from kits.hub import Fault
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, run_program, text_of
 from kits.release import (
     LAB,
     NARROW,
@@ -29,7 +29,6 @@ from kits.release import (
     Headers,
     Hold,
     Meanwhile,
-    text,
     user,
 )
 from loopback_hub import Drop, HubError
@@ -323,7 +322,7 @@ def spoil_manifest(world) -> None:
     fpath = world.stage() / "manifest.jsonl"
     rows = [json.loads(line) for line in fpath.read_text().splitlines()]
     rows[0]["l0"] += 1
-    fpath.write_text(text(rows))
+    fpath.write_text(text_of(rows))
     import hashlib
 
     content = fpath.read_bytes()

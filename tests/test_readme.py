@@ -9,6 +9,8 @@ import pytest
 from kits.programs import ROOT, bare_env
 from kits.tree import fresh
 
+pytestmark = pytest.mark.long
+
 README = (ROOT / "README.md").read_text()
 PROGRAMS = sorted(f.name for f in (ROOT / "bin").iterdir())
 JQ = sorted(f.stem for f in (ROOT / "jq").iterdir())

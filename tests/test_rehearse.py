@@ -17,6 +17,8 @@ from saepub import catalog
 from saepub.cli import UserError
 from saepub.stages import rehearse
 
+pytestmark = pytest.mark.long
+
 CANARY = "hf_canary0123456789abcdef"
 
 

@@ -17,6 +17,8 @@ from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
 from kits.tree import SLUGS, Tree, fresh
 from loopback_hub import LoopbackHub
 
+pytestmark = pytest.mark.long
+
 REPO_ID = f"{LAB}/SAE_toy_B"
 CANARY = "hf_canary0123456789abcdef"
 

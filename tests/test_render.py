@@ -224,7 +224,7 @@ def test_a_card_without_a_commit_that_anybody_can_install_says_so(lab):
     card = read(lab)
     assert "pip install" not in card and "isn't on record" in card
     (told,) = choice.loading(rows)
-    assert "differs from x: the card can't say how to install it" in told
+    assert "differs from x, so the card can't say how to install it" in told
     assert choice.loading(LINES) == []
 
 
