@@ -297,7 +297,7 @@ def test_white_space_around_the_token_is_no_part_of_it(world):
 def test_a_fine_grained_token_may_push_and_is_told_what_it_lacks(world):
     done = world.push(HF_TOKEN=SCOPED)
     assert done.code == 0, done.err
-    assert "HF_TOKEN lacks collection.write for demo-lab: its collec" in done.err
+    assert "HF_TOKEN lacks collection.write for demo-lab, so its collec" in done.err
     assert world.held() == world.expected()
 
 
@@ -355,7 +355,7 @@ SPOILED = {
         lambda w: (w.stage() / "README.md").write_text("mine"),
         "README.md: changed since it was rendered",
     ),
-    "no plot": (lambda w: (w.stage() / "pareto.png").unlink(), "pareto.png: not there"),
+    "no plot": (lambda w: (w.stage() / "pareto.png").unlink(), "pareto.png: missing"),
     "another manifest": (spoil_manifest, "doesn't match the lines"),
     "no stage": (lambda w: shutil.rmtree(w.stage()), "stage: no stage"),
     "the same file twice": (
@@ -659,7 +659,7 @@ def test_a_card_that_the_hub_refuses_stops_it_before_anything(world):
     world.hub.faults.append(Fault("validate_yaml", status=400, times=9))
     lines = world.run("plan", stdin=world.lines()).out
     world.kinds()
-    nothing_was_sent(world, world.run("push", stdin=lines), "README.md: the Hub refus")
+    nothing_was_sent(world, world.run("push", stdin=lines), "README.md: the Hub rejects")
 
 
 def test_a_token_that_may_not_write_to_that_very_repo_is_told_before_anything(world):
