@@ -210,7 +210,7 @@ def test_a_layer_without_numbers_fails_with_what_measures_them(tree):
     assert re.search(told, done.stderr)
     *_, last, _ = done.stderr.splitlines()
     assert last == (
-        "report: vits-relu: can't be released yet; build/report.html shows the rest, and says"
+        "report: vits-relu: can't be released yet; build/report.html shows the others, and"
         " what to do"
     )
     page = (tree.dpath / "build/report.html").read_text()

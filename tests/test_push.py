@@ -659,7 +659,9 @@ def test_a_card_that_the_hub_refuses_stops_it_before_anything(world):
     world.hub.faults.append(Fault("validate_yaml", status=400, times=9))
     lines = world.run("plan", stdin=world.lines()).out
     world.kinds()
-    nothing_was_sent(world, world.run("push", stdin=lines), "README.md: the Hub rejects")
+    nothing_was_sent(
+        world, world.run("push", stdin=lines), "README.md: the Hub rejects"
+    )
 
 
 def test_a_token_that_may_not_write_to_that_very_repo_is_told_before_anything(world):
