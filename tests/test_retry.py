@@ -6,10 +6,11 @@ import email.utils
 
 import pytest
 
+from saepub import retry
 from saepub.retry import requested_wait
 
 HOUR = datetime.timedelta(hours=1)
-NOW = datetime.datetime.now(datetime.UTC)
+NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 
 ASKED = {
     "the Hub's own": ({"RateLimit": '"api";r=0;t=12'}, 12),
@@ -52,7 +53,8 @@ ASKED = {
 
 
 @pytest.mark.parametrize("what", ASKED)
-def test_how_long_a_server_asks_us_to_wait(what):
+def test_how_long_a_server_asks_us_to_wait(what, monkeypatch):
+    monkeypatch.setattr(retry, "_now", lambda: NOW)
     given, seconds = ASKED[what]
     headers = email.message.Message()
     for name, value in given.items():

@@ -73,8 +73,12 @@ def _of_rate_limit(text: str) -> list[float | None]:
     return found
 
 
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
 def _seconds(text: str) -> float | None:
-    now = datetime.datetime.now(datetime.UTC)
+    now = _now()
     if re.fullmatch(r"\d+(\.\d+)?", text.strip()):
         seconds = float(text)
         return max(seconds - now.timestamp(), 0.0) if seconds > EPOCH else seconds
