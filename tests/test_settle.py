@@ -603,6 +603,8 @@ def test_a_run_that_diverged_does_not_keep_the_others_from_their_measurements(la
     rows, _ = settle(lab, *lines)
     assert [row["numbers"] for row in rows] == [MEASURED] * 3
     assert drops(rows) == [None, None, "not finite: NMSE NaN"]
+    on = f"{checkpoints.N_TOKENS:,} tokens of {SHARD}"
+    assert numbers.describe(rows) == f"2 runs, measured on {on}"
     lab.measured("c", SHARD)  # only its evaluation was NaN
     rows, _ = settle(lab, *lines)
     assert drops(rows) == [None] * 3

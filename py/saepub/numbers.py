@@ -393,6 +393,10 @@ def describe(lines: list[jsonl.Line]) -> str:
         lines: All of its candidates, settled.
     """
     have = [line for line in lines if line["numbers"] and not is_lacking(line["drop"])]
+    # A diverged run has no measurement, on whichever source its layer is.
+    have = [
+        x for x in have if x["n_tokens"] or not x["numbers"].startswith("measured:")
+    ]
     n_lacking = sum(is_lacking(line["drop"]) for line in lines)
     parts = [f"{n_of(n_lacking, 'run')} without numbers"] if n_lacking else []
     for source, n in sorted(collections.Counter(x["numbers"] for x in have).items()):
