@@ -70,7 +70,7 @@ def test_in_a_process_that_was_just_forked():
     done = run_program(sys.executable, "-c", FORKS, ROOT / "py")
     assert done.err == ""
     assert done.out.splitlines() == [
-        "['the process that was at it died; was it out of memory?']",
+        "['the process that checked it died; was it out of memory?']",
         "['silent']",
     ]
 
