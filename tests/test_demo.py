@@ -71,7 +71,7 @@ def built(tmp_path_factory) -> Built:
 def test_says_what_it_makes_and_how_long_it_took(built):
     print(built.done.err)
     assert built.done.out == ""
-    assert re.search(r"made .*/demo: 81 SAEs in \d+ s$", built.done.err.strip())
+    assert re.search(r"created .*/demo: 81 SAEs in \d+ s$", built.done.err.strip())
     assert "vitl-topk layer 23: 10 runs" in built.done.err
 
 
@@ -368,7 +368,7 @@ def test_every_stage_passes_on_it_and_no_misfit_is_chosen(built):
         assert done.returncode == 0, done.err
         text = done.stdout
     rows = [json.loads(line) for line in text.splitlines()]
-    assert len(rows) == 50
+    assert len(rows) == 51
     for row in rows:
         assert not built.runs[row["run_id"]].misfit
         loader = "builtin" if row["repo"] == "vitl-topk" else "saev 0.1.0"

@@ -145,7 +145,7 @@ def test_a_disk_without_room_is_told_before_anything(tmp_path, demo, monkeypatch
     hub = tmp_path / "hub"
     usage = shutil.disk_usage(tmp_path)._replace(free=2500)
     monkeypatch.setattr(shutil, "disk_usage", lambda dpath: usage)
-    with pytest.raises(UserError, match="up to 4 kB more, and 2.5 kB are free"):
+    with pytest.raises(UserError, match="up to 4 kB for copies, but 2.5 kB are free"):
         rehearse.check_room(cat, hub)
     monkeypatch.setenv("REPO", SLUG)
     rehearse.check_room(cat, hub)
