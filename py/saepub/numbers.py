@@ -392,10 +392,13 @@ def describe(lines: list[jsonl.Line]) -> str:
     Args:
         lines: All of its candidates, settled.
     """
-    have = [line for line in lines if line["numbers"] and not is_lacking(line["drop"])]
-    # A diverged run has no measurement, on whichever source its layer is.
     have = [
-        x for x in have if x["n_tokens"] or not x["numbers"].startswith("measured:")
+        line
+        for line in lines
+        if line["numbers"]
+        and not is_lacking(line["drop"])
+        # A diverged run has no measurement, on whichever source its layer is.
+        and (line["n_tokens"] or not line["numbers"].startswith("measured:"))
     ]
     n_lacking = sum(is_lacking(line["drop"]) for line in lines)
     parts = [f"{n_of(n_lacking, 'run')} without numbers"] if n_lacking else []

@@ -34,7 +34,8 @@ class Kept:
     def __init__(self, names: list[str], depends_on: list[tp.Any]):
         dpath = settings.build_dpath() / ".measure"
         self.fpaths = [dpath / f"{name}.npz" for name in names]
-        self.keys = [_key(facts) for facts in depends_on]
+        package = files.facts(files.package())
+        self.keys = [_key([facts, package]) for facts in depends_on]
         self.last = time.monotonic()
 
     def read(self) -> list[Partial | None]:
@@ -58,7 +59,7 @@ class Kept:
 
 
 def _key(facts: tp.Any) -> str:
-    text = json.dumps([facts, files.facts(files.package())], sort_keys=True)
+    text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

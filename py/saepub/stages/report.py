@@ -42,17 +42,14 @@ def main(argv: list[str]) -> None:
     settings.load()
     cat = catalog.load()
     wanted = {cat.get(slug).slug for slug in args.slugs}
-    missing = [
-        repo.slug
-        for repo in cat.repos
-        if args.partial and repo.slug in wanted and not is_whole(repo.slug)
+    slugs = [repo.slug for repo in cat.repos]
+    optional = [
+        slug for slug in slugs if args.partial or (args.others and slug not in wanted)
     ]
-    repos = [
-        repo
-        for repo in cat.repos
-        if repo.slug in wanted - set(missing)
-        or ((args.others or args.partial) and is_whole(repo.slug))
-    ]
+    whole = set(filter(is_whole, optional))
+    missing = [slug for slug in slugs if args.partial and slug in wanted - whole]
+    shown = whole | (wanted - set(missing))
+    repos = [repo for repo in cat.repos if repo.slug in shown]
     if not repos:
         raise UserError(
             f"{', '.join(missing)}: nothing to show; what to do is said above"
@@ -120,7 +117,7 @@ def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
         UserError: There are none, or the two files are from different dry runs.
     """
     dpath = settings.build_dpath() / slug
-    advice = f"run: make dry-run REPO={slug}"
+    hint = f"run: make dry-run REPO={slug}"
     of_rows = "layer run_id l0 aux bytes loader warnings"
     of_account = (
         "layer run_id l0 nmse numbers n_tokens l0_logged nmse_logged created_at wandb_url"
@@ -129,13 +126,13 @@ def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
     rows_fpath, account_fpath = dpath / "rendered.jsonl", dpath / "account.jsonl"
     for fpath in (rows_fpath, account_fpath):
         if not fpath.is_file():
-            raise UserError(f"{fpath}: missing; {advice}")
+            raise UserError(f"{fpath}: missing; {hint}")
     rows = jsonl.read_file(rows_fpath, *of_rows.split(), is_chosen=True)
     account = jsonl.read_file(account_fpath, *of_account.split())
     chosen = {run["run_id"] for run in account if run["fate"] in (CHOSEN, PINNED)}
     if chosen != {row["run_id"] for row in rows}:
         raise UserError(
-            f"{dpath}: rendered.jsonl and account.jsonl don't match; {advice}"
+            f"{dpath}: rendered.jsonl and account.jsonl don't match; {hint}"
         )
     return sorted(rows, key=lambda row: (row["layer"], row["l0"])), account
 
