@@ -1,16 +1,16 @@
 "use strict";
 
-// Without this script the page is pictures and tables. It makes each picture a group of
-// buttons with one tab stop, ties it to its table, and adds clicks up to one command.
+// Without this script the page is pictures and tables. With it, each picture is a group of
+// buttons with one tab stop, tied to its table, and clicks add up to one command.
 
 const [tip, bar, command] = ["tip", "bar", "command"].map((id) => document.getElementById(id));
-const REACH = 28; // how close a pointer must be to a point, in pixels
+const REACH = 28; // how near to a point the pointer must be, in pixels
 const GAP = 13; // between a point and its tip
 const DOES = { c: "exclude it", p: "unpin it", n: "pin it", o: "pin it", h: "let it back in" };
 const GETS = { c: "excluded", p: "no longer pinned", n: "pinned", o: "pinned", h: "let back in" };
-const changed = new Map(); // by row: its repo's section
-const pointOf = new WeakMap(); // by row
-let isTouch = false; // whether a finger points, going by the last event
+const changed = new Map(); // each changed row, with its repo's section
+const pointOf = new WeakMap(); // each row's point
+let isTouch = false; // whether the last pointer event came from a finger
 let dismiss = () => {};
 
 for (const panel of document.querySelectorAll(".panel")) setUp(panel);
@@ -36,11 +36,11 @@ function setUp(panel) {
   if (!plot) return;
 
   const svg = plot.firstElementChild;
-  const points = []; // by row: those with a place come first, by L0
+  const points = []; // in the order of rows: runs with a place come first, by L0
   const places = [];
-  let on = -1; // the run that is lit
-  let current = -1; // the run that Tab comes to
-  let before = -1; // the run that was lit when a finger came down
+  let on = -1; // the highlighted run
+  let current = -1; // the run that Tab focuses
+  let before = -1; // the run whose tip was open when a finger came down
 
   svg.setAttribute("role", "group");
   for (const point of svg.querySelectorAll("[data-row]")) points[point.dataset.row] = point;
@@ -125,7 +125,7 @@ function setUp(panel) {
     let least = REACH ** 2;
     for (const [i, [left, top]] of places.entries()) {
       const far = (x - (left * box.width) / 100) ** 2 + (y - (top * box.height) / 100) ** 2;
-      // Of points in one place the chosen lies on top.
+      // Where points coincide, the chosen one lies on top.
       if (far < least || (far === least && points[i].matches(".c, .p"))) [best, least] = [i, far];
     }
     return best;
@@ -145,10 +145,10 @@ function setUp(panel) {
     if (i < 0) return leave();
     points[i].focus({ preventScroll: true });
     show(i);
-    // A finger can't point without touching, so it takes a second tap to change a run.
+    // A finger can't hover, so it takes a second tap to change a run.
     if (!isTouch || before === i) toggle(rows[i]);
   });
-  // On the box: Chromium makes an svg with focus listeners focusable.
+  // Not on the svg, which Chromium would make focusable for having focus listeners.
   plot.addEventListener("focusin", (event) => {
     const i = points.indexOf(event.target);
     stopAt(i);
@@ -194,7 +194,7 @@ function facts(row) {
   };
 }
 
-// What a click does to a run: a key of DOES, or nothing for one that was dropped.
+// What a click does to a run, as a key of DOES; undefined for a dropped run.
 function kind(row) {
   return row.matches(".h") ? "h" : row.matches(".d") ? undefined : row.classList[0];
 }
@@ -211,7 +211,7 @@ function fill(row) {
   hint.textContent = act ? `${isTouch ? "Tap again" : "Click"} to ${act}` : "Can't be pinned";
 }
 
-// Bring a row into sight within its table's box, without moving the page.
+// Scroll a row into view within its table's box, without moving the page.
 function reveal(row) {
   const box = row.closest(".rows");
   const [inner, outer] = [row.getBoundingClientRect(), box.getBoundingClientRect()];
@@ -254,7 +254,7 @@ function write() {
       if (kinds.includes(kind(row))) ids.add(run);
       else ids.delete(run);
     }
-    // An empty one takes back what the environment or .env names.
+    // An empty value overrides what the environment or .env names.
     if (ids.size || given[name]) words.push(`${name.toUpperCase()}="${[...ids].join(" ")}"`);
   }
   return words.join(" ");

@@ -191,11 +191,11 @@ def test_the_table_has_what_tells_its_rows_apart_where_that_is_known(lab):
         "hf download osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K\n",
         "hf cache verify osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K",
         "\nL0 and NMSE are as training logged them.\n",
-        "Any other in this repo was left by an earlier one, and nothing on this page",
+        "Any other checkpoint in this repo was left by an earlier release, and nothing",
         "4 activations (random, the same for all layers)",
         "@article{person2025,",
-        "![L0 on a log scale",
-        "it was loaded with saev abc123",
+        "![NMSE against L0 on a log scale",
+        "Each was loaded with saev abc123",
     ],
 )
 def test_the_card_says(card, text):
@@ -251,8 +251,8 @@ def test_the_cards_python_is_python(card):
 def test_a_card_of_files_no_saev_loaded_does_not_claim_otherwise(lab):
     render(lab, [row | {"loader": "builtin"} for row in LINES])
     card = read(lab)
-    assert "it was loaded with" not in card
-    assert "3 of the 3 files were read with the release tool's own reader only" in card
+    assert "compared with the file" not in card
+    assert "3 of the 3 checkpoints were read only with the release tool's own" in card
 
 
 def test_the_manifest_has_full_precision_in_the_tables_order(lab):

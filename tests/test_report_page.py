@@ -401,7 +401,7 @@ def test_a_screen_reader_hears_every_run_and_what_was_copied(page):
         "plain, L0 20.0, NMSE 0.450, dropped: not Matryoshka",
     ):
         assert ("button", name) in heard
-    assert ("group", "L0 against NMSE, layer 6 of vits-relu") in heard
+    assert ("group", "NMSE against L0, layer 6 of vits-relu") in heard
     assert ("region", "Candidates of layer 6") in heard
     assert ("columnheader", "NMSE") in heard
     assert ("rowheader", "middle") in heard
