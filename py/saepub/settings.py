@@ -33,7 +33,7 @@ class Setting(tp.NamedTuple):
 SETTINGS = (
     Setting("SAEV_DIR", PATH, "a saev checkout: its sweep files, and `src/` as the saev that loads checkpoints"),
     Setting("RUNS_ROOT", PATH, "the runs: `<run_id>/checkpoint/sae.pt`", shown="the catalog's"),
-    Setting("SHARDS_ROOT", PATH, "cached activations, a directory a shard", shown="the catalog's"),
+    Setting("SHARDS_ROOT", PATH, "cached activations, one directory per shard", shown="the catalog's"),
     Setting("CATALOG", PATH, "the catalog: which repos are released, and from which runs", "catalog.json"),
     Setting("REPO", TEXT, "the slug of the repo to work on", shown="all of the catalog"),
     Setting("N", NUMBER, "checkpoints per layer, at most", "6"),
