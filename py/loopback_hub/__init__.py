@@ -1,10 +1,10 @@
 """A Hub on this machine's loopback address, for rehearsing a release.
 
 It speaks the Hub's protocol to an unmodified `huggingface_hub` client, over both transports
-(LFS and Xet), and refuses what the Hub refuses. What it was given lies under a directory in
-a form that a person can look at. It serves with the standard library alone; only a Xet
-upload is read back by the client's own `hf_xet` (in a child process), and a model card's
-YAML by the client's own PyYAML.
+(LFS and Xet), and refuses what the Hub refuses. Everything that it receives is kept under a
+directory, in a form that a person can look at. It needs only the standard library, except to
+read back a Xet upload, with the client's own `hf_xet` (in a child process), and a model card's
+YAML, with the client's own PyYAML.
 """
 
 from .server import LoopbackHub

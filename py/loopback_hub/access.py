@@ -1,4 +1,4 @@
-"""Who may do what: tokens, rights, and making a repo."""
+"""Who may do what: tokens and rights; and creating a repo."""
 
 import dataclasses
 import hashlib
@@ -14,12 +14,12 @@ MAX_NAME = 96
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """Whom a token stands for."""
+    """The user that a token belongs to."""
 
     name: str
     orgs: tuple[str, ...] = ()
     role: str = "read"
-    """"read", "write", or "fineGrained", which has the permissions in `scoped` alone."""
+    """"read", "write", or "fineGrained", which has only the permissions in `scoped`."""
     scoped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Permissions ("repo.write", "collection.write") by namespace."""
 
@@ -49,21 +49,19 @@ def need_right(req: Handler, permission: str, namespace: str) -> User:
 
 
 def find_repo(req: Handler, repo_id: str) -> Repo:
-    """The repo, if it is there and this user may know of it."""
+    """The repo, if it exists and this user may know of it."""
     store = req.server.hub.store
     repo: Repo | None = store.repos.get(repo_id)
     if repo is None and (known := store.known_as(repo_id)) is not None:
-        # Clients follow it, and go on with the new name.
+        # Clients follow the redirect, and use the new name from then on.
         url = req.server.hub.endpoint + req.path.replace(repo_id, known, 1)
         raise HubError(307, f"Moved to {known}", headers={"Location": url})
     namespace = repo_id.partition("/")[0]
-    if repo is not None and not repo.private:
+    is_member = req.user is not None and req.user.belongs_to(namespace)
+    if repo is not None and (is_member or not repo.private):
         return repo
-    if repo is not None and req.user is not None and req.user.belongs_to(namespace):
-        return repo
-    if (
-        req.user is None
-    ):  # A missing repo and a private one look the same to a stranger.
+    # To a stranger, a missing repo and a private one look the same.
+    if req.user is None:
         raise HubError(401, "Invalid username or password.", code="RepoNotFound")
     raise HubError(404, "Repository not found", code="RepoNotFound")
 

@@ -1,4 +1,4 @@
-"""What the Hub checks of a model card's YAML before it takes it."""
+"""What the Hub checks in a model card's YAML before it accepts the card."""
 
 import re
 
@@ -6,7 +6,7 @@ REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def problems(text: str) -> list[str]:
-    """What is wrong with the metadata at the head of a README.md, nothing if it has none."""
+    """What is wrong with the metadata at the head of a README.md; it need not have any."""
     # PyYAML comes with the client.
     import yaml
 

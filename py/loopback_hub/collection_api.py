@@ -1,4 +1,4 @@
-"""Collections: their state in one file, and the answers about them."""
+"""Collections: their state, in one file, and the requests about them."""
 
 import json
 import re
@@ -11,11 +11,11 @@ from .store import Store, now
 from .wire import Handler, HubError, Json, Response
 
 MAX_TITLE = 59
-"""Characters. What is public says 59 or 60; the smaller makes a rehearsal the stricter."""
+"""Characters. Public sources say 59 or 60; the smaller one makes a rehearsal stricter."""
 
 MAX_DESCRIPTION, MAX_NOTE = 150, 500
 N_LISTED_ITEMS = 4
-"""Items of a collection that the list of collections shows."""
+"""How many items of each collection the list of collections shows."""
 
 N_PER_PAGE = 100
 ITEM_TYPES = ("model", "dataset", "space", "paper", "collection")
@@ -70,7 +70,7 @@ class Collections:
 
 
 def slug_of(collection: Json) -> str:
-    """namespace/words-of-the-title-id. The id alone counts when it is looked up."""
+    """namespace/words-of-the-title-id, of which only the id counts in a lookup."""
     words = re.sub(r"[^a-z0-9]+", "-", collection["title"].lower()).strip("-")
     return f"{collection['namespace']}/{words or 'collection'}-{collection['id']}"
 
@@ -88,7 +88,7 @@ def _shown(collection: Json, position: int, *, listed: bool = False) -> Json:
         "theme": collection["theme"],
         "upvotes": 0,
     }
-    # A listing is in order of position, and the client counts along.
+    # A listing is in order of position, so the client counts for itself.
     return shown if listed else shown | {"position": position}
 
 
@@ -109,7 +109,7 @@ def _visible(req: Handler) -> list[Json]:
 
 
 def _find(req: Handler, slug: str) -> tuple[Json, int]:
-    """A collection by its slug, whatever the words in it, and its place."""
+    """A collection by its slug, whatever the words in it, and its position."""
     namespace, _, rest = slug.partition("/")
     for i, collection in enumerate(_visible(req)):
         if (
@@ -136,7 +136,7 @@ def _check_text(data: Json) -> None:
             raise HubError(400, f"Too big: expected <={n_max} characters at {key}")
 
 
-def collection_list(req: Handler) -> Response:
+def list_all(req: Handler) -> Response:
     owners, wanted = req.query.get("owner"), req.query.get("item")
     found = [
         _shown(c, i, listed=True)
@@ -153,11 +153,11 @@ def _item_key(item: Json) -> str:
     return f"{item['type']}s/{item['id']}"
 
 
-def collection_get(req: Handler, slug: str) -> Response:
+def get(req: Handler, slug: str) -> Response:
     return Response(_shown(*_find(req, slug)))
 
 
-def collection_create(req: Handler) -> Response:
+def create(req: Handler) -> Response:
     user, data = need_user(req), req.json()
     namespace, title = data.get("namespace", user.name), data.get("title")
     if not title:
@@ -175,7 +175,7 @@ def collection_create(req: Handler) -> Response:
     return Response(_shown(collection, len(shelf.all) - 1))
 
 
-def collection_update(req: Handler, slug: str) -> Response:
+def update(req: Handler, slug: str) -> Response:
     collection, i = _find_writable(req, slug)
     data = req.json()
     _check_text(data)
@@ -187,7 +187,7 @@ def collection_update(req: Handler, slug: str) -> Response:
     return Response({"success": True, "data": _shown(collection, i)})
 
 
-def collection_add(req: Handler, slug: str) -> Response:
+def add_item(req: Handler, slug: str) -> Response:
     collection, i = _find_writable(req, slug)
     data = req.json()
     item, note = data.get("item") or {}, data.get("note")

@@ -1,4 +1,4 @@
-"""Answers about a repo: what it holds, at which commit, and the files themselves."""
+"""Requests about a repo: what it holds at which commit, and the files themselves."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ import urllib.parse
 import uuid
 
 from .access import find_repo, find_writable, object_id
-from .store import Repo, lfs_pointer
+from .store import lfs_pointer
 from .wire import Handler, HubError, Json, Response
 
-N_PER_PAGE, N_PER_PAGE_EXPANDED = 1000, 50
+N_FILES_PER_PAGE, N_COMMITS_PER_PAGE = 1000, 50
 XET_TOKEN_SECONDS = 3600
-"""The client takes a new token a minute before the end of the old one."""
+"""The client asks for a new token a minute before the old one expires."""
 
 
 def info(req: Handler, repo_id: str, revision: str = "main") -> Response:
@@ -49,22 +49,13 @@ def info(req: Handler, repo_id: str, revision: str = "main") -> Response:
 def _blob(entry: Json) -> Json:
     blob = {"size": entry["size"], "blobId": entry["blob_id"]}
     if entry["lfs"]:
-        pointer = lfs_pointer(entry["sha256"], entry["size"])
-        blob["lfs"] = {
-            "sha256": entry["sha256"],
-            "size": entry["size"],
-            "pointerSize": len(pointer),
-        }
+        blob["lfs"] = _lfs(entry) | {"sha256": entry["sha256"]}
     return blob
 
 
-def refs(req: Handler, repo_id: str) -> Response:
-    head = find_repo(req, repo_id).head["id"]
-    main = {"name": "main", "ref": "refs/heads/main", "targetCommit": head}
-    data: dict[str, list[Json]] = {"branches": [main], "converts": [], "tags": []}
-    if req.flag("include_prs"):
-        data["pullRequests"] = []
-    return Response(data)
+def _lfs(entry: Json) -> Json:
+    pointer = lfs_pointer(entry["sha256"], entry["size"])
+    return {"size": entry["size"], "pointerSize": len(pointer)}
 
 
 def page(req: Handler, items: list[tp.Any], n_per_page: int) -> Response:
@@ -83,7 +74,7 @@ def page(req: Handler, items: list[tp.Any], n_per_page: int) -> Response:
 
 def commits(req: Handler, repo_id: str, revision: str) -> Response:
     repo = find_repo(req, repo_id)
-    past = _past(repo, repo.at(revision))
+    past = repo.commits[: repo.commits.index(repo.at(revision)) + 1]
     items = [
         {
             "id": commit["id"],
@@ -94,13 +85,9 @@ def commits(req: Handler, repo_id: str, revision: str) -> Response:
         }
         for commit in reversed(past)
     ]
-    response = page(req, items, N_PER_PAGE_EXPANDED)
+    response = page(req, items, N_COMMITS_PER_PAGE)
     response.headers["X-Total-Count"] = str(len(items))
     return response
-
-
-def _past(repo: Repo, commit: Json) -> list[Json]:
-    return repo.commits[: repo.commits.index(commit) + 1]
 
 
 def tree(req: Handler, repo_id: str, revision: str, path: str = "") -> Response:
@@ -113,26 +100,12 @@ def tree(req: Handler, repo_id: str, revision: str, path: str = "") -> Response:
     wanted = [p for p in paths if p.startswith(prefix)]
     if not req.flag("recursive"):
         wanted = [p for p in wanted if "/" not in p.removeprefix(prefix)]
-    expand = req.flag("expand")
-    past = _past(repo, commit) if expand else None
-    items = [_tree_item(p, paths[p], commit["files"], past) for p in wanted]
-    return page(req, items, N_PER_PAGE_EXPANDED if expand else N_PER_PAGE)
-
-
-def paths_info(req: Handler, repo_id: str, revision: str) -> Response:
-    repo = find_repo(req, repo_id)
-    commit = repo.at(revision)
-    form = req.form()
-    past = _past(repo, commit) if form.get("expand") == ["true"] else None
-    paths = _all_paths(commit["files"])
-    wanted = [p.strip("/") for p in form.get("paths", [])]
-    return Response(
-        [_tree_item(p, paths[p], commit["files"], past) for p in wanted if p in paths]
-    )
+    items = [_tree_item(p, paths[p], commit["files"]) for p in wanted]
+    return page(req, items, N_FILES_PER_PAGE)
 
 
 def _all_paths(files: dict[str, Json]) -> dict[str, Json | None]:
-    """Every path of a tree, sorted: a file with its entry, a directory with None."""
+    """Every path of a tree, sorted, with a file's entry; None for a directory."""
     paths: dict[str, Json | None] = dict(files)
     for path in files:
         while "/" in path:
@@ -141,61 +114,28 @@ def _all_paths(files: dict[str, Json]) -> dict[str, Json | None]:
     return dict(sorted(paths.items()))
 
 
-def _tree_item(
-    path: str, entry: Json | None, files: dict[str, Json], past: list[Json] | None
-) -> Json:
+def _tree_item(path: str, entry: Json | None, files: dict[str, Json]) -> Json:
     if entry is None:
         under = {p: files[p] for p in files if p.startswith(f"{path}/")}
         oid = hashlib.sha1(json.dumps(under, sort_keys=True).encode()).hexdigest()
-        item = {"type": "directory", "oid": oid, "size": 0, "path": path}
-    else:
-        item = {
-            "type": "file",
-            "oid": entry["blob_id"],
-            "size": entry["size"],
-            "path": path,
-        }
-    if entry is not None and entry["lfs"]:
-        pointer = lfs_pointer(entry["sha256"], entry["size"])
-        item["lfs"] = {
-            "oid": entry["sha256"],
-            "size": entry["size"],
-            "pointerSize": len(pointer),
-        }
-        if entry["xet_hash"] is not None:
-            item["xetHash"] = entry["xet_hash"]
-    if past is not None:
-        commit = _last_change(path, past)
-        keys = ("id", "title", "date")
-        item["lastCommit"] = {key: commit[key] for key in keys}
+        return {"type": "directory", "oid": oid, "size": 0, "path": path}
+    item = {"type": "file", "oid": entry["blob_id"], "size": entry["size"]}
+    item["path"] = path
+    if entry["lfs"]:
+        item["lfs"] = _lfs(entry) | {"oid": entry["sha256"]}
+    if entry["xet_hash"] is not None:
+        item["xetHash"] = entry["xet_hash"]
     return item
 
 
-def _last_change(path: str, past: list[Json]) -> Json:
-    """The commit that made a file or a directory what it is at the end of `past`."""
-
-    def content(commit: Json) -> dict[str, str]:
-        files = commit["files"]
-        return {
-            p: files[p]["sha256"]
-            for p in files
-            if p == path or p.startswith(f"{path}/")
-        }
-
-    for before, commit in zip(past[-2::-1], past[:0:-1], strict=True):
-        if content(before) != content(commit):
-            return commit
-    return past[0]
-
-
 def xet_token(req: Handler, repo_id: str, kind: str, revision: str) -> Response:
-    """Leave to read or write chunks, naming a directory on this machine."""
+    """Permission to read or write chunks, in a directory on this machine."""
     repo = find_writable(req, repo_id) if kind == "write" else find_repo(req, repo_id)
     repo.at(revision)
     repo.xet.dpath.mkdir(exist_ok=True)
     if kind == "write":
         dpath = repo.xet.dpath
-    else:  # Its own view: readers and a writer are processes that exclude each other.
+    else:  # A view of its own: the library allows one process at a time in a directory.
         dpath = repo.store.aside()
         repo.xet.view(dpath)
     url, token = f"local://{dpath}", uuid.uuid4().hex
@@ -240,7 +180,7 @@ def resolve(req: Handler, repo_id: str, revision: str, path: str) -> Response:
 
 
 def _range(text: str | None, size: int) -> tuple[int, int]:
-    """The first byte and the one behind the last, of "bytes=a-b", "bytes=a-", "bytes=-n"."""
+    """First byte and end (exclusive) of "bytes=a-b", "bytes=a-" or "bytes=-n"."""
     if text is None:
         return 0, size
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", text.replace(" ", ""))

@@ -1,4 +1,4 @@
-"""The loopback Hub: its routes, its life, and a look into it."""
+"""The loopback Hub: its routes, its start and stop, and a look inside."""
 
 import os
 import pathlib
@@ -14,84 +14,44 @@ from .store import Store
 from .wire import Handler, HubError, Json, Response, Server
 
 REPO = r"([^/]+/[^/]+?)"
+MODEL, COLLECTION = f"/api/models/{REPO}", f"/api/collections/{REPO}"
+LFS = rf"/{REPO}\.git/info/lfs/objects"
 ROUTES: list[tuple[str, str, str, tp.Callable[..., Response]]] = [
-    # method, path, kind (for counts and faults), what answers
+    # method, path, kind (for counts and faults), handler
     ("GET", "/api/whoami-v2", "whoami", access.whoami),
     ("POST", "/api/repos/create", "create_repo", access.create_repo),
     ("POST", "/api/validate-yaml", "validate_yaml", uploads.validate_yaml),
-    ("GET", f"/api/models/{REPO}", "info", repos.info),
-    ("GET", f"/api/models/{REPO}/revision/([^/]+)", "info", repos.info),
-    ("GET", f"/api/models/{REPO}/auth-check", "auth_check", access.auth_check),
-    (
-        "GET",
-        f"/api/models/{REPO}/auth-check/write",
-        "auth_check",
-        access.auth_check_write,
-    ),
-    ("GET", f"/api/models/{REPO}/refs", "refs", repos.refs),
-    ("GET", f"/api/models/{REPO}/commits/([^/]+)", "commits", repos.commits),
-    ("GET", f"/api/models/{REPO}/tree/([^/]+)", "tree", repos.tree),
-    ("GET", f"/api/models/{REPO}/tree/([^/]+)/(.+)", "tree", repos.tree),
-    ("POST", f"/api/models/{REPO}/paths-info/([^/]+)", "paths_info", repos.paths_info),
-    ("POST", f"/api/models/{REPO}/preupload/([^/]+)", "preupload", uploads.preupload),
-    ("POST", f"/api/models/{REPO}/commit/([^/]+)", "commit", uploads.commit),
-    (
-        "GET",
-        f"/api/models/{REPO}/xet-(read|write)-token/([^/]+)",
-        "xet_token",
-        repos.xet_token,
-    ),
-    (
-        "POST",
-        f"/{REPO}\\.git/info/lfs/objects/batch",
-        "lfs_batch",
-        uploads.lfs_batch,
-    ),
-    (
-        "POST",
-        f"/{REPO}\\.git/info/lfs/objects/verify",
-        "lfs_verify",
-        uploads.lfs_verify,
-    ),
-    (
-        "PUT",
-        f"/lfs/{REPO}/([0-9a-f]{{64}})/([0-9]+)/([0-9]+)",
-        "lfs_put",
-        uploads.lfs_put,
-    ),
+    ("GET", MODEL, "info", repos.info),
+    ("GET", f"{MODEL}/revision/([^/]+)", "info", repos.info),
+    ("GET", f"{MODEL}/auth-check", "auth_check", access.auth_check),
+    ("GET", f"{MODEL}/auth-check/write", "auth_check", access.auth_check_write),
+    ("GET", f"{MODEL}/commits/([^/]+)", "commits", repos.commits),
+    ("GET", f"{MODEL}/tree/([^/]+)", "tree", repos.tree),
+    ("GET", f"{MODEL}/tree/([^/]+)/(.+)", "tree", repos.tree),
+    ("POST", f"{MODEL}/preupload/([^/]+)", "preupload", uploads.preupload),
+    ("POST", f"{MODEL}/commit/([^/]+)", "commit", uploads.commit),
+    ("GET", f"{MODEL}/xet-(read|write)-token/([^/]+)", "xet_token", repos.xet_token),
+    ("POST", f"{LFS}/batch", "lfs_batch", uploads.lfs_batch),
+    ("POST", f"{LFS}/verify", "lfs_verify", uploads.lfs_verify),
+    ("PUT", f"/lfs/{REPO}/([0-9a-f]{{64}})/(\\d+)/(\\d+)", "lfs_put", uploads.lfs_put),
     ("GET", f"/{REPO}/resolve/([^/]+)/(.+)", "resolve", repos.resolve),
-    ("GET", "/api/collections", "collection_list", collection_api.collection_list),
-    ("POST", "/api/collections", "collection_create", collection_api.collection_create),
-    (
-        "GET",
-        f"/api/collections/{REPO}",
-        "collection_get",
-        collection_api.collection_get,
-    ),
-    (
-        "PATCH",
-        f"/api/collections/{REPO}",
-        "collection_update",
-        collection_api.collection_update,
-    ),
-    (
-        "POST",
-        f"/api/collections/{REPO}/items",
-        "collection_add",
-        collection_api.collection_add,
-    ),
+    ("GET", "/api/collections", "collection_list", collection_api.list_all),
+    ("POST", "/api/collections", "collection_create", collection_api.create),
+    ("GET", COLLECTION, "collection_get", collection_api.get),
+    ("PATCH", COLLECTION, "collection_update", collection_api.update),
+    ("POST", f"{COLLECTION}/items", "collection_add", collection_api.add_item),
 ]
 KINDS = tuple(dict.fromkeys(kind for _, _, kind, _ in ROUTES))
 
 
 class Fault(tp.Protocol):
-    """What a test may put in the way of a request. Either may raise `HubError` or `Drop`."""
+    """What a test may make go wrong. Both methods may raise `HubError` or `Drop`."""
 
     def before(self, kind: str, request: Handler) -> None:
         """Called before anything is done; `request.body` can be read."""
 
     def after(self, kind: str, request: Handler) -> None:
-        """Called when the work is done, before the answer."""
+        """Called when the work is done, before it is answered."""
 
 
 class LoopbackHub:
@@ -101,16 +61,16 @@ class LoopbackHub:
             HfApi(endpoint=hub.endpoint, token=token).create_repo("me/model")
 
     Args:
-        dpath: Where the state lies. What an earlier one left there is served again.
-        tokens: Whom each token stands for: {"name", "orgs": [...], "role"}, the role
+        dpath: Where the state is kept. What an earlier Hub left there is served again.
+        tokens: The user that each token belongs to: {"name", "orgs": [...], "role"}, the role
             "read", "write", or "fineGrained" with "scoped": {namespace: [permissions]},
-            the permissions "repo.write" and "collection.write".
+            where permissions are "repo.write" and "collection.write".
         faults: See `Fault`; the list may change while the Hub runs.
 
     Attributes:
         endpoint: Its URL, for `HfApi(endpoint=…)` or HF_ENDPOINT.
         requests: (method, kind) of every request since the start; `KINDS` has the kinds.
-        errors: Tracebacks of the Hub's own mistakes. A test ends by finding none.
+        errors: Tracebacks of the Hub's own mistakes. A test ends by checking that there are none.
 
     Raises:
         InUse: Another process runs a Hub on `dpath`.
@@ -154,7 +114,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop: no request is answered after this, none is half done."""
+        """Stop: after this no request is answered, and none is half done."""
         self._server.shutdown()
         self._thread.join()
         self._server.hang_up()
@@ -179,7 +139,7 @@ class LoopbackHub:
         self.requests.append((request.command, kind))
         for fault in list(self.faults):
             fault.before(kind, request)
-        # A web page that resolves its own name to this address must not get in.
+        # Keep out a web page whose host name has been made to point to this address.
         if request.headers.get("Host") != self.endpoint.removeprefix("http://"):
             raise HubError(421, "The loopback Hub is for this machine alone")
         request.user = self._user(request)
@@ -206,7 +166,7 @@ class LoopbackHub:
 
     @property
     def bytes_received(self) -> int:
-        """Bytes of content taken in since the start: LFS objects, commits, Xet chunks."""
+        """Bytes of content received since the start: LFS objects, commits, Xet chunks."""
         return self._n_body_bytes + self._n_xet_bytes() - self._n_xet_bytes_at_start
 
     def _n_xet_bytes(self) -> int:
@@ -234,13 +194,13 @@ class LoopbackHub:
             for c in self.shelf.all
         ]
 
-    # What a rehearsal finds there already.
+    # What there is before a rehearsal.
 
     def add_repo(self, repo_id: str, *, private: bool = False) -> None:
         self.store.create(repo_id, repo_id.partition("/")[0], private=private)
 
     def rename_repo(self, repo_id: str, new_id: str) -> None:
-        """Give a repo another name; the old one leads to it from then on."""
+        """Rename a repo; from then on the old name redirects to the new one."""
         self.store.rename(repo_id, new_id)
 
     def add_collection(
@@ -253,11 +213,11 @@ class LoopbackHub:
         private: bool = False,
         items: tp.Iterable[tuple[str, str]] = (),
     ) -> str:
-        """Make a collection as it is on the real Hub, and return its slug.
+        """Create a collection as it is on the real Hub, and return its slug.
 
         Args:
             collection_id: The 24 hex digits at the end of its slug.
-            items: (id, type) of each item, which need not be on this Hub.
+            items: (id, type) of each; they need not exist on this Hub.
         """
         collection = self.shelf.add(
             namespace, title, description, private, collection_id

@@ -1,14 +1,14 @@
 """What the Hub holds, on disk.
 
-    models/<namespace>/<name>/repo.json         its id, when it was made, its head commit
-                             /commits/<id>.json each revision's manifest
-                             /objects/<sha256>  each content once, read-only
+    models/<namespace>/<name>/repo.json         its id, when it was created, its head commit
+                             /commits/<id>.json each commit's manifest
+                             /objects/<sha256>  each distinct content once, read-only
                              /xet/              the chunk store that Xet clients write to
-                             /main/             a view of main as a readable tree
+                             /main/             main as a readable tree, for people
     tmp/                                        what is being written; emptied at start
 
-A file is written under tmp/ and renamed, objects before the manifest that names them and
-repo.json last, so that a kill at any moment leaves the old state or the new one.
+A file is written under tmp/ and then renamed: objects before the manifest that names them,
+and repo.json last, so that a kill at any moment leaves the old state or the new one.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ GITATTRIBUTES = "".join(
         "*tfevents*",
     )
 )
-"""The one file of a new model repo's initial commit: what the Hub stores as LFS by name."""
+"""The one file in a new model repo's initial commit: which names the Hub stores as LFS."""
 
 
 def now() -> str:
-    """This moment as the Hub writes it."""
+    """The current time as the Hub writes it."""
     moment = datetime.datetime.now(datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -51,20 +51,20 @@ def git_blob_id(content: bytes) -> str:
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
-    """What git holds in an LFS file's place."""
+    """What git holds in place of an LFS file."""
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
     return text.encode()
 
 
 class InUse(Exception):
-    """Another process has the directory."""
+    """Another process uses the directory."""
 
 
 class Store:
-    """All repos under a directory, of which one process at a time is the master.
+    """All repos under a directory, which only one process at a time may use.
 
     Raises:
-        InUse: Another process has the directory.
+        InUse: Another process uses the directory.
     """
 
     def __init__(self, dpath: pathlib.Path):
@@ -83,7 +83,7 @@ class Store:
         self.tmp_dpath.mkdir()
         self.repos: dict[str, Repo] = {}
         self.moved: dict[str, str] = {}
-        """The new name by each old one, since the start."""
+        """New names by old ones, since the start."""
         self.lock = threading.RLock()
         for fpath in sorted(dpath.glob("models/*/*/repo.json")):
             repo = Repo(self, f"{fpath.parts[-3]}/{fpath.parts[-2]}")
@@ -95,7 +95,7 @@ class Store:
         self._lock_fd.close()
 
     def aside(self) -> pathlib.Path:
-        """A name of its own under tmp/."""
+        """A new path under tmp/."""
         return self.tmp_dpath / uuid.uuid4().hex
 
     def write_json(self, fpath: pathlib.Path, data: object) -> None:
@@ -105,7 +105,7 @@ class Store:
         os.replace(aside, fpath)
 
     def known_as(self, repo_id: str) -> str | None:
-        """Where a repo is that was renamed, or is asked for in another case of its name."""
+        """The name of a repo that was renamed, or is asked for with its letters in another case."""
         names = {name.casefold(): name for name in self.repos}
         names |= {old.casefold(): new for old, new in self.moved.items()}
         return names.get(repo_id.casefold())
@@ -121,7 +121,7 @@ class Store:
             self.repos[new_id], self.moved[repo_id] = repo, new_id
 
     def create(self, repo_id: str, author: str, *, private: bool = False) -> "Repo":
-        """Make a repo, with the Hub's initial commit."""
+        """Create a repo, with the Hub's initial commit."""
         with self.lock:
             assert repo_id not in self.repos, f"{repo_id} is there already"
             repo = Repo(self, repo_id)
@@ -134,7 +134,7 @@ class Store:
 
 
 class Repo:
-    """One repo: its commits, oldest first, as their manifests have them.
+    """One repo: its commits, oldest first, as in their manifests.
 
     A manifest's `files` maps a path to {"size", "sha256", "blob_id", "lfs", "xet_hash"}.
     """
@@ -182,17 +182,17 @@ class Repo:
             return False
 
     def take_object(self, fpath: pathlib.Path, sha256: str) -> None:
-        """Move a file whose sha256 has been computed among the objects."""
+        """Move a file, whose sha256 has been computed, to the objects."""
         os.chmod(fpath, 0o444)
         target = self.object_fpath(sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(fpath, target)
 
     def receive(self, chunks: tp.Iterable[memoryview], sha256: str) -> None:
-        """Write an upload among the objects, hashing it on the way.
+        """Write an upload to the objects, and hash it on the way.
 
         Raises:
-            HubError: It is not the content that it was announced to be.
+            HubError: The content is not what was announced.
         """
         aside, digest = self.store.aside(), hashlib.sha256()
         try:
@@ -207,16 +207,16 @@ class Repo:
             aside.unlink(missing_ok=True)
 
     def add_regular(self, content: bytes) -> Json:
-        """A file that is in git itself: its object, and its entry for a manifest."""
+        """Store a file that git itself holds; its entry for a manifest."""
         sha256, blob_id = hashlib.sha256(content).hexdigest(), git_blob_id(content)
         self.receive([memoryview(content)], sha256)
         return _entry(len(content), sha256, blob_id, lfs=False)
 
     def lfs_entries(self, sizes: dict[str, int]) -> dict[str, Json]:
-        """Manifest entries of LFS files, by sha256; none where no transport brought it.
+        """Manifest entries of LFS files by sha256; a file that no transport brought has none.
 
-        An upload by Xet is read back from its chunks here, so that an entry is never made
-        on the client's word alone.
+        A Xet upload is read back from its chunks here, so that no entry rests on the
+        client's word alone.
 
         Args:
             sizes: The files' sizes in bytes by sha256, as the client announces them.
@@ -251,7 +251,7 @@ class Repo:
         return entries
 
     def _verified_xet_hashes(self) -> dict[str, str]:
-        """Xet hashes by sha256 of all files that an earlier commit has read back."""
+        """Xet hashes by sha256 of all files that earlier commits have read back."""
         return {
             entry["sha256"]: entry["xet_hash"]
             for commit in self.commits
@@ -262,7 +262,7 @@ class Repo:
     def add_commit(
         self, files: dict[str, Json], title: str, message: str, author: str
     ) -> Json:
-        """Make `files`, a whole tree, the new head."""
+        """Make `files`, a complete tree, the new head."""
         commit = {
             "parent": self.head["id"] if self.commits else None,
             "title": title,
@@ -287,7 +287,7 @@ class Repo:
         return commit
 
     def show_main(self) -> None:
-        """Lay out the head's files under main/. Nothing reads them but people."""
+        """Lay out the head's files under main/, which only people read."""
         new, old, main = self.store.aside(), self.store.aside(), self.dpath / "main"
         for path, entry in self.head["files"].items():
             fpath = new / path

@@ -1,4 +1,4 @@
-"""Answers to an upload: which way each file goes, LFS objects, and the commit."""
+"""Requests of an upload: how each file is to be sent, LFS objects, and the commit."""
 
 import base64
 import binascii
@@ -17,10 +17,10 @@ from .store import Repo
 from .wire import Handler, HubError, Json, Response
 
 MAX_REGULAR = 10 * 2**20
-"""Bytes of a file that git itself holds."""
+"""Bytes of the largest file that git itself holds."""
 
 MAX_PUT = 5 * 10**9
-"""Bytes of one PUT: what S3 takes."""
+"""Bytes of the largest PUT: S3's limit."""
 
 MAX_LINE = 2 * MAX_REGULAR
 N_PER_PREUPLOAD = 256
@@ -38,7 +38,7 @@ def lfs_patterns(gitattributes: str) -> list[str]:
 
 
 def matches(path: str, patterns: list[str]) -> bool:
-    """Whether a pattern names the path: with a slash all of it, without one its last part."""
+    """Whether a pattern matches: with a slash the whole path, without one its last part."""
     name = posixpath.basename(path)
     return any(
         fnmatch.fnmatchcase(path if "/" in pattern else name, pattern)
@@ -57,8 +57,8 @@ def _is_text(sample: bytes) -> bool:
 
 
 def is_ignored(path: str, gitignore: str) -> bool:
-    """Whether a .gitignore file keeps a path out: by it, or by a directory above it. Of the
-    patterns that match the last one counts."""
+    """Whether a .gitignore file excludes a path, or a directory above it. Of the patterns that
+    match, the last one counts."""
     parts = path.split("/")
     above = ["/".join(parts[: i + 1]) for i in range(len(parts))]
     ignored = False
@@ -78,7 +78,7 @@ def is_ignored(path: str, gitignore: str) -> bool:
 
 
 def _own_file(repo: Repo, path: str) -> str:
-    """The text of a file of the head; "" where there is none."""
+    """The text of a file in the head; "" if there is none."""
     entry = repo.head["files"].get(path)
     if entry is None:
         return ""
@@ -156,7 +156,7 @@ def _sign(req: Handler, path: str) -> str:
 
 
 def lfs_put(req: Handler, repo_id: str, oid: str, size: str, end: str) -> Response:
-    """Take an object. Its URL is its leave: the client sends no token to a storage."""
+    """Take an object. The signed URL authorizes it: clients send no token to storage."""
     signature = req.query.get("signature", [""])[-1]
     if not hmac.compare_digest(signature, _sign(req, req.url_path)):
         raise HubError(403, "The URL's signature is wrong")
@@ -196,7 +196,7 @@ def check_path(path: object) -> None:
 
 
 def commit(req: Handler, repo_id: str, revision: str) -> Response:
-    """Apply NDJSON operations to the head, all or none."""
+    """Apply the operations, as lines of JSON, to the head: all or none."""
     repo = find_writable(req, repo_id)
     if revision not in ("main", "refs/heads/main"):
         repo.at(revision)
@@ -225,7 +225,7 @@ def commit(req: Handler, repo_id: str, revision: str) -> Response:
 
 
 def _read_operations(req: Handler, repo: Repo) -> tuple[Json, list[tuple[str, Json]]]:
-    """The commit's header and its operations; a regular file's content as an object."""
+    """The commit's header and its operations; regular files' contents are stored on the way."""
     header, operations = None, []
     body = io.BufferedReader(req.body)
     while line := body.readline(MAX_LINE):
@@ -300,9 +300,9 @@ def _apply(repo: Repo, operations: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _tracked(repo: Repo, files: dict[str, Json]) -> dict[str, Json]:
-    """`files`, with each LFS file that no pattern names in .gitattributes by its own line.
+    """`files`, with a line in .gitattributes for each LFS file that no pattern matches.
 
-    The Hub does so too: the file grows with a commit that doesn't speak of it.
+    The Hub, too, adds to that file with commits that don't mention it.
     """
     entry = files.get(".gitattributes")
     text = repo.object_fpath(entry["sha256"]).read_text("utf-8") if entry else ""

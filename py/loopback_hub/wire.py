@@ -1,4 +1,4 @@
-"""HTTP: requests in, answers out, bodies streamed both ways."""
+"""HTTP: requests in, responses out, bodies streamed both ways."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ CHUNK = 2**20
 """Bytes of a body in memory at a time."""
 
 MAX_JSON = 16 * 2**20
-"""Bytes of a JSON request. The largest is a preupload: 256 files with samples of 512 bytes."""
+"""Bytes of a JSON request. The largest is a preupload, of 256 files with samples of 512 bytes."""
 
 
 class HubError(Exception):
-    """An answer that refuses, as the Hub words it: status, X-Error-Code, X-Error-Message."""
+    """A refusal as the Hub sends it: status, X-Error-Code, X-Error-Message."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class HubError(Exception):
         self.headers, self.extra = headers or {}, extra or {}
 
     def response(self) -> "Response":
-        # A header is one line of Latin-1; the body has the text as it is.
+        # A header is one line of Latin-1; the body has the text unchanged.
         one_line = " ".join(self.message.split()).encode("latin-1", "replace")
         headers = {"X-Error-Message": one_line.decode("latin-1")} | self.headers
         if self.code is not None:
@@ -62,7 +62,7 @@ class Response:
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     fpath: str | os.PathLike[str] | None = None
-    """A file to send from byte `start` on, `length` bytes of it."""
+    """A file to send: `length` bytes from `start` on."""
     start: int = 0
     length: int = 0
 
@@ -70,7 +70,7 @@ class Response:
 class Body(io.RawIOBase):
     """A request's body: exactly Content-Length bytes of the connection.
 
-    `count` is told how many bytes came, as they come.
+    `count` is called with the number of bytes as they arrive.
     """
 
     def __init__(self, fd: tp.Any, length: int):
@@ -92,7 +92,7 @@ class Body(io.RawIOBase):
         return n
 
     def chunks(self) -> tp.Iterator[memoryview]:
-        """The rest of the body, in pieces that are good until the next one."""
+        """The rest of the body, in pieces each of which is valid until the next."""
         buffer = memoryview(bytearray(CHUNK))
         while n := self.readinto(buffer):
             yield buffer[:n]
@@ -103,11 +103,11 @@ class Body(io.RawIOBase):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection. `LoopbackHub.serve` finds each request's answer."""
+    """One connection. `LoopbackHub.serve` answers its requests."""
 
     server: tp.Any  # a Server, whose `hub` answers
     user: tp.Any
-    """Whom the token stands for, an access.User; None for nobody."""
+    """The access.User that the token belongs to; None without a token."""
     protocol_version = "HTTP/1.1"
     wbufsize = 2**16
     disable_nagle_algorithm = True
@@ -116,7 +116,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         hub = self.server.hub
         self.body = Body(self.rfile, 0)
         url = urllib.parse.urlsplit(self.path)
-        # Kept quoted: a revision or a path may hold a quoted slash.
+        # Kept quoted: a revision or a path may contain a quoted slash.
         self.url_path = url.path
         self.query = urllib.parse.parse_qs(url.query, keep_blank_values=True)
         try:
@@ -125,12 +125,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 response = hub.serve(self)
             except HubError as err:
                 response = err.response()
-            # What nobody read would be taken for the connection's next request.
+            # Bytes left unread would be taken for the connection's next request.
             self.body.drain()
             self._send(response)
         except (Drop, ClientGone, ConnectionError):
             self._hang_up()
-        except Exception as err:  # Any mistake of ours is an answer of 500.
+        except Exception as err:  # Any mistake of ours is answered with 500.
             hub.errors.append(traceback.format_exc())
             self.close_connection = True
             self._send(HubError(500, f"{type(err).__name__}: {err}").response())
@@ -155,12 +155,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not isinstance(data, dict):
             raise HubError(400, "The body is not a JSON object")
         return data
-
-    def form(self) -> dict[str, list[str]]:
-        """The body as form fields."""
-        if self.body.length > MAX_JSON:
-            raise HubError(413, "Payload too large")
-        return urllib.parse.parse_qs(self.body.readall().decode("utf-8", "replace"))
 
     def flag(self, name: str) -> bool:
         return self.query.get(name, [""])[-1].lower() in ("true", "1")
@@ -223,11 +217,11 @@ class Server(http.server.ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
-        """Close every connection: one kept alive would be answered after the end."""
+        """Close every connection: one kept alive would be answered after the Hub has stopped."""
         for sock in list(self._open):
             with contextlib.suppress(OSError):  # Closed meanwhile.
                 sock.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: tp.Any, client_address: tp.Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # A client may be killed.
+        if not isinstance(sys.exception(), ConnectionError):  # Clients may be killed.
             self.hub.errors.append(traceback.format_exc())

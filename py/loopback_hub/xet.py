@@ -1,10 +1,10 @@
-"""The chunk store that a Xet client writes to, where the write token says `local://<dir>`.
+"""The chunk store that a Xet client writes to when the write token names `local://<dir>`.
 
 The client cuts a file into chunks, packs them into xorbs, and writes a shard (`*.mdb`) that
-says which chunks make the file with which Xet hash. A shard is 48-byte records after a
-48-byte header: per file one record (hash, flags, number of entries), its entries, as many
-verification records if the flags' top bit is set, and one more record that begins with the
-file's sha256 if the next bit is set. A record of ones ends the files.
+says which chunks make up the file with which Xet hash. A shard is a 48-byte header and then
+48-byte records: for each file one record (hash, flags, number of entries), its entries, as
+many verification records if the flags' top bit is set, and one more record that begins with
+the file's sha256 if the next bit is set. A record whose hash is all ones ends the list.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ class Pair(tp.NamedTuple):
 
 
 def _hex(words: bytes) -> str:
-    """A hash as text: each eight bytes are a little-endian number."""
+    """A hash as text: every eight bytes are a little-endian number."""
     return "".join(f"{word:016x}" for word in struct.unpack("<4Q", words))
 
 
 def read_shard(fpath: pathlib.Path) -> list[Pair]:
-    """The files of a shard whose sha256 it has.
+    """The files of a shard for which it has a sha256.
 
     Raises:
         struct.error: The shard is cut short.
@@ -76,30 +76,30 @@ class ChunkStore:
             try:
                 pairs = read_shard(fpath)
             except struct.error:
-                continue  # Not whole yet, or never: its client was killed.
+                continue  # Not complete yet, or never will be: its client was killed.
             self._pairs |= {pair.sha256: pair for pair in pairs}
             self._seen.add(fpath)
         return self._pairs.get(sha256)
 
     def n_bytes(self) -> int:
-        """Bytes of chunks in the store, packed as they are."""
+        """Bytes of chunks in the store, as they are packed."""
         return sum(
             fpath.stat().st_size for fpath in self.dpath.rglob("xorbs/default.*")
         )
 
     def view(self, dpath: pathlib.Path) -> None:
-        """Lay out the store under another directory, for a reader of its own.
+        """Lay out the store under another directory, for one reader.
 
-        The library allows one process at a time in a directory, and the client is still in
-        the store's own while it waits for its commit. Chunks never change, so links do;
-        the library's index (`*.redb`) does, so it is copied.
+        The library allows one process at a time in a directory, and the client still uses
+        the store's own while it waits for its commit. Chunks never change, so they are
+        linked; the library's index (`*.redb`) does, so it is copied.
         """
 
         def link(source: str, target: str) -> None:
             if source.endswith(".redb"):
                 shutil.copyfile(source, target)
             else:
-                with contextlib.suppress(FileNotFoundError):  # A name of the moment.
+                with contextlib.suppress(FileNotFoundError):  # It was temporary.
                     os.link(source, target)
 
         shutil.copytree(self.dpath, dpath, copy_function=link)
@@ -107,12 +107,12 @@ class ChunkStore:
     def read_back(
         self, pairs: list[Pair], fpaths: list[pathlib.Path], view_dpath: pathlib.Path
     ) -> list[str | None]:
-        """Write the files that the chunks make to `fpaths`.
+        """Write the files that the chunks make up to `fpaths`.
 
-        In a child process: the library's buffers are no part of a server, nor its crashes.
+        In a child process, to keep the library's buffers and crashes out of the server.
 
         Returns:
-            The sha256 of each, None where the chunks do not make a file.
+            The sha256 of each; None where the chunks do not make up a file.
         """
         files = [
             {"xet_hash": pair.xet_hash, "size": pair.size, "fpath": str(fpath)}

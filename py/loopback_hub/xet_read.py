@@ -1,7 +1,7 @@
 """Read files from a Xet chunk store: a child process of the loopback Hub.
 
-stdin has {"dpath", "files": [{"xet_hash", "size", "fpath"}]} as JSON. Each file is written
-to its `fpath`. The list of their sha256 goes to stdout, null for one that can't be read.
+stdin has {"dpath", "files": [{"xet_hash", "size", "fpath"}]} as JSON. Each file is written to
+its `fpath`. stdout gets the list of their sha256, with null for one that can't be read.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import typing
 import hf_xet
 
 BUFFER = "16mb"
-"""The library's own buffers would hold a whole checkpoint, twice."""
+"""The library's default buffers would hold a whole checkpoint, twice."""
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ Json = dict[str, tp.Any]
 
 
 class QueryError(Exception):
-    """The query asks for what isn't there. Answered with 400 and the reason."""
+    """The query asks for something unknown. Answered with 400 and the reason."""
 
 
 TOKEN = re.compile(r'#[^\n]*|[\s,]+|(\.\.\.|[$!:={}()\[\]]|"(?:[^"\\]|\\.)*"|-?[\w.]+)')
@@ -22,7 +22,7 @@ class Field(tp.NamedTuple):
 
 
 Selected = list[Field | str]
-"""What stands between braces: fields, and names of fragments."""
+"""The contents of a pair of braces: fields, and names of fragments."""
 
 
 class Query:
@@ -122,7 +122,7 @@ class Query:
         return arguments
 
     def answer(self, root: Json, variables: Json) -> Json:
-        """The fields that the query selects, and no other.
+        """The fields that the query selects, and no others.
 
         Raises:
             QueryError: A field, an argument or a fragment is unknown.

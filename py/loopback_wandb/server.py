@@ -18,28 +18,17 @@ DROP = "drop"
 HANG = "hang"
 """A fault: no answer until `LoopbackWandb.let_go` is set, or the server is closed."""
 
-
+RUN_FIELDS = """id projectId name displayName state createdAt heartbeatAt config summaryMetrics
+systemMetrics tags sweepName group jobType commit readOnly description notes historyLineCount
+historyKeys user"""
 TYPES = {
     "Query": ("viewer", "serverInfo", "project"),
     "Mutation": (),
     "ServerInfo": ("cliVersionInfo", "latestLocalVersionInfo", "features"),
     "Project": ("internalId", "readOnly", "runCount", "runs", "run"),
-    "Run": (
-        *(
-            "id",
-            "projectId",
-            "name",
-            "displayName",
-            "state",
-            "createdAt",
-            "heartbeatAt",
-        ),
-        *("config", "summaryMetrics", "systemMetrics", "tags", "sweepName", "group"),
-        *("jobType", "commit", "readOnly", "description", "notes", "historyLineCount"),
-        *("historyKeys", "user"),
-    ),
+    "Run": tuple(RUN_FIELDS.split()),
 }
-"""The fields of each type, for clients that ask before they use them."""
+"""The fields of each type, for clients that ask which ones there are."""
 
 
 class Status(tp.NamedTuple):
@@ -53,11 +42,11 @@ class LoopbackWandb:
     """A W&B server on a free port of 127.0.0.1, with one project.
 
     Args:
-        runs: What the project holds: objects with name, state, createdAt, config, summary.
-            A config or summary that is a string goes out as it is; an object goes out as
-            W&B sends it (JSON in a string, each config value wrapped).
-        key: The API key that is let in.
-        latency: Seconds that each request takes.
+        runs: The project's runs: objects with name, state, createdAt, config, summary.
+            A config or summary that is a string is sent as it is; an object is sent as
+            W&B would (JSON in a string, each config value wrapped).
+        key: The API key that is accepted.
+        latency: Seconds by which each answer is delayed.
     """
 
     def __init__(
@@ -73,13 +62,13 @@ class LoopbackWandb:
         self.key, self.entity, self.project = key, entity, project
         self.latency = latency
         self.n_requests: collections.Counter[str] = collections.Counter()
-        """How often each operation was asked for, by its name in the query."""
+        """How often each operation was requested, by its name in the query."""
         self.pages: list[tuple[int, int]] = []
-        """Of each page of runs: how many runs its filter let through, and how many it may hold."""
+        """For each page of runs: how many runs passed its filter, and how many a page may hold."""
         self.faults: dict[str, list[Status | str | None]] = collections.defaultdict(
             list
         )
-        """By operation, what becomes of each of its next requests; None is answered."""
+        """By operation, what happens to each of its next requests; None: it is answered."""
         self.let_go = threading.Event()
         self._lock = threading.Lock()
 
@@ -133,14 +122,6 @@ class LoopbackWandb:
     def _project(self, name: str, entityName: str) -> Json | None:
         if (entityName, name) != (self.entity, self.project):
             return None
-        return _Project(self).fields()
-
-
-class _Project:
-    def __init__(self, wandb: LoopbackWandb):
-        self.wandb = wandb
-
-    def fields(self) -> Json:
         return {
             "internalId": "UHJvamVjdDox",
             "readOnly": True,
@@ -150,23 +131,20 @@ class _Project:
         }
 
     def _run(self, name: str) -> Json | None:
-        run = self.wandb.runs.get(name)
+        run = self.runs.get(name)
         return _run_fields(run) if run else None
 
     def _filtered(self, filters: str) -> list[Json]:
-        """The runs that a filter lets through: {}, {"name": {"$in": […]}}, a sweep's or
-        those in a state; no other."""
-        wanted = json.loads(filters)
-        if wanted == {}:
-            return list(self.wandb.runs.values())
-        match wanted:
-            case {"name": {"$in": [*names], **more_ops}, **more} if (
-                not more_ops and not more
-            ):
-                return [run for name, run in self.wandb.runs.items() if name in names]
-        if len(wanted) == 1 and set(wanted) <= {"sweep", "state"}:
-            ((key, value),) = wanted.items()
-            return [run for run in self.wandb.runs.values() if run.get(key) == value]
+        """The runs that pass a filter, which is {}, {"name": {"$in": […]}}, {"sweep": …} or
+        {"state": …}."""
+        runs = list(self.runs.values())
+        match list(json.loads(filters).items()):
+            case []:
+                return runs
+            case [("name", {"$in": [*names], **more})] if not more:
+                return [run for run in runs if run["name"] in names]
+            case [("sweep" | "state" as key, value)]:
+                return [run for run in runs if run.get(key) == value]
         raise QueryError(f"unknown filter: {filters}")
 
     def _page(
@@ -180,7 +158,7 @@ class _Project:
             raise QueryError(f"order {order!r}, first {first!r}")
         found = self._filtered(filters)
         found.sort(key=lambda run: run["createdAt"], reverse=order.startswith("-"))
-        self.wandb.pages.append((len(found), first))
+        self.pages.append((len(found), first))
         start = _position(after) if after else 0
         page = found[start : start + first]
         edges = [
@@ -220,11 +198,9 @@ def _run_fields(run: Json) -> Json:
 
 
 def _type(name: str) -> Json | None:
-    return (
-        {"name": name, "fields": [{"name": f} for f in TYPES[name]]}
-        if name in TYPES
-        else None
-    )
+    if name not in TYPES:
+        return None
+    return {"name": name, "fields": [{"name": field} for field in TYPES[name]]}
 
 
 def _cursor(position: int) -> str:
@@ -243,13 +219,13 @@ class _Server(http.server.ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, *_: object) -> None:
-        """A client that hung up is no news."""
+        """A client that hung up is no reason for a traceback."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     wandb: LoopbackWandb
     wbufsize = -1
-    """Headers and body leave together; apart, the second waits 40 ms for the client's ACK."""
+    """Headers and body are sent together: apart, the body waits 40 ms for the client's ACK."""
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None: ...
