@@ -1,4 +1,4 @@
-"""Benchmarks: `make bench`. Each row makes its data, is measured in one run, and has a ratio."""
+"""Benchmarks: `make bench`. Each row makes its own data and is measured in one run."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""223 runs over a loopback W&B with 100 ms a request: one paged query, against one a run."""
+"""Fetch 223 runs from a loopback W&B at 100 ms per request: one paged query, or one per run."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from loopback_wandb import LoopbackWandb
 from .measure import ROOT, measure, table
 
 N_RUNS, LATENCY_S = 223, 0.1
+EXPECTED = {"objective": "matryoshka", "activation": "relu", "d_model": 8, "d_sae": 32}
 
 ONE_BY_ONE = """
 import json, sys, wandb
@@ -25,18 +26,11 @@ def fetch() -> None:
     rows = []
     with tempfile.TemporaryFile() as fd:
         for name in names:
-            line = {
-                "repo": "r",
-                "layer": 6,
-                "run_id": name,
-                "commented": False,
-                "source": "x:1",
-            }
-            line["expected"] = {"objective": "matryoshka", "activation": "relu"}
-            line["expected"] |= {"d_model": 8, "d_sae": 32}
+            line = {"repo": "r", "layer": 6, "run_id": name, "source": "x:1"}
+            line |= {"commented": False, "expected": EXPECTED}
             fd.write(json.dumps(line).encode() + b"\n")
         for what, argv in (
-            ("one api.run() a run", [sys.executable, "-c", ONE_BY_ONE]),
+            ("one api.run() per run", [sys.executable, "-c", ONE_BY_ONE]),
             ("bin/fetch-metrics", [ROOT / "bin/fetch-metrics"]),
         ):
             with LoopbackWandb(runs, latency=LATENCY_S) as server:
@@ -55,7 +49,7 @@ def fetch() -> None:
                 rows.append((what, server.n_requests.total(), cost.wall))
     plain = rows[0][2]
     table(
-        f"Fetch {N_RUNS} runs, {LATENCY_S * 1000:.0f} ms a request",
+        f"Fetch {N_RUNS} runs, {LATENCY_S * 1000:.0f} ms per request",
         [(w, n, f"{s:.2f} s", f"{plain / s:.1f} ×") for w, n, s in rows],
         ("way", "GraphQL requests", "wall", "faster"),
     )

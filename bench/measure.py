@@ -1,4 +1,4 @@
-"""Run a command and tell what it cost: time, memory, bytes read and written."""
+"""What a command costs: time, memory, bytes read and written."""
 
 import json
 import os
@@ -15,8 +15,8 @@ class Cost(tp.NamedTuple):
     """What a command and all its children cost.
 
     `rchar` and `wchar` are the kernel's counts of bytes passed by read- and write-like calls
-    (proc(5), /proc/pid/io), whether a disk, a cache or memory answered. `rss` is the largest
-    resident set of any one process, in bytes.
+    (proc(5), /proc/pid/io), be it from a disk, a cache or memory. `rss` is the largest resident
+    set of any one process, in bytes.
     """
 
     wall: float
@@ -28,7 +28,7 @@ class Cost(tp.NamedTuple):
 
 
 # Runs in a process of its own: the kernel adds a child's counts to its parent's when it is
-# waited for, so what stands there at the end is the command's, and its children's.
+# waited for, so at the end they are those of the command and its children.
 COUNTER = """
 import json, resource, subprocess, sys, time
 t = time.perf_counter()
@@ -65,7 +65,7 @@ def measure(argv: tp.Sequence[object], stdin=None, stdout=None, **env: object) -
 
 
 def best(argv: tp.Sequence[object], n: int = 10, **env: object) -> float:
-    """The shortest wall time of `n` runs, in seconds: the one least disturbed."""
+    """The shortest wall time of `n` runs, in seconds: that of the least disturbed one."""
     return min(measure(argv, **env).wall for _ in range(n))
 
 

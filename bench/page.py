@@ -33,7 +33,7 @@ requestAnimationFrame(function step() {
   else done(frames.slice(1).sort((a, b) => a - b));
 });
 """
-"""Pans through all of the page in some four seconds; the milliseconds of each frame."""
+"""Pans through the whole page in some four seconds; gives the milliseconds of each frame."""
 
 
 def page() -> None:
@@ -45,14 +45,8 @@ def page() -> None:
         cost = measure([ROOT / "bin/report", "big"], **env)
         size = (dpath / "report.html").stat().st_size
         rows.append(("write the page", f"{cost.wall:.1f} s, {size / MB:.1f} MB", ""))
-        argv = [
-            sys.executable,
-            "-c",
-            PLOT,
-            dpath / "big/account.jsonl",
-            dpath / "plot.png",
-        ]
-        cost = measure(argv, PYTHONPATH=ROOT / "py")
+        argv = ["-c", PLOT, dpath / "big/account.jsonl", dpath / "plot.png"]
+        cost = measure([sys.executable, *argv], PYTHONPATH=ROOT / "py")
         size = (dpath / "plot.png").stat().st_size
         rows.append(("draw the plot", f"{cost.wall:.1f} s, {size / MB:.2f} MB", ""))
         rows += _look(dpath / "report.html", dpath / "profile")
@@ -63,25 +57,21 @@ def page() -> None:
 def _look(
     fpath: pathlib.Path, profile_dpath: pathlib.Path
 ) -> list[tuple[str, str, str]]:
-    """What it takes to open the page in Chromium and to pan through it."""
+    """The cost of opening the page in Chromium and panning through it."""
     from selenium import webdriver
 
     if not shutil.which("chromedriver"):
         return [("open, pan", "no Chromium here", "")]
     options = webdriver.ChromeOptions()
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        f"user-data-dir={profile_dpath}",
-    ):
+    for flag in ("headless=new", "no-sandbox", "disable-gpu"):
         options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={profile_dpath}")
     options.binary_location = shutil.which("chromium") or ""
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
     try:
         browser.set_window_size(1280, 800)
-        # Of the page's own thread, so that other work on the machine doesn't count.
+        # CPU of the page's own thread, so that other work on the machine doesn't count.
         browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
         browser.get("about:blank")
         before = _cpu(browser)
@@ -101,7 +91,7 @@ def _look(
         ("… CPU of its thread", f"{opened - before:.1f} s", ""),
         ("pan through it", f"{n_slow} of {len(frames)} frames over 50 ms", "1 in 20"),
         (
-            "… CPU of its thread, a frame",
+            "… CPU of its thread, per frame",
             f"{1000 * (panned - opened) / len(frames):.0f} ms",
             "16 ms",
         ),
@@ -114,28 +104,22 @@ def _cpu(browser: tp.Any) -> float:
 
 
 def _leave(dpath: pathlib.Path) -> None:
-    """What a dry run leaves of such a sweep, by the real select."""
+    """Leave what a dry run of such a sweep leaves, by the real select."""
     rnd = random.Random(0)
     (dpath / "big").mkdir()
-    expected = {
-        "objective": "matryoshka",
-        "activation": "relu",
-        "d_model": 8,
-        "d_sae": 32,
-    }
     repo = {
         "slug": "big",
         "repo_id": "lab/SAE",
         "title": "SAE",
         "base_model": "lab/vit",
     }
-    repo |= {"run_ids": {}, "layers": list(LAYERS), **expected}
+    repo |= {"run_ids": {}, "layers": list(LAYERS)}
+    repo |= {"objective": "matryoshka", "activation": "relu", "d_model": 8, "d_sae": 32}
     (dpath / "catalog.json").write_text(json.dumps({"repos": [repo]}))
     with open(dpath / "lines.jsonl", "w") as fd:
         for layer in LAYERS:
             for i in range(N_RUNS):
-                line = _line(layer, i, rnd)
-                fd.write(json.dumps(line) + "\n")
+                fd.write(json.dumps(_line(layer, i, rnd)) + "\n")
     with open(dpath / "lines.jsonl") as lines, open(dpath / "chosen.jsonl", "w") as out:
         argv = [ROOT / "bin/select", "--account", dpath / "big/account.jsonl"]
         measure(argv, stdin=lines, stdout=out)

@@ -1,4 +1,4 @@
-"""A release of full-size checkpoints, against the plain way of doing it by hand."""
+"""A release of full-size checkpoints, compared with the plain way of doing it by hand."""
 
 import datetime
 import json
@@ -87,7 +87,7 @@ def release() -> None:
 
 
 def preflight() -> None:
-    """preflight against plain hashing and loading, of the same files by the same saev."""
+    """preflight compared with plain hashing and loading of the same files by the same saev."""
     saev_dir = os.environ.get("SAEV_DIR", "")
     env: dict[str, object] = {"SAEV_DIR": saev_dir}
     if saev_dir:
@@ -98,7 +98,7 @@ def preflight() -> None:
         ours = env | {"SAEPUB_BUILD": dpath / "build", "RUNS_ROOT": dpath / "runs"}
         load = [sys.executable, "-c", LOAD, dpath / "runs"]
         torch = measure([sys.executable, "-c", TORCH], **env)
-        measure(load, **env)  # so that all of it lies in the page cache
+        measure(load, **env)  # so that everything is in the page cache
         rows, plain = [], measure(load, **env)
         for what, cost in (
             ("sha256 and saev.nn.load()", plain),
@@ -123,7 +123,7 @@ def preflight() -> None:
             "way",
             "wall",
             "CPU",
-            "a file, without imports",
+            "per file, without imports",
             "of plain",
             "peak, besides torch",
         ),
@@ -159,7 +159,7 @@ def _sum(costs) -> Cost:
 
 
 def _against_hub(dpath: pathlib.Path, env: dict, way):
-    """Run one way against a loopback Hub in a process of its own, and empty."""
+    """Run one way against a loopback Hub that is empty and has a process of its own."""
     hub_dpath = dpath / "hub"
     server = subprocess.Popen(
         [sys.executable, "-c", SERVE, hub_dpath],
@@ -207,7 +207,7 @@ def _ours(dpath: pathlib.Path, env: dict) -> list[tuple[str, Cost]]:
 
 
 def _make_runs(dpath: pathlib.Path) -> int:
-    """Checkpoints as saev 0.1.0 writes them, which it loads; and lines and a catalog for them."""
+    """Write checkpoints as saev 0.1.0 does, and lines and a catalog for them; the bytes of all."""
     import torch
 
     header = {"d_vit": D_MODEL, "exp_factor": D_SAE // D_MODEL, "sparsity_coeff": 4e-4}

@@ -1,4 +1,4 @@
-"""What it costs to measure SAEs, against the two matrix products that nobody can spare."""
+"""What measuring SAEs costs, compared with the two matrix products that it can't do without."""
 
 import json
 import statistics
@@ -68,7 +68,7 @@ def saes() -> None:
 
 
 def _all_candidates(rate: dict[int, float], n_threads: int) -> None:
-    """All candidates at full size, worked out from what was measured here."""
+    """All candidates at full size, calculated from what was measured here."""
     n_flops = {d: 4 * d * D_SAE * FULL * n for d, n in CANDIDATES.items()}
     n_bytes = sum(4 * d * FULL * N_LAYERS[d] for d in CANDIDATES)
     here = sum(n_flops[d] / rate[d] for d in CANDIDATES)
@@ -86,7 +86,7 @@ def _all_candidates(rate: dict[int, float], n_threads: int) -> None:
 
 
 def _memory(engine) -> None:
-    """What a pass takes, beside what is asked for it."""
+    """A pass's peak memory, next to what is requested for it."""
     rows = []
     for n_saes in (1, 8):
         cost = measure([sys.executable, "-c", PEAK, ROOT, n_saes])
@@ -100,12 +100,12 @@ def _memory(engine) -> None:
                 f"{cost.rss / asked:.2f}",
             )
         )
-    head = ("SAEs in a pass", "peak memory", "asked for", "of it")
+    head = ("SAEs in a pass", "peak memory", "requested", "of that")
     table("Memory of a pass, d_model 1024", rows, head)
 
 
 def sae(activation: str, d_model: int, l0: int, seed: int = 0):
-    """A random SAE of which `l0` features fire for a token of standard normal values."""
+    """A random SAE with `l0` features that fire for a token of standard normal values."""
     import torch
 
     from saepub.checkpoint import header
@@ -118,7 +118,7 @@ def sae(activation: str, d_model: int, l0: int, seed: int = 0):
     rng = torch.Generator().manual_seed(seed)
     bias = statistics.NormalDist().inv_cdf(l0 / D_SAE)
     tensors = {
-        # As torch.save keeps it: transposed.
+        # A transposed view, as in a checkpoint.
         "W_enc": torch.randn(D_SAE, d_model, generator=rng).T / d_model**0.5,
         "b_enc": torch.full((D_SAE,), bias),
         "W_dec": torch.randn(D_SAE, d_model, generator=rng) / d_model**0.5,
@@ -137,7 +137,7 @@ def _products(x, one) -> None:
 
 
 def _seconds(do) -> tuple[float, float]:
-    """On the clock, and of CPU, which another's work beside it changes less."""
+    """Wall and CPU seconds; CPU depends less on other work on the machine."""
     start, cpu = time.perf_counter(), time.process_time()
     do()
     return time.perf_counter() - start, time.process_time() - cpu

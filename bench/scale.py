@@ -91,11 +91,9 @@ def _pipe(dpath: pathlib.Path, n: int):
     yield "facts", stage("facts", str(dpath / "runs.jsonl"))
     yield "classify", stage("classify", str(dpath / "facts.jsonl"))
     yield "settle", stage("settle", str(dpath / "classify.jsonl"))
-    yield (
-        "select",
-        stage("select", str(dpath / "settle.jsonl"), "--account", dpath / "account"),
-    )
-    # Were all of them chosen, this is what staging and rendering them takes.
+    argv = ("--account", dpath / "account")
+    yield "select", stage("select", str(dpath / "settle.jsonl"), *argv)
+    # What staging and rendering would take if all of them were chosen.
     _write(dpath / "checked.jsonl", (_checked(dpath, i, rnd) for i in range(n)))
     yield "stage", stage("stage", str(dpath / "checked.jsonl"))
     yield "render", stage("render", str(dpath / "stage.jsonl"))

@@ -5,25 +5,15 @@ import sys
 
 from .measure import ROOT, best, table
 
-LIGHT = (
-    "facts",
-    "classify",
-    "settle",
-    "select",
-    "stage",
-    "fetch-metrics",
-    "preflight",
-    "render",
-    "push",
-    "verify",
-)
+STAGES = ("facts", "classify", "settle", "select", "stage", "fetch-metrics")
+STAGES += ("preflight", "render", "push", "verify")
 
 
 def startup() -> None:
     python = best([sys.executable, "-c", "import json"])
     jq = best(["jq", "-n", "1"])
     rows = [("python3 -c 'import json'", _ms(python), "1.0"), ("jq -n 1", _ms(jq), "")]
-    for name in LIGHT:
+    for name in STAGES:
         seconds = best([ROOT / "bin" / name])
         rows.append(
             (f"bin/{name} < /dev/null", _ms(seconds), f"{seconds / python:.1f}")

@@ -1,4 +1,4 @@
-"""make pictures: draw README's two pictures from the demo, the card's plot and the page.
+"""make pictures: draw README's two pictures, the card's plot and the page, from the demo.
 
 usage: pictures.py BUILD [OUT]
 """
@@ -16,7 +16,7 @@ REPO = "vitl-relu"
 PAGE_SIZE = (1200, 690)
 PLOT_WIDTH = 960
 N_COLORS = 256
-"""Enough for flat colors and their edges, and a fraction of the bytes."""
+"""Enough for flat colors and their edges, in a fraction of the bytes."""
 
 
 def main(build: str, out: str = str(HERE)) -> None:
@@ -31,7 +31,7 @@ def main(build: str, out: str = str(HERE)) -> None:
 
 
 def screenshot(fpath: pathlib.Path) -> Image.Image:
-    """The page as headless Chromium shows its top."""
+    """The top of the page in headless Chromium."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("pictures: no Chromium to look with: apt-get install chromium")
@@ -55,13 +55,10 @@ def screenshot(fpath: pathlib.Path) -> Image.Image:
 
 
 def write(picture: Image.Image, fpath: pathlib.Path) -> None:
-    # The one way of quantizing that keeps transparency blurs light colors into each other.
-    way = (
-        Image.Quantize.FASTOCTREE
-        if picture.mode == "RGBA"
-        else Image.Quantize.MEDIANCUT
-    )
-    few = picture.quantize(N_COLORS, method=way, dither=Image.Dither.NONE)
+    # Only FASTOCTREE keeps transparency, but it merges light colors.
+    methods = {"RGBA": Image.Quantize.FASTOCTREE, "RGB": Image.Quantize.MEDIANCUT}
+    method = methods[picture.mode]
+    few = picture.quantize(N_COLORS, method=method, dither=Image.Dither.NONE)
     few.save(fpath, optimize=True)
     print(f"pictures: {fpath}: {fpath.stat().st_size / 1000:.0f} kB", file=sys.stderr)
 
