@@ -16,8 +16,13 @@ python() {
     python=$venv/bin/python
     if ! [ -x "$python" ]; then
         python=${PYTHON:-python3}
-        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-            echo "$name: $("$python" --version 2>&1) is too old; set PYTHON to python 3.11 or later" >&2
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || {
+            told=$("$python" --version 2>&1 | tr '\n' ' ')
+            case $told in
+                Python*) told="${told}is too old" ;;
+                *) told="can't run $python: ${told% }" ;;
+            esac
+            echo "$name: $told; set PYTHON to python 3.11 or later" >&2
             exit 1
         }
     fi
@@ -32,8 +37,8 @@ _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGINT])
 import site, sys
 site.main()
 sys.path.insert(0, sys.argv.pop(1))
-from saepub.cli import main
-main(sys.argv.pop(1))' "$root/py" "$name" "$@"
+from saepub.cli import program
+program(sys.argv.pop(1))' "$root/py" "$name" "$@"
 }
 
 [ -f "$story" ] || python "$@"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -162,6 +163,60 @@ def test_the_whole_release_runs_make_in_the_checkout(bare, trap):
         )
         assert done.returncode == 0, done.stderr
         assert "bin/extract-ids one" in done.stdout or "summary.txt" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("bin/select <&-", "select: stdin or stdout is closed\n"),
+        ("bin/extract-ids one >&-", "extract-ids: stdin or stdout is closed\n"),
+        ("bin/extract-ids one 2>&- | grep -c '' >&2", "2\n"),
+    ],
+)
+def test_a_closed_stream_is_one_line_and_spoils_no_data(bare, command, told):
+    done = bare.run("sh", "-c", command)
+    assert (done.stdout, done.stderr) == ("", told)
+    assert done.returncode == (0 if "2>&-" in command else 1)
+
+
+LIBRARY = """
+import os
+os.write(1, b"a library's log\\n")
+os.system("echo a program of its own")
+from json import JSONDecodeError, loads
+"""
+
+
+def test_nothing_but_our_data_goes_to_stdout(tmp_path):
+    """Whatever a library and the programs that it starts write there."""
+    (tmp_path / "orjson.py").write_text(LIBRARY)
+    code = f"""if True:
+        import sys
+        sys.path[:0] = {str(tmp_path)!r}, {str(ROOT / "py")!r}
+        from saepub.cli import program
+        program("known-ids")"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        input='{"repo": "one", "run_id": "aaaaaaaa"}\n',
+        capture_output=True,
+        text=True,
+        env=bare_env(),
+    )
+    told = "a library's log\na program of its own\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", told)
+
+
+def test_a_python_that_does_not_run_is_told_in_one_line(tmp_path):
+    shim = tmp_path / "python"
+    shim.write_text("#!/bin/sh\necho 'pyenv: no version 3.99\n' >&2; exit 1\n")
+    shim.chmod(0o755)
+    for python, why in (
+        (shim, "pyenv: no version 3.99"),
+        ("nowhere", "nowhere: not found"),
+    ):
+        done = run_program(ROOT / "bin/settings", VENV=tmp_path / "none", PYTHON=python)
+        assert done.err.startswith(f"settings: can't run {python}: ")
+        assert why in done.err and done.err.count("\n") == 1
 
 
 def test_an_old_python_is_told_by_any_program(tmp_path):

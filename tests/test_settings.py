@@ -467,6 +467,15 @@ def test_make_n_writes_nothing_and_says_what_would_be_done(bare):
     assert bare.files() == before
 
 
+def test_make_t_is_refused_since_it_would_take_old_results_for_current_ones(bare):
+    bare.dotenv()
+    bare.make(ONE)
+    before = bare.files()
+    done = bare.make("-tj2", ONE, f"SAEV_DIR={bare.saev_dir}/.", code=2)
+    assert "make -t would take old results for current ones" in done.stderr
+    assert bare.files() == before
+
+
 def test_help_needs_nothing(bare):
     (bare.dpath / ".env").write_text("what is this\n")
     bare.make("help")

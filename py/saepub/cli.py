@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -49,6 +50,22 @@ def parser(purpose: str, example: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--debug", action="store_true", help="print errors with a traceback")
     return p
+
+
+def program(name: str) -> tp.NoReturn:
+    """Run the stage `name` (as in bin/) in this process, with standard streams of its own."""
+    for fd, stream in enumerate(("stdin", "stdout", "stderr")):
+        if (
+            getattr(sys, stream) is None
+        ):  # closed; the next file opened would get its number
+            flags = os.O_WRONLY if fd == 0 else os.O_RDONLY if fd == 1 else os.O_RDWR
+            os.dup2(os.open(os.devnull, flags), fd)
+            setattr(sys, stream, os.fdopen(fd, "rww"[fd]))
+    # Only our data goes to stdout. Libraries may log to file descriptor 1, as Xet's does if it
+    # can't create its log file.
+    sys.stdout = os.fdopen(os.dup(1), "w", errors=sys.stdout.errors)
+    os.dup2(2, 1)
+    main(name)
 
 
 def main(name: str) -> tp.NoReturn:
@@ -107,7 +124,7 @@ def _exit(code: int) -> tp.NoReturn:
         sys.stdout.flush()
     except OSError:
         # Already reported. Python would flush again at exit, and report it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -116,6 +133,8 @@ def _one_line(err: Exception) -> str:
         text = str(err)
     elif isinstance(err, ModuleNotFoundError):
         text = f'Python package "{err.name}" is not installed; run: make setup'
+    elif isinstance(err, OSError) and err.errno == errno.EBADF:
+        text = "stdin or stdout is closed"
     elif isinstance(err, OSError) and err.strerror:
         text = os_error(err)
     elif isinstance(err, MemoryError):

@@ -1,5 +1,6 @@
 """Faults: a Hub that is, or answers, otherwise than a release needs; and what keeps it away."""
 
+import dataclasses
 import os
 import subprocess
 import typing as tp
@@ -103,6 +104,15 @@ def rehearsal_behind_a_proxy(world: World) -> Done:
         "its record can't be looked at"
     )
     return seen
+
+
+def home_that_is_read_only(world: World) -> Done:
+    """The Xet library can't log to a file there, and would log to stdout."""
+    lab = world.copy()
+    with a_hub(lab) as (_, env):
+        seen = push(lab, **env | {"HF_HOME": "/proc/none"})
+    assert len(seen.rows) == 3, "something else is among the data"
+    return dataclasses.replace(seen, out="")
 
 
 def killed_while_rendering(world: World) -> Done:
@@ -213,6 +223,7 @@ ROWS = [
         rehearsal_behind_a_proxy,
         0,
     ),
+    Row("a home that is read-only", "sending 8 files", home_that_is_read_only, 0),
     Row("killed while it renders", "sending 8 files", killed_while_rendering, 0),
     Row(
         "a record by hand", "release.json: not a record of a release", record_by_hand, 2

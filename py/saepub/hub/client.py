@@ -27,6 +27,8 @@ TIMEOUT = float(settings.number("HF_HUB_DOWNLOAD_TIMEOUT") or 60)
 # The Xet library holds files in memory: eight take over a gigabyte, and chunking one at a time
 # is faster than a network.
 os.environ.setdefault("HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION", "1")
+# It would log to a file in HF_HOME, or to stdout if it can't.
+os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
 os.environ |= {
     # With a chunk cache, verification might read this machine's copy instead of the Hub's.
     "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0",
@@ -256,6 +258,10 @@ def explain(err: BaseException) -> str:
     for cause in _causes(err):
         if isinstance(cause, UserError):
             return str(cause)
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+            name = next((name for name in names if os.environ.get(name)), names[0])
+            return f"{name} is set, so the Hub's client stays offline; unset it"
     status = status_of(err)
     if status == 401 and token():
         return "HF_TOKEN is wrong or expired (401)"

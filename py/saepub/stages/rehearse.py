@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 from loopback_hub import InUse, LoopbackHub
 
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
 def run(command: list[str], env: dict[str, str]) -> int:
     """The command's exit code; for a signal, the code that a shell would return."""
     try:
-        code = subprocess.run(command, env=env).returncode
+        code = subprocess.run(command, env=env, stdout=sys.stdout).returncode
     except OSError as err:
         raise UserError(f"{command[0]}: {err.strerror}") from None
     return code if code >= 0 else 128 - code

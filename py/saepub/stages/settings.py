@@ -40,10 +40,15 @@ class Call(tp.NamedTuple):
     """The goals that need only settings, no catalog."""
 
     @property
+    def letters(self) -> set[str]:
+        """The options without a value, each a letter."""
+        first = self.flags.split(" ")[0]
+        return set() if first.startswith("-") else set(first)
+
+    @property
     def changes_nothing(self) -> bool:
         """Whether make was only asked what it would do (-n, -q)."""
-        letters = self.flags.split(" ")[0]
-        return not letters.startswith("--") and bool({"n", "q"} & set(letters))
+        return bool({"n", "q"} & self.letters)
 
 
 def main(argv: list[str]) -> None:
@@ -107,6 +112,10 @@ def for_make(call: Call) -> tp.Iterator[str]:
     """Makefile lines. An error becomes a line too, so that make itself reports it and stops."""
     goals = call.goals.split()
     try:
+        if "t" in call.letters:
+            raise UserError(
+                "make -t would take old results for current ones; leave out -t"
+            )
         given = command_line(call.overrides)
         found = settings.resolve(given)
         check(found)
@@ -374,6 +383,7 @@ def set_up() -> None:
         run("bin/setup")
     if os.path.realpath(sys.prefix) != os.path.realpath(venv):
         program = os.path.join(settings.ROOT, "bin/settings")
+        os.dup2(sys.stdout.fileno(), 1)
         os.execv(program, [program, *sys.argv[1:]])
 
 
