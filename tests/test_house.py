@@ -38,7 +38,7 @@ READ_THE_ENVIRONMENT = {
     "saepub/cli.py": "masks secrets in errors",
     "saepub/hub/client.py": "configures huggingface_hub, and names a faulty proxy",
     "saepub/tracking/runs.py": "configures wandb",
-    "saepub/release/plot.py": "configures matplotlib",
+    "saepub/choice/plane.py": "configures matplotlib",
     "saepub/checkpoint/saev.py": "runs git without a hook's variables",
     "saepub/slurm/tasks.py": "gives tasks an environment without secrets",
     "saepub/stages/rehearse.py": "gives the command another Hub and token",

@@ -1,7 +1,10 @@
 """The plane of log L0 and NMSE in which the plot and the page show a layer's candidates."""
 
+import logging
 import math
+import os
 import statistics
+import types
 import typing as tp
 
 from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED, Line
@@ -83,12 +86,22 @@ def staircase(front: list[Line]) -> list[tuple[float, float]]:
     return corners
 
 
+def matplotlib() -> types.ModuleType:
+    """matplotlib, which is slow to import, without this machine's settings of it."""
+    # An unknown backend would make the import fail, and warnings about font caches or a
+    # matplotlibrc would only confuse our users.
+    os.environ |= {"MPLBACKEND": "Agg", "MATPLOTLIBRC": os.devnull}
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib.ticker
+
+    return matplotlib
+
+
 def l0_ticks(span: Span, n: int) -> list[tuple[float, str]]:
     """At most about `n` round values of L0, each as its position and label."""
-    from matplotlib import ticker  # slow to import
-
+    ticker = matplotlib().ticker
     lo, hi = 10**span.lo, 10**span.hi
-    tries: list[ticker.Locator] = [
+    tries = [
         ticker.LogLocator(subs=subs, numticks=n) for subs in ((1, 2, 5), (1, 3), (1,))
     ]
     for locator in (*tries, ticker.MaxNLocator(n, steps=[1, 2, 5, 10])):
@@ -100,8 +113,7 @@ def l0_ticks(span: Span, n: int) -> list[tuple[float, str]]:
 
 def nmse_ticks(span: Span, n: int) -> list[tuple[float, str]]:
     """As `l0_ticks`, for NMSE."""
-    from matplotlib import ticker  # slow to import
-
+    ticker = matplotlib().ticker
     values = ticker.MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(*span)
     # Padding below the smallest NMSE must not suggest that it could be negative.
     is_room = span.lo < 0 <= span.lo + 0.25 * (span.hi - span.lo)

@@ -5,9 +5,7 @@ four times that. The background is transparent, and the colors are halfway betwe
 white, so that they are visible on light and dark pages.
 """
 
-import logging
 import math
-import os
 import pathlib
 import textwrap
 import types
@@ -137,11 +135,7 @@ def _spans(
 
 def _matplotlib() -> types.ModuleType:
     """matplotlib with its defaults and its bundled font, independent of this machine."""
-    # An unknown backend would make the import fail, and warnings about font caches or a
-    # matplotlibrc would only confuse our users.
-    os.environ |= {"MPLBACKEND": "Agg", "MATPLOTLIBRC": os.devnull}
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
+    plane.matplotlib()
     import matplotlib.figure
     import matplotlib.font_manager
 
