@@ -65,19 +65,15 @@ def release() -> None:
         for transport, env in (("LFS", {"HF_HUB_DISABLE_XET": 1}), ("Xet", {})):
             plain = _against_hub(dpath, env, _plain)
             ours = _against_hub(dpath, env, _ours)
-            rows.append(_row(f"{transport}, plain", plain, plain, n_bytes))
-            rows += [
-                _row(f"{transport}, {stage}", cost, plain, n_bytes)
-                for stage, cost in ours
-            ]
-            rows.append(
-                _row(f"{transport}, ours", _sum(c for _, c in ours), plain, n_bytes)
-            )
+            stages = _against_hub(dpath, env, _stages)
+            costs = [("plain", plain), ("`make release`", ours), *stages]
+            rows += [_row(f"{transport}, {w}", c, plain, n_bytes) for w, c in costs]
     one = n_bytes / N_FILES
     head = (
         "way",
         "wall",
         "of plain",
+        "CPU",
         "read / data",
         "written / data",
         f"peak, in checkpoints of {one / MB:.0f} MB",
@@ -140,21 +136,10 @@ def _row(what: str, cost: Cost, plain: Cost, n_bytes: int) -> tuple:
         what,
         f"{cost.wall:.1f} s",
         f"{cost.wall / plain.wall:.2f}",
+        f"{cost.cpu:.1f} s",
         f"{cost.rchar / n_bytes:.2f}",
         f"{cost.wchar / n_bytes:.2f}",
         f"{cost.rss / (n_bytes / N_FILES):.1f}",
-    )
-
-
-def _sum(costs) -> Cost:
-    costs = list(costs)
-    return Cost(
-        sum(c.wall for c in costs),
-        sum(c.cpu for c in costs),
-        max(c.rss for c in costs),
-        sum(c.rchar for c in costs),
-        sum(c.wchar for c in costs),
-        0,
     )
 
 
@@ -187,23 +172,34 @@ def _plain(dpath: pathlib.Path, env: dict) -> Cost:
     return measure([sys.executable, "-c", PLAIN, dpath / "runs", dpath], **env)
 
 
-def _ours(dpath: pathlib.Path, env: dict) -> list[tuple[str, Cost]]:
-    env = env | {
-        "SAEPUB_BUILD": dpath / "build",
-        "RECORDS": dpath / "records",
-        "CATALOG": dpath / "catalog.json",
-        "RUNS_ROOT": dpath / "runs",
-        "SAEV_DIR": "",
-    }
+def _ours(dpath: pathlib.Path, env: dict) -> Cost:
+    return measure(["make", "release"], **env | _settings(dpath))
+
+
+def _stages(dpath: pathlib.Path, env: dict) -> list[tuple[str, Cost]]:
+    """What the heavy stages cost, one after another."""
     costs = []
     fpath = dpath / "lines.jsonl"
     for stage in ("preflight", "stage", "render", "push", "verify"):
         out = dpath / f"{stage}.jsonl"
         with open(fpath) as fd_in, open(out, "w") as fd_out:
-            cost = measure([ROOT / "bin" / stage], stdin=fd_in, stdout=fd_out, **env)
+            program = [ROOT / "bin" / stage]
+            cost = measure(program, fd_in, fd_out, **env | _settings(dpath))
         costs.append((stage, cost))
         fpath = out
     return costs
+
+
+def _settings(dpath: pathlib.Path) -> dict[str, object]:
+    return {
+        "SAEPUB_BUILD": dpath / "build",
+        "RECORDS": dpath / "records",
+        "CATALOG": dpath / "catalog.json",
+        "METRICS_SNAPSHOT": dpath / "snapshot.jsonl",
+        "RUNS_ROOT": dpath / "runs",
+        "SAEV_DIR": "",
+        "N": N_FILES,
+    }
 
 
 def _make_runs(dpath: pathlib.Path) -> int:
@@ -217,44 +213,44 @@ def _make_runs(dpath: pathlib.Path) -> int:
         "remove_parallel_grads": True,
     }
     header |= {"normalize_w_dec": True, "seed": 0}
-    expected = {"objective": "matryoshka", "activation": "relu"}
-    expected |= {"d_model": D_MODEL, "d_sae": D_SAE}
     torch.manual_seed(0)
     n_bytes = 0
-    now = datetime.datetime.now(datetime.UTC).isoformat()
-    with open(dpath / "lines.jsonl", "w") as lines:
-        for i in range(N_FILES):
-            w_dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL), dim=1)
-            state = {
-                "W_enc": torch.randn(D_MODEL, D_SAE) / D_MODEL**0.5,
-                "b_enc": torch.zeros(D_SAE),
-                "W_dec": w_dec,
-                "b_dec": torch.zeros(D_MODEL),
-            }
-            fpath = dpath / f"runs/run{i:02d}/checkpoint/sae.pt"
-            fpath.parent.mkdir(parents=True)
-            with open(fpath, "wb") as fd:
-                fd.write(json.dumps(header).encode() + b"\n")
-                torch.save(state, fd)
-            n_bytes += fpath.stat().st_size
-            line = {"repo": "bench", "layer": 13, "run_id": f"run{i:02d}"}
-            line |= {"expected": expected, "l0": 2.0**i, "nmse": 1 / (i + 2)}
-            line |= {
-                "numbers": "wandb",
-                "n_prefixes": 10,
+    records = []
+    for i in range(N_FILES):
+        w_dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL), dim=1)
+        state = {
+            "W_enc": torch.randn(D_MODEL, D_SAE) / D_MODEL**0.5,
+            "b_enc": torch.zeros(D_SAE),
+            "W_dec": w_dec,
+            "b_dec": torch.zeros(D_MODEL),
+        }
+        fpath = dpath / f"runs/run{i:02d}/checkpoint/sae.pt"
+        fpath.parent.mkdir(parents=True)
+        with open(fpath, "wb") as fd:
+            fd.write(json.dumps(header).encode() + b"\n")
+            torch.save(state, fd)
+        n_bytes += fpath.stat().st_size
+        config = {
+            "sae": {
+                "d_model": D_MODEL,
+                "d_sae": D_SAE,
                 "activation": {"key": "relu"},
-            }
-            line |= {"objective": "matryoshka", "d_model": D_MODEL, "d_sae": D_SAE}
-            line |= {
-                "train_layer": 13,
-                "state": "finished",
-                "created_at": now,
-                "drop": None,
-            }
-            line |= dict.fromkeys(("aux", "n_dead", "n_tokens", "wandb_url"))
-            line |= {"l0_logged": line["l0"], "nmse_logged": line["nmse"]}
-            lines.write(json.dumps(line) + "\n")
-    repo = expected | {"slug": "bench", "repo_id": "lab/bench", "title": "SAE"}
-    repo |= {"base_model": "lab/vit", "run_ids": {}, "layers": [13]}
+            },
+            "objective": {"n_prefixes": 10},
+            "train_data": {"layer": 13},
+        }
+        summary = {"eval/l0": 4 * 1.3**i, "eval/normalized_mse": 1 / (i + 2)}
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        record = {"name": f"run{i:02d}", "state": "finished", "createdAt": now}
+        records.append(record | {"config": config, "summary": summary})
+    (dpath / "snapshot.jsonl").write_text("\n".join(map(json.dumps, records)))
+    repo = {"slug": "bench", "repo_id": "lab/bench", "title": "SAE", "layers": [13]}
+    repo |= {"base_model": "lab/vit", "run_ids": {"13": [r["name"] for r in records]}}
+    repo |= {"objective": "matryoshka", "activation": "relu"}
+    repo |= {"d_model": D_MODEL, "d_sae": D_SAE}
     (dpath / "catalog.json").write_text(json.dumps({"repos": [repo]}))
+    select = "bin/extract-ids bench | bin/fetch-metrics | bin/facts | bin/classify"
+    select += " | bin/settle | bin/select"
+    with open(dpath / "lines.jsonl", "w") as fd:
+        measure(["bash", "-o", "pipefail", "-c", select], None, fd, **_settings(dpath))
     return n_bytes

@@ -5,9 +5,12 @@ byte. One checkpoint per repo, or each, is downloaded and loaded: its tensors ar
 for bit, and what it computes with the repo's check.npz.
 """
 
+import contextlib
 import datetime
 import hashlib
+import importlib
 import pathlib
+import threading
 import time
 import typing as tp
 
@@ -59,8 +62,15 @@ def main(argv: list[str]) -> None:
         slugs = [cat.get(slug).slug for slug in args.released]
         check_records(slugs, args.files, args.download)
     else:
+        threading.Thread(target=import_torch).start()
         repos = staged.by_repo(jsonl.read(*KEYS, is_chosen=True))
         check_pushed(cat, repos, args.files, args.download)
+
+
+def import_torch() -> None:
+    """Do what loading a checkpoint needs and takes seconds, while push is still sending."""
+    with contextlib.suppress(ImportError):  # reported when it is needed
+        importlib.import_module("torch")
 
 
 def check_pushed(
