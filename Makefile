@@ -184,9 +184,9 @@ tools:
 
 test: ## run the tests, all but the long ones
 test-all: ## run every test, as CI does
-test-fast: ## leave out Chromium, Slurm and older clients as well
+test-fast: ## leave out those that start programs, Chromium and Slurm as well
 MARKS.test = -m 'not long'
-MARKS.test-fast = -m 'not long and not browser and not slurm and not slow_setup'
+MARKS.test-fast = -m 'not long and not programs and not browser and not slurm'
 test test-all test-fast:
 	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(MARKS.$@) $(PYTEST_ARGS)
 

@@ -36,7 +36,8 @@ def demo(kept_dpath) -> pathlib.Path:
     It is made anew when the code that makes it has changed.
     """
     fpaths = [*(ROOT / "py/saepub").rglob("*.py"), ROOT / "requirements.txt"]
-    makes = ("demo", "checkpoint", "stages/demo.py", "requirements.txt", "catalog.py")
+    fpaths.append(pathlib.Path(__file__))
+    makes = ("demo", "checkpoint", "requirements.txt", "catalog.py", "conftest.py")
     digest = hashlib.sha256(platform.python_version().encode())
     for fpath in sorted(
         f for f in fpaths if any(m in f.relative_to(ROOT).as_posix() for m in makes)
@@ -52,12 +53,18 @@ def demo(kept_dpath) -> pathlib.Path:
             shutil.rmtree(aside, ignore_errors=True)
             done = run_program(ROOT / "bin/demo", BUILD=aside)
             assert done.returncode == 0, done.err
+            (aside / "told.txt").write_text(done.err)
             aside.rename(dpath)
     return dpath / "demo"
 
 
-NEEDS = {"browser": "browser", "slurm_conf": "slurm", "client1": "slow_setup"}
-"""By fixture, the mark of what takes long to start. `make test-fast` leaves these out."""
+NEEDS = {
+    "browser": "browser",
+    "slurm_conf": "slurm",
+    "demo": "programs",
+    "world": "programs",
+}
+"""By fixture, the mark of what takes long. `make test-fast` leaves these out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

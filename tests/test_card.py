@@ -19,6 +19,8 @@ from loopback_hub import LoopbackHub
 from saepub.choice import account
 from saepub.release import staged
 
+pytestmark = pytest.mark.programs
+
 TOKEN = "hf_test"
 D_MODEL, D_SAE = 384, 512
 KINDS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}

@@ -10,6 +10,8 @@ from kits.bare import Bare
 from saepub import settings
 from saepub.cli import UserError
 
+pytestmark = pytest.mark.programs
+
 MARK = settings.MARK
 ONE = "build/one/candidates.jsonl"
 

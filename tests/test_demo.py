@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from saepub import catalog, checkpoint
 from saepub.activations.shards import SaevShards
 from saepub.demo import table as demo_table
 from saepub.demo import train as demo_train
-from saepub.stages import demo
+from saepub.stages import demo as demo_stage
 
 # The tests share one demo; with pytest-xdist they belong on one worker.
 pytestmark = pytest.mark.xdist_group("demo")
@@ -36,11 +37,10 @@ class Built:
 
     def __init__(self, build: pathlib.Path):
         self.build = build
-        self.done = run_program(DEMO, BUILD=build)
-        assert self.done.returncode == 0, self.done.err
+        self.told = (build / "told.txt").read_text()
         self.root = build / "demo"
         self.snapshot = {run["name"]: run for run in self.read_snapshot()}
-        self.runs = {run.run_id: run for run in demo.all_runs()}
+        self.runs = {run.run_id: run for run in demo_stage.all_runs()}
 
     def read_snapshot(self) -> list[dict]:
         return list(
@@ -50,7 +50,7 @@ class Built:
     def fpath(self, run_id: str) -> pathlib.Path:
         return self.root / "runs" / run_id / "checkpoint/sae.pt"
 
-    def with_checkpoint(self, activation: str = "") -> list[demo.Run]:
+    def with_checkpoint(self, activation: str = "") -> list[demo_stage.Run]:
         return [
             run
             for run in self.runs.values()
@@ -64,15 +64,15 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Built:
-    return Built(tmp_path_factory.mktemp("build"))
+def built(demo, tmp_path_factory) -> Built:
+    """A copy of the demo of all tests."""
+    build = tmp_path_factory.mktemp("demo") / "build"
+    return Built(shutil.copytree(demo.parent, build))
 
 
 def test_says_what_it_makes_and_how_long_it_took(built):
-    print(built.done.err)
-    assert built.done.out == ""
-    assert re.search(r"created .*/demo: 81 SAEs in \d+ s$", built.done.err.strip())
-    assert "vitl-topk layer 23: 10 runs" in built.done.err
+    assert re.search(r"created .*/demo: 81 SAEs in \d+ s$", built.told.strip())
+    assert "vitl-topk layer 23: 10 runs" in built.told
 
 
 def test_second_run_says_that_it_is_there_and_redoes_nothing(built):
@@ -84,20 +84,20 @@ def test_second_run_says_that_it_is_there_and_redoes_nothing(built):
 
 
 def test_demo_that_lacks_a_file_is_not_complete(built, tmp_path):
-    assert demo.is_complete(built.root)
+    assert demo_stage.is_complete(built.root)
     fpath = built.fpath(built.with_checkpoint()[-1].run_id)
     away = tmp_path / "sae.pt"
     os.rename(fpath, away)
     try:
-        assert not demo.is_complete(built.root)
+        assert not demo_stage.is_complete(built.root)
     finally:
         os.rename(away, fpath)
 
 
 def test_demo_of_an_older_table_is_not_complete(built, monkeypatch):
-    repo = dataclasses.replace(demo.REPOS[0], d_sae=512)
-    monkeypatch.setattr(demo_table, "REPOS", (repo, *demo.REPOS[1:]))
-    assert not demo.is_complete(built.root)
+    repo = dataclasses.replace(demo_stage.REPOS[0], d_sae=512)
+    monkeypatch.setattr(demo_table, "REPOS", (repo, *demo_stage.REPOS[1:]))
+    assert not demo_stage.is_complete(built.root)
 
 
 def test_killed_build_leaves_no_demo_that_a_later_run_would_trust(tmp_path):
@@ -110,7 +110,7 @@ def test_killed_build_leaves_no_demo_that_a_later_run_would_trust(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "demo").exists()
-    assert not demo.is_complete(tmp_path / "demo")
+    assert not demo_stage.is_complete(tmp_path / "demo")
 
 
 def test_next_build_clears_away_what_a_killed_one_left(tmp_path, monkeypatch):
@@ -119,11 +119,11 @@ def test_next_build_clears_away_what_a_killed_one_left(tmp_path, monkeypatch):
         (root / "catalog.json").write_text("whole")
 
     monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path))
-    monkeypatch.setattr(demo, "build", build)
+    monkeypatch.setattr(demo_stage, "build", build)
     (tmp_path / ".saepub").touch()
     for left in (".demo.tmp", "demo"):
         (tmp_path / left / "runs/half-made").mkdir(parents=True)
-    demo.main([])
+    demo_stage.main([])
     assert {fpath.name for fpath in tmp_path.iterdir()} == {
         ".saepub",
         "demo",
@@ -138,11 +138,11 @@ def test_failed_build_leaves_the_demo_that_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path))
-    monkeypatch.setattr(demo, "build", build)
+    monkeypatch.setattr(demo_stage, "build", build)
     (tmp_path / ".saepub").touch()
     (tmp_path / "demo").mkdir()
     with pytest.raises(OSError):
-        demo.main(["--force"])
+        demo_stage.main(["--force"])
     assert {fpath.name for fpath in tmp_path.iterdir()} == {
         ".saepub",
         "demo",
@@ -154,9 +154,9 @@ def test_failed_build_leaves_the_demo_that_was_there(tmp_path, monkeypatch):
 def test_made_elsewhere_by_another_process_it_is_the_same_byte_for_byte(
     built, tmp_path, slug, layer
 ):
-    (repo,) = [repo for repo in demo.REPOS if repo.slug == slug]
+    (repo,) = [repo for repo in demo_stage.REPOS if repo.slug == slug]
     x = demo_train.activations(slug, layer, repo.d_model)
-    again = demo.build_panel(tmp_path / "elsewhere", repo, layer, x)
+    again = demo_stage.build_panel(tmp_path / "elsewhere", repo, layer, x)
     assert again == [built.snapshot[line["name"]] for line in again]
     fpaths = [f for f in (tmp_path / "elsewhere").rglob("*") if f.is_file()]
     assert len([f for f in fpaths if f.name == "sae.pt"]) == len(again)
@@ -208,10 +208,12 @@ def test_extract_ids_reads_its_sweeps_commented_out_ids_and_all(built, slug, cou
 
 
 def test_its_sweeps_are_python_whose_run_would_use_what_is_not_commented_out(built):
-    for repo in demo.REPOS:
+    for repo in demo_stage.REPOS:
         cfgs = runpy.run_path(str(built.root / "saev" / repo.sweep))["make_cfgs"]()
         used = {pathlib.Path(cfg["run"]).name for cfg in cfgs}
-        assert used == {r.run_id for r in demo.runs_of(repo) if not r.is_commented}
+        assert used == {
+            r.run_id for r in demo_stage.runs_of(repo) if not r.is_commented
+        }
 
 
 def test_relu_checkpoints_load_with_the_saev_that_wrote_them(built):
@@ -244,7 +246,7 @@ def test_topk_checkpoints_have_the_header_of_todays_saev(built):
         assert ours["cfg"]["activation"]["params"]["top_k"] == run.sparsity
 
 
-def remeasured(built: Built, run: demo.Run) -> tuple[float, float]:
+def remeasured(built: Built, run: demo_stage.Run) -> tuple[float, float]:
     """L0 and NMSE as the design defines them, by the built-in reader and numpy."""
     sae = checkpoint.load(built.fpath(run.run_id))
     shard = SaevShards(built.root / "shards" / run.repo.shard, run.layer)

@@ -1,9 +1,11 @@
 """doctor tells what is ready and what to do, whatever state the rest is in."""
 
+import contextlib
 import os
 import pathlib
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from kits.lab import Lab
 from kits.programs import ROOT, bare_env, run_program, text_of
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
+
+pytestmark = pytest.mark.programs
 
 TOKEN = "hf_canaryCANARYcanary"
 WHATS = (
@@ -460,19 +464,21 @@ def test_no_check_can_break_hold_up_or_be_heard_beside_the_others(tmp_path):
         "bad   hangs     no answer; the check died or took too long",
         "ok    prints    two lines  [31m <HF_TOKEN>",
     ]
-    # Nor does what it started outlive it.
-    status = pathlib.Path(f"/proc/{pid.read_text().strip()}/stat")
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+    # Nor does what it started outlive it, but for the moment that dying takes.
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(int(pid.read_text()))
+        assert select.select([fd], [], [], 60)[0]
 
 
 def test_color_is_for_terminals(shared_lab):
     def on_a_terminal(**settings) -> str:
         ours, theirs = pty.openpty()
+        env = settings_of(shared_lab, PYTHONPATH=ROOT / "py", **settings)
         with subprocess.Popen(
-            [ROOT / "bin/doctor"],
+            [sys.executable, "-c", LOOK_AT, "python"],
             stdout=theirs,
             stdin=subprocess.DEVNULL,
-            env=bare_env(**settings_of(shared_lab, **settings)),
+            env=bare_env(**env),
         ):
             os.close(theirs)
             text = b""
@@ -486,4 +492,3 @@ def test_color_is_for_terminals(shared_lab):
 
     assert "\x1b[32mok  \x1b[0m  python" in on_a_terminal()
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")
-    assert "\x1b" not in doctor(shared_lab).out

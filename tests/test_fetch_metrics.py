@@ -17,6 +17,8 @@ import pytest
 from kits.programs import ROOT, bare_env, run_program
 from loopback_wandb import DROP, HANG, KEY, LoopbackWandb, Status
 
+pytestmark = pytest.mark.programs
+
 PROGRAM = ROOT / "bin/fetch-metrics"
 EXPECTED = {
     "entity": "samuelstevens",
@@ -122,7 +124,7 @@ def _venv_with_saev_s_client() -> pathlib.Path:
     return venv
 
 
-SAEV_S = pytest.param("0.22.0", marks=pytest.mark.slow_setup)
+SAEV_S = pytest.param("0.22.0", marks=pytest.mark.long)
 
 
 @pytest.fixture(params=["newest", SAEV_S])

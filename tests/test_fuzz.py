@@ -19,6 +19,8 @@ from kits.lab import World
 from kits.programs import ROOT, run_program
 from saepub.stages import select
 
+pytestmark = pytest.mark.programs
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (
@@ -40,6 +42,7 @@ def lab(tmp_path_factory):
     return World(tmp_path_factory.mktemp("fuzz")).made
 
 
+@pytest.mark.long
 def test_spoiled_input_breaks_no_promise(tmp_path):
     argv = (
         sys.executable,

@@ -9,6 +9,8 @@ from kits.programs import ROOT, run_program
 from loopback_wandb import LoopbackWandb
 from saepub import catalog
 
+pytestmark = pytest.mark.programs
+
 ACTIVATION = {"key": "batch-top-k", "top_k": 8, "aux": {"key": "auxk"}}
 
 

@@ -12,6 +12,8 @@ from kits.bare import Bare
 from kits.programs import ROOT, bare_env, run_program
 from saepub import __version__
 
+pytestmark = pytest.mark.programs
+
 PROGRAMS = sorted(f.name for f in (ROOT / "bin").iterdir())
 JQ = sorted(f.stem for f in (ROOT / "jq").iterdir())
 EXTRACT = ("extract-ids", "one")

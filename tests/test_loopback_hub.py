@@ -21,6 +21,8 @@ from kits import hub as hub_kit
 from kits.hub import TRANSPORTS, Client, ClientError, Fault
 from loopback_hub import InUse, LoopbackHub, collection_api, repos, uploads, xet
 
+pytestmark = pytest.mark.programs
+
 REPO = "osunlp/model"
 WRITER, READER, STRANGER, SCOPED = "hf_writer", "hf_reader", "hf_stranger", "hf_scoped"
 TOKENS = {

@@ -25,6 +25,8 @@ from saepub.checkpoint.sae import Sae
 from saepub.cli import UserError
 from saepub.stages import preflight
 
+pytestmark = pytest.mark.programs
+
 DAY = 86400
 OF_OLD = (
     "tiny layer 6 aaaaaaaa: trained by a saev that subtracted b_dec from x first; current"

@@ -674,6 +674,7 @@ def test_hostile_text_runs_nothing(browser, tmp_path):
     page.close()
 
 
+@pytest.mark.long
 def test_twenty_layers_of_five_hundred_runs_open_and_scroll(browser, tmp_path):
     """Costs are of the page's own thread, so that a busy machine doesn't count."""
     rng = random.Random(0)

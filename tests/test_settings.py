@@ -15,6 +15,8 @@ from saepub.stages import settings as stage
 from saepub.stages import tables
 from saepub.stages.settings import quote
 
+pytestmark = pytest.mark.programs
+
 ONE = "build/one/candidates.jsonl"
 
 
