@@ -54,7 +54,8 @@ unexport BASH_ENV CDPATH ENV PYTHONHOME PYTHONPATH
 setting = $(1:%=$(BUILD)/.settings/%)
 module = $(foreach m,$1,$(wildcard py/saepub/$m.py py/saepub/*/$m.py))
 joint = $(CHOSEN:%=$(BUILD)/%/$1)
-aside = > $@.$$$$.tmp && mv $@.$$$$.tmp $@ || { rm -f $@.$$$$.tmp; exit 1; }
+temporary = $(@D)/.$(@F).$(NODE)-$$$$.tmp
+aside = > $(temporary) && mv $(temporary) $@ || { rm -f $(temporary); exit 1; }
 
 # ---- the pipe, stage by stage ----------------------------------------------------------------
 

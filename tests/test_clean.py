@@ -1,12 +1,15 @@
 """Nothing of the user's is deleted: what gets removed bears our mark."""
 
+import fcntl
 import os
 import pathlib
 import shutil
+import subprocess
 
 import pytest
 
 from kits.bare import Bare
+from kits.programs import bare_env
 from saepub import settings
 from saepub.cli import UserError
 
@@ -282,6 +285,35 @@ def test_set_up_leaves_an_environment_of_the_users_alone(shop):
         in done.stderr
     )
     assert not shop.log.exists() and pathlib.Path(venv / "bin/python").exists()
+
+
+def test_of_two_set_ups_at_once_the_second_waits(shop):
+    set_up(shop)
+    venv, noted = shop.dpath / ".venv", shop.log.read_text()
+    (venv / ".ready").unlink()
+    with open(venv / ".lock") as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        second = subprocess.Popen(
+            ["bin/setup"],
+            cwd=shop.dpath,
+            env=bare_env(VENV=venv, PYTHON=shop.python),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        told = second.stderr.readline()
+        assert told == f"setup: waiting for another setup of {venv}\n"
+        (venv / ".ready").touch()
+    assert second.communicate()[1] == "" and second.returncode == 0
+    assert shop.log.read_text().count("install") == noted.count("install")
+
+
+def test_a_pip_conf_for_other_purposes_is_no_matter(shop):
+    """One with `user = true` or `require-hashes = true`, which the environment overrides."""
+    noting = PYTHON.replace('echo "$*" >> {log} ;;', "env >> {log} ;;")
+    shop.python.write_text(noting.format(log=shop.log))
+    set_up(shop)
+    noted = shop.log.read_text().splitlines()
+    assert {"PIP_USER=0", "PIP_REQUIRE_HASHES=0"} <= set(noted)
 
 
 def test_no_network_is_told_as_such(shop):

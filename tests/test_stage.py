@@ -56,6 +56,16 @@ def test_across_file_systems_a_checkpoint_is_a_symlink(lab, tmp_path_factory):
         shutil.rmtree(build)
 
 
+def test_an_older_tree_that_cannot_be_removed_is_named(lab):
+    """As where another machine still has one of its files open, over NFS."""
+    row = line(lab, "aaaa1111")
+    lab.call("stage", row)
+    stuck = lab.build / "tiny/.stage.old"
+    stuck.write_text("in place of a directory that can't be removed")
+    assert f"{stuck}: " in lab.call("stage", row, code=1).last
+    assert tree(lab) == ["layer_6/aaaa1111/sae.pt"]
+
+
 def test_files_of_an_older_selection_and_strangers_are_removed(lab):
     lab.call("stage", line(lab, "aaaa1111"), line(lab, "bbbb2222"))
     (lab.stage_dpath / "notes.txt").write_text("not to be published")

@@ -1,8 +1,10 @@
 """Faults: a Hub that is, or answers, otherwise than a release needs; and what keeps it away."""
 
 import dataclasses
+import http.server
 import os
 import subprocess
+import threading
 import typing as tp
 
 from faults.machine import a_hub
@@ -103,6 +105,29 @@ def rehearsal_behind_a_proxy(world: World) -> Done:
     assert looked.code == 0 and "verified" in looked.err, (
         "its record can't be looked at"
     )
+    return seen
+
+
+class Login(http.server.BaseHTTPRequestHandler):
+    """A network that answers every request with its own page."""
+
+    def do_GET(self) -> None:
+        page = b"<html>Welcome to the campus. Please log in.</html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def network_that_asks_for_a_login(world: World) -> Done:
+    with http.server.HTTPServer(("127.0.0.1", 0), Login) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        seen = push(world.copy(), HF_ENDPOINT=address, HF_TOKEN="hf_x")
+        server.shutdown()
     return seen
 
 
@@ -222,6 +247,11 @@ ROWS = [
         "verified",
         rehearsal_behind_a_proxy,
         0,
+    ),
+    Row(
+        "a network that asks for a login",
+        "doesn't answer as a Hub does",
+        network_that_asks_for_a_login,
     ),
     Row("a home that is read-only", "sending 8 files", home_that_is_read_only, 0),
     Row("killed while it renders", "sending 8 files", killed_while_rendering, 0),

@@ -270,6 +270,13 @@ def explain(err: BaseException) -> str:
     message = _message(err)
     if status is not None:
         return message if str(status) in message else f"{message} ({status})"
+    kinds = (ValueError, LookupError, TypeError, AttributeError)
+    is_odd = isinstance(err, kinds) and not isinstance(err, errors.HFValidationError)
+    if is_odd or type(err).__name__ == "TooManyRedirects":
+        return (
+            f"{endpoint()} doesn't answer as a Hub does ({type(err).__name__}: {message});"
+            " check HF_ENDPOINT, and whether this network asks for a login"
+        )
     if is_transient(err):
         return f"no answer from {endpoint()}{_via(message)}: {message}"
     return message

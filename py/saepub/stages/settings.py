@@ -6,6 +6,7 @@ is rewritten when its value changes, and make's targets depend on those files. I
 a file, the file's size and time are part of the value. So make never sees a user's path.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -17,7 +18,7 @@ import typing as tp
 
 from .. import settings
 from ..cli import UsageError, UserError, os_error, parser, scrub
-from ..files import write_aside
+from ..files import remove_leftovers, write_aside
 from ..text import printable, say
 
 LINE_END = "¶"
@@ -196,6 +197,7 @@ def assignments(
     for name, value in found.items():
         if name not in settings.MADE and settings.BY_NAME[name].kind != settings.SECRET:
             yield f"override export {name} := {quote(value.text)}"
+    yield f"NODE := {quote(os.uname().nodename)}"
     for name in settings.KNOBS:
         yield f"override {name} := {quote(given.get(name, ''))}"
 
@@ -399,26 +401,17 @@ def tidy() -> None:
 
     After the clock was set back, such a file would look newer than everything it depends on.
     """
-    build, soon = settings.get("BUILD"), time.time() + 60
-    names = (
-        "*/*.jsonl",
-        "known-ids",
-        "*/summary.txt",
-        "*/.*.tmp",
-        "*/*.tmp",
-        "*.html",
-        ".settings/*",
-    )
-    for fpath in (
-        f for name in names for f in glob.glob(os.path.join(glob.escape(build), name))
-    ):
-        if left := re.search(r"\.(\d+)\.tmp$", fpath):
-            if not os.path.exists(f"/proc/{left[1]}"):
-                os.unlink(fpath)
-        elif os.stat(fpath).st_mtime > soon:
-            say(f"make: {fpath} is dated in the future; rebuilding it")
-            os.utime(fpath, None if ".settings" in fpath else (0, 0))
-    for fpath in glob.glob(os.path.join(glob.escape(build), "*/staged.jsonl")):
+    build, soon = glob.escape(settings.get("BUILD")), time.time() + 60
+    for dpath in glob.glob(os.path.join(build, "*/")):
+        remove_leftovers(dpath)
+    names = ("*/*.jsonl", "known-ids", "*/summary.txt", "*.html", ".settings/*")
+    for fpath in (f for name in names for f in glob.glob(os.path.join(build, name))):
+        # Another make may be removing it right now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(fpath).st_mtime > soon:
+                say(f"make: {fpath} is dated in the future; rebuilding it")
+                os.utime(fpath, None if ".settings" in fpath else (0, 0))
+    for fpath in glob.glob(os.path.join(build, "*/staged.jsonl")):
         if not os.path.exists(
             os.path.join(os.path.dirname(fpath), "stage/manifest.jsonl")
         ):

@@ -42,7 +42,8 @@ def build(dpath: pathlib.Path, rows: list[jsonl.Line]) -> None:
     """
     aside, old = (dpath.with_name(name) for name in (".stage.tmp", ".stage.old"))
     for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.exists():
+            shutil.rmtree(leftover)
     aside.mkdir(parents=True)
     for row in rows:
         source = pathlib.Path(row["checkpoint"])
