@@ -125,6 +125,8 @@ def for_make(call: Call) -> tp.Iterator[str]:
             for name, text in given.items()
         }
         settings.export(found)
+        if "release" in goals and not call.changes_nothing:
+            check_release()
         yield from assignments(found, given)
         resume = settings.resume_command(make_command(goals, given))
         yield f"export AGAIN := {quote(resume)}"
@@ -183,6 +185,24 @@ def check(found: tp.Mapping[str, settings.Value]) -> None:
             raise UserError(
                 f"{name} ({source}) contains {LINE_END}, which can't be passed to make"
             )
+
+
+def check_release() -> None:
+    """Raise UserError if a release can't succeed, before hours of preflight rather than after.
+
+    push checks all of this again, and much else.
+    """
+    if settings.is_demo_fpath(settings.get("CATALOG")) and not settings.get(
+        "HF_ENDPOINT"
+    ):
+        raise UserError(
+            "this is the demo; set SAEV_DIR and RUNS_ROOT for your own data, or: make rehearse"
+        )
+    if not settings.get("HF_TOKEN"):
+        raise UserError(
+            "HF_TOKEN is not set; create a token with write access and export it, or:"
+            " make rehearse"
+        )
 
 
 def assignments(
