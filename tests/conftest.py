@@ -1,6 +1,5 @@
 """Shared by all tests: the package on the path, and the demo."""
 
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -14,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "py"))
 
+from kits.once import once
 from kits.programs import ROOT, run_program
 
 # Behind a shell without job control, programs ignore the Ctrl-C that some tests send.
@@ -24,17 +24,14 @@ ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 
 
 @pytest.fixture(scope="session")
-def kept_dpath(pytestconfig) -> pathlib.Path:
-    """What is slow to make and lasts from one run of the tests to the next."""
-    return pytestconfig.cache.mkdir("saepub")
+def kept_dpath() -> pathlib.Path:
+    """A directory for what is slow to make, kept from one run of the tests to the next."""
+    return ROOT / ".pytest_cache/d/saepub"
 
 
 @pytest.fixture(scope="session")
 def demo(kept_dpath) -> pathlib.Path:
-    """The demo, made once for all tests and workers. Not to be changed: copy it.
-
-    It is made anew when the code that makes it has changed.
-    """
+    """The demo, made anew when the code that makes it has changed. Don't change it: copy it."""
     fpaths = [*(ROOT / "py/saepub").rglob("*.py"), ROOT / "requirements.txt"]
     fpaths.append(pathlib.Path(__file__))
     makes = ("demo", "checkpoint", "requirements.txt", "catalog.py", "conftest.py")
@@ -43,19 +40,17 @@ def demo(kept_dpath) -> pathlib.Path:
         f for f in fpaths if any(m in f.relative_to(ROOT).as_posix() for m in makes)
     ):
         digest.update(fpath.read_bytes())
-    dpath = kept_dpath / f"demo-{digest.hexdigest()[:16]}"
-    with open(kept_dpath / "demo.lock", "w") as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if not dpath.exists():
-            for old in kept_dpath.glob("demo-*"):
+    name = f"demo-{digest.hexdigest()[:16]}"
+
+    def make(dpath: pathlib.Path) -> None:
+        for old in kept_dpath.glob("demo-*"):
+            if old.is_dir():
                 shutil.rmtree(old)
-            aside = kept_dpath / "making"
-            shutil.rmtree(aside, ignore_errors=True)
-            done = run_program(ROOT / "bin/demo", BUILD=aside)
-            assert done.returncode == 0, done.err
-            (aside / "told.txt").write_text(done.err)
-            aside.rename(dpath)
-    return dpath / "demo"
+        done = run_program(ROOT / "bin/demo", BUILD=dpath)
+        assert done.code == 0, done.err
+        (dpath / "told.txt").write_text(done.err)
+
+    return once(kept_dpath / name, make) / "demo"
 
 
 NEEDS = {
@@ -79,9 +74,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def slurm_conf(request):
-    """A one-node Slurm on this machine. Its tests are skipped where it can't start.
+    """A one-node Slurm on this machine; tests are skipped where it can't start.
 
-    Which of the two it is shows in the output, however quiet pytest is.
+    The output says which of the two it is, however quiet pytest is.
     """
 
     def tell(text):
@@ -92,7 +87,7 @@ def slurm_conf(request):
     # Not pytest's directory: the path of a socket may have about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="slurm") as dpath:
         done = run_program(ONE_NODE, "start", dpath)
-        if done.returncode:
+        if done.code:
             tell(f"EXECUTOR=slurm is not: {done.err.strip()}")
             pytest.skip(done.err.strip())
         conf_fpath = os.path.join(dpath, "slurm.conf")

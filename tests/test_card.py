@@ -14,7 +14,7 @@ import pytest
 from kits import checkpoints as util
 from kits import reader
 from kits.hub import Client
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, run_program, text_of
 from loopback_hub import LoopbackHub
 from saepub.choice import account
 from saepub.release import staged
@@ -46,12 +46,12 @@ class Published:
             "RUNS_ROOT": dpath / "runs",
             "SAEV_DIR": git(util.write_saev(dpath / "saev")),
         }
-        text = "".join(json.dumps(line) + "\n" for line in self.lines())
+        text = text_of(self.lines())
         for name in ("preflight", "stage", "render"):
             done = run_program(ROOT / "bin" / name, stdin=text, **settings)
-            assert done.returncode == 0, done.err
+            assert done.code == 0, done.err
             text = done.out
-        self.rows = [json.loads(line) for line in text.splitlines()]
+        self.rows = done.rows
         client = Client(dpath / "client", "lfs").use(hub, TOKEN)
         for slug, stage in self.stage.items():
             client.create_repo(repo_id=f"lab/{slug}")

@@ -176,7 +176,7 @@ def test_a_stage_tells_each_in_a_line(tmp_path, text, n_lines):
     if text is not None:
         fpath.write_text(text)
     done = run_program(ROOT / "bin/extract-ids", "--all", CATALOG=fpath)
-    assert done.returncode == 1 and done.out == ""
+    assert done.code == 1 and done.out == ""
     lines = done.err.splitlines()
     assert len(lines) == n_lines
     assert all(line.startswith(f"extract-ids: {fpath}: ") for line in lines[:-1])

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, run_program, text_of
 
 GOOD = {
     "repo": "vits-relu",
@@ -85,10 +85,7 @@ DROPS = [
 
 
 def classify(*rows: dict, **env):
-    stdin = "".join(json.dumps(row) + "\n" for row in rows)
-    done = run_program(ROOT / "bin/classify", stdin=stdin, **env)
-    done.rows = [json.loads(line) for line in done.out.splitlines()]
-    return done
+    return run_program(ROOT / "bin/classify", stdin=text_of(rows), **env)
 
 
 @functools.cache
@@ -130,4 +127,4 @@ def test_exclude_drops_by_hand():
 )
 def test_bad_input_is_one_line_with_its_number(text, told):
     done = run_program(ROOT / "bin/classify", stdin=text)
-    assert (done.returncode, done.err) == (1, told)
+    assert (done.code, done.err) == (1, told)

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from kits.bare import Bare
 from kits.programs import bare_env
+from kits.tree import Bare
 from saepub import settings
 from saepub.cli import UserError
 
@@ -80,7 +80,7 @@ def test_somebody_elses_directory_is_refused_and_untouched(bare, how, path):
     before = everything(bare)
     for goal in ("clean", "distclean", ONE):
         done = bare.make(goal, *argv, code=2, **env)
-        assert "BUILD is " in done.stderr and everything(bare) == before
+        assert "BUILD is " in done.err and everything(bare) == before
 
 
 def test_an_environment_of_the_users_own_is_not_removed(bare):
@@ -89,9 +89,7 @@ def test_an_environment_of_the_users_own_is_not_removed(bare):
     bare.make(ONE)
     before = everything(bare)
     done = bare.make("distclean", "VENV=mine", code=2)
-    assert (
-        "VENV is mine, which is not empty and was not created by saepub" in done.stderr
-    )
+    assert "VENV is mine, which is not empty and was not created by saepub" in done.err
     assert everything(bare) == before
 
 
@@ -107,7 +105,7 @@ def test_other_programs_variables_name_nothing(bare, tmp_path, name):
             ),
         )
     done = bare.run("env", f"{name}={theirs}", "make", ONE, "clean")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert [f.name for f in theirs.iterdir()] == ["thesis.tex"]
     assert (bare.build / MARK).exists()
 
@@ -146,7 +144,7 @@ def test_what_gets_removed_holds_nothing_else_that_a_setting_names(bare, name):
     inside.mkdir()
     for goal in ("clean", "distclean"):
         done = bare.make(goal, "BUILD=out", f"{name}={inside}", code=2)
-        assert f"BUILD is out, which contains {name}" in done.stderr
+        assert f"BUILD is out, which contains {name}" in done.err
     assert inside.exists()
 
 
@@ -166,7 +164,7 @@ def test_a_link_is_not_followed_and_not_removed(bare, tmp_path):
     bare.make("clean")
     assert [f.name for f in bare.build.iterdir()] == [MARK]
     done = bare.make("distclean", "VENV=none", code=2)
-    assert "a link, which saepub didn't create; remove it yourself" in done.stderr
+    assert "a link, which saepub didn't create; remove it yourself" in done.err
     assert bare.build.is_symlink()
 
 
@@ -190,10 +188,10 @@ def test_a_stage_by_hand_does_not_write_where_others_have_files(bare, tmp_path, 
     theirs = tmp_path / "home"
     argv = ["true"] if stage == "bin/rehearse" else []
     done = bare.run(stage, *argv, BUILD=theirs)
-    assert done.returncode == 1
+    assert done.code == 1
     assert (
         f"BUILD is {theirs}, which is not empty and was not created by saepub"
-        in done.stderr
+        in done.err
     )
     assert [f.name for f in theirs.iterdir()] == ["thesis.tex"]
 
@@ -238,7 +236,7 @@ esac
 def set_up(shop, code=0, **env):
     given = {"VENV": shop.dpath / ".venv", "PYTHON": shop.python} | env
     done = shop.run("bin/setup", **given)
-    assert done.returncode == code, done.stderr
+    assert done.code == code, done.err
     return done
 
 
@@ -269,7 +267,7 @@ def test_a_half_made_environment_is_made_anew(shop):
 def test_a_failed_environment_is_told_and_made_anew_once_it_can_be(shop):
     (shop.dpath / "no-ensurepip").touch()
     done = set_up(shop, code=1)
-    assert "setup: can't create" in done.stderr and "python3-venv" in done.stderr
+    assert "setup: can't create" in done.err and "python3-venv" in done.err
     (shop.dpath / "no-ensurepip").unlink()
     set_up(shop)
 
@@ -281,8 +279,7 @@ def test_set_up_leaves_an_environment_of_the_users_alone(shop):
     (venv / "bin/python").chmod(0o755)
     done = set_up(shop, code=1, VENV=venv)
     assert (
-        f"VENV is {venv}, which is not empty and was not created by saepub"
-        in done.stderr
+        f"VENV is {venv}, which is not empty and was not created by saepub" in done.err
     )
     assert not shop.log.exists() and pathlib.Path(venv / "bin/python").exists()
 
@@ -324,8 +321,8 @@ def test_no_network_is_told_as_such(shop):
     )
     shop.python.write_text(failing.format(log=shop.log))
     done = set_up(shop, code=1)
-    assert "setup: can't reach the package index" in done.stderr
-    assert "conflicting" not in done.stderr
+    assert "setup: can't reach the package index" in done.err
+    assert "conflicting" not in done.err
 
 
 def test_set_up_says_which_package_it_is_at(shop):
@@ -333,7 +330,7 @@ def test_set_up_says_which_package_it_is_at(shop):
         'echo "$*" >> {log}', 'echo "$*" >> {log}; echo "Collecting torch==2 (x)"'
     )
     shop.python.write_text(telling.format(log=shop.log))
-    assert "\nsetup: torch==2\n" in set_up(shop).stderr
+    assert "\nsetup: torch==2\n" in set_up(shop).err
     assert "--extra-index-url" not in shop.log.read_text()
     (shop.dpath / ".venv/.ready").unlink()
     set_up(shop, TORCH_INDEX="https://example.org/cpu")

@@ -1,15 +1,13 @@
 """The last 1.x of huggingface_hub does all that the pinned 2.x does."""
 
-import fcntl
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
 from kits.hub import Fault
-from kits.programs import ROOT
+from kits.once import once, pip_install
 from kits.release import OTHER, SLUG, TRANSPORTS, Stages, World, client_settings
 
 pytestmark = pytest.mark.long
@@ -20,21 +18,13 @@ VERSION = "1.33.0"
 
 
 @pytest.fixture(scope="module")
-def client1() -> pathlib.Path:
-    """A directory with the client and what it needs, installed once."""
-    dpath = ROOT / "build" / f"huggingface_hub-{VERSION}"
-    dpath.parent.mkdir(exist_ok=True)
-    with open(f"{dpath}.lock", "w") as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if not (dpath / ".ready").exists():
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
-            pip += ["--target", dpath, f"huggingface_hub=={VERSION}"]
-            done = subprocess.run(pip, capture_output=True, text=True)
-            if done.returncode != 0:
-                last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                pytest.skip(f"pip can't install huggingface_hub {VERSION}: {last}")
-            (dpath / ".ready").touch()
-    return dpath
+def client1(kept_dpath) -> pathlib.Path:
+    """A directory with the client and what it needs."""
+
+    def make(dpath: pathlib.Path) -> None:
+        pip_install(sys.executable, "--target", dpath, f"huggingface_hub=={VERSION}")
+
+    return once(kept_dpath / f"huggingface_hub-{VERSION}", make)
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_says_what_it_makes_and_how_long_it_took(built):
 def test_second_run_says_that_it_is_there_and_redoes_nothing(built):
     before = os.stat(built.root).st_ino
     done = run_program(DEMO, BUILD=built.build)
-    assert (done.returncode, done.out) == (0, "")
+    assert (done.code, done.out) == (0, "")
     assert "already exists; --force recreates it" in done.err
     assert os.stat(built.root).st_ino == before
 
@@ -197,8 +197,8 @@ def test_its_catalog_is_the_real_one_with_smaller_widths(built, monkeypatch):
 )
 def test_extract_ids_reads_its_sweeps_commented_out_ids_and_all(built, slug, counts):
     done = run_program(ROOT / "bin/extract-ids", slug, BUILD=built.build)
-    assert done.returncode == 0, done.err
-    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert done.code == 0, done.err
+    rows = done.rows
     seen = collections.Counter((row["layer"], row["commented"]) for row in rows)
     assert {n: (seen[n, False], seen[n, True]) for n, _ in seen} == counts
     for row in rows:
@@ -352,12 +352,12 @@ def test_whether_it_is_there_is_told_without_loading_torch(built):
         *("-X", "importtime", "-c", "import saepub.stages.demo"),
         PYTHONPATH=ROOT / "py",
     )
-    assert done.returncode == 0
+    assert done.code == 0
     assert not re.search(r"\| +(torch|numpy|saev)$", done.err, re.MULTILINE)
 
 
 def test_every_stage_passes_on_it_and_no_misfit_is_chosen(built):
-    text = run_program(ROOT / "bin/extract-ids", "--all", BUILD=built.build).stdout
+    text = run_program(ROOT / "bin/extract-ids", "--all", BUILD=built.build).out
     for stage in (
         "fetch-metrics",
         "facts",
@@ -367,9 +367,9 @@ def test_every_stage_passes_on_it_and_no_misfit_is_chosen(built):
         "preflight",
     ):
         done = run_program(ROOT / "bin" / stage, stdin=text, BUILD=built.build)
-        assert done.returncode == 0, done.err
-        text = done.stdout
-    rows = [json.loads(line) for line in text.splitlines()]
+        assert done.code == 0, done.err
+        text = done.out
+    rows = done.rows
     assert len(rows) == 51
     for row in rows:
         assert not built.runs[row["run_id"]].misfit

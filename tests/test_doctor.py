@@ -74,7 +74,7 @@ def look_at(lab: Lab, what: str, root=ROOT, **settings) -> list[tuple[str, str]]
     env = settings_of(lab, PYTHONPATH=root / "py", **settings)
     done = told(run_program(sys.executable, "-c", LOOK_AT, what, **env))
     assert not done.err
-    assert done.returncode == any(level == "bad" for level, _ in done.lines[what])
+    assert done.code == any(level == "bad" for level, _ in done.lines[what])
     assert KEY not in done.out and TOKEN not in done.out
     return done.lines[what]
 
@@ -91,7 +91,7 @@ sys.exit(doctor.main([]))
 def told(done):
     """The run, with `lines`: (level, text) by what was looked at."""
     done.lines = {}
-    for line in done.stdout.decode().splitlines():
+    for line in done.out.splitlines():
         level, what, text = re.fullmatch(r"(ok|todo|bad) +(\S+) +(\S.*)", line).groups()
         done.lines.setdefault(what, []).append((level, text))
     return done
@@ -109,7 +109,7 @@ def lab(tmp_path):
 
 def test_all_is_told_in_aligned_lines_and_exit_is_0(shared_lab):
     done = doctor(shared_lab)
-    assert done.returncode == 0 and not done.err, done.out
+    assert done.code == 0 and not done.err, done.out
     assert tuple(done.lines) == WHATS
     levels = {level for found in done.lines.values() for level, _ in found}
     assert levels == {"ok", "todo"}
@@ -127,14 +127,14 @@ def test_all_is_told_in_aligned_lines_and_exit_is_0(shared_lab):
 
 def test_the_demo_needs_no_key_and_no_token(demo):
     done = told(run_program(ROOT / "bin/doctor", BUILD=demo.parent))
-    assert done.returncode == 0
+    assert done.code == 0
     assert {level for found in done.lines.values() for level, _ in found} == {"ok"}
     assert "the demo needs no key" in done.out and "needs no token" in done.out
 
 
 def test_before_there_is_a_demo_it_says_what_makes_it(tmp_path):
     done = told(run_program(ROOT / "bin/doctor", BUILD=tmp_path / "build"))
-    assert done.returncode == 0 and "make dry-run creates it" in done.out
+    assert done.code == 0 and "make dry-run creates it" in done.out
     assert not (tmp_path / "build").exists()
 
 
@@ -295,7 +295,7 @@ def test_a_broken_catalog_breaks_only_what_needs_it(lab):
     snapshot.touch()
     lab.catalog_fpath.write_text("{")
     done = doctor(lab, METRICS_SNAPSHOT=snapshot, HF_TOKEN=TOKEN)
-    assert done.returncode == 1 and not done.err and tuple(done.lines) == WHATS
+    assert done.code == 1 and not done.err and tuple(done.lines) == WHATS
     not_ok = {what for what, found in done.lines.items() if found[0][0] != "ok"}
     assert not_ok == {"catalog", "runs", "Hub"}
 
@@ -307,7 +307,7 @@ def test_settings_that_cannot_be_read_are_bad_and_the_rest_is_looked_at(lab):
     done = told(run_program(sys.executable, "-c", LOOK_AT, "runs", **env))
     ((level, text),) = done.lines["settings"]
     assert level == "bad" and "read from the environment only" in text
-    assert done.lines["runs"][0][0] == "ok" and done.returncode == 1
+    assert done.lines["runs"][0][0] == "ok" and done.code == 1
     assert TOKEN not in done.out + done.err
 
 
@@ -417,7 +417,7 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
     assert level == "todo" and text.startswith(
         "no answer within 2 s; check the network and "
     )
-    assert done.returncode == 1
+    assert done.code == 1
 
 
 STRANGE = """

@@ -14,7 +14,7 @@ import pytest
 from kits import checkpoints as util
 from kits import executor as executor_kit
 from kits.lab import Lab
-from kits.programs import run_program, text_of
+from kits.programs import rows_of, run_program, text_of
 from kits.slurm import Site
 from saepub import machine
 from saepub.checkpoint import saev as saev_loader
@@ -159,7 +159,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
         "preflight: 3 lines already done\npreflight: 2 lines as 2 tasks"
     )
     assert sorted(i for i, _, _ in loads(lab)) == [0, 1, 3, 3, 4, 5]
-    rows = [json.loads(row) for row in out.splitlines()]
+    rows = rows_of(out)
     assert all(os.path.isfile(row.pop("probe")) for row in rows)
     assert all(row.pop("saev")["requirement"] is None for row in rows)
     assert rows == [checked(lab, line) for line in lines]
@@ -367,7 +367,7 @@ def test_saev_is_known_by_its_label_and_its_files(tmp_path, monkeypatch):
 )
 def test_wrong_setting_is_told(tmp_path, name, value, why):
     done = run_program("bin/preflight", RUNS_ROOT=tmp_path, **{name: value})
-    assert done.returncode == 2 and done.err.startswith(f"preflight: {why}")
+    assert done.code == 2 and done.err.startswith(f"preflight: {why}")
 
 
 def test_wrong_minutes_are_told_before_anything_is_sent(here, monkeypatch):

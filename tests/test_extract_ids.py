@@ -3,13 +3,12 @@
 import json
 import re
 import textwrap
-import types
 
 import pytest
 
 from kits.checkpoints import entry
 from kits.in_process import run
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, Done, run_program
 from loopback_wandb import LoopbackWandb
 
 REPO = entry("vits-relu", sweep="sweeps/vits.py", layers=[6, 7])
@@ -32,11 +31,9 @@ def lab(tmp_path):
         env |= {"BUILD": tmp_path / "build", "HOME": tmp_path}
         argv = argv or ("vits-relu",)
         code, out, told = go("extract-ids", *argv, stdin=b"", env=env)
-        rows = [json.loads(line) for line in out.splitlines()]
-        ids = [(row["layer"], row["run_id"], row["commented"]) for row in rows]
-        return types.SimpleNamespace(
-            returncode=code, rows=rows, ids=ids, out=out.decode(), err=told
-        )
+        done = Done(code, out.decode(), told)
+        done.ids = [(r["layer"], r["run_id"], r["commented"]) for r in done.rows]
+        return done
 
     return extract
 
@@ -173,7 +170,7 @@ def test_a_sweep_is_never_run(lab, tmp_path):
         raise SystemExit("boom")
         run_ids = {{6: ["aaaa1111"], 7: ["bbbb2222"]}}
         """)
-    assert done.returncode == 0 and len(done.ids) == 2
+    assert done.code == 0 and len(done.ids) == 2
     assert not (tmp_path / "ran").exists()
 
 
@@ -203,7 +200,7 @@ def test_one_rule_for_every_comment(lab, comment, ids, is_named, place):
         f"# 6: [\n# {comment}\n}}",
     }[place]
     done = lab(text)
-    assert done.returncode == 0, done.err
+    assert done.code == 0, done.err
     assert [i for _, i, commented in done.ids if commented] == ids
     assert all(layer == 6 for layer, _, commented in done.ids if commented)
     assert ("not taken for a run id" in done.err) == is_named, done.err
@@ -263,7 +260,7 @@ def test_tuple_keys_have_the_layer_where_the_catalog_says(lab):
         (7, "dddd4444", False),
     ]
     done = lab(text)
-    assert done.returncode == 1
+    assert done.code == 1
     assert (
         'vits.py:3: the key (256, 6) is a tuple; set the layer\'s index in it with "layer_at" in the catalog (1 for 6)'
         in done.err
@@ -276,7 +273,7 @@ def test_a_list_is_of_the_only_layer(lab):
     ids = [(6, "aaaa1111", False), (6, "bbbb2222", True), (6, "cccc3333", True)]
     assert lab(text, layers=[6]).ids == [*ids, (6, "dddd4444", False)]
     done = lab(text)
-    assert done.returncode == 1
+    assert done.code == 1
     assert (
         'a list without layers; give the repo a single layer in the catalog ("layers": [23]), or list'
         in done.err
@@ -389,7 +386,7 @@ WITH_DEFINITION = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_any_other_statement_that_may_change_the_variable_stops(lab, name):
     done = lab(BASE + CHANGES[name])
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     lineno = re.search(r"vits\.py:(\d+): ", done.err)[1]
     n_lines = CHANGES[name].count("\n") + 1
     assert 2 <= int(lineno) <= 1 + n_lines, done.err
@@ -400,7 +397,7 @@ def test_any_other_statement_that_may_change_the_variable_stops(lab, name):
 @pytest.mark.parametrize("name", WITH_DEFINITION)
 def test_what_its_definition_lets_change_it_stops(lab, name):
     done = lab(WITH_DEFINITION[name])
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert ": calls .clear() of " in done.err
 
 
@@ -454,7 +451,7 @@ def test_what_only_reads_the_variable_does_not(lab, name):
 )  # fmt: skip
 def test_stops_with_file_and_line_at(lab, text, told):
     done = lab(text)
-    assert done.returncode == 1
+    assert done.code == 1
     assert done.out == ""
     assert told in done.err
     assert done.err.startswith("extract-ids: ") and done.err.count("\n") == 1
@@ -467,7 +464,7 @@ def test_stops_with_file_and_line_at(lab, text, told):
 )  # fmt: skip
 def test_what_this_python_cannot_parse_may_be_newer_python(lab, text):
     done = lab(text)
-    assert done.returncode == 1 and done.err.count("\n") == 1
+    assert done.code == 1 and done.err.count("\n") == 1
     assert re.search(r"vits\.py:\d: Python 3\.\d+\.\d+ can't parse this: ", done.err)
     assert "if a newer one can, set PYTHON to it" in done.err
 
@@ -519,7 +516,7 @@ def test_a_wrong_file_is_told_by_line(lab, tmp_path, name, text, told):
     if text is not None:
         (tmp_path / name).write_text(text)
     done = lab("", sweep=None, variable=None, run_ids_file=name)
-    assert done.returncode == 1 and told in done.err, done.err
+    assert done.code == 1 and told in done.err, done.err
 
 
 # W&B.
@@ -552,7 +549,7 @@ def from_wandb(lab):
 
 def run_apart(name: str, *argv: str, stdin: bytes, env: dict):
     done = run_program(ROOT / "bin" / name, *argv, stdin=stdin, **env)
-    return done.returncode, done.stdout, done.err
+    return done.code, done.out.encode(), done.err
 
 
 def test_ids_from_a_sweep_of_wandb_with_the_layer_from_each_config(from_wandb):
@@ -566,13 +563,13 @@ def test_ids_from_a_sweep_of_wandb_with_the_layer_from_each_config(from_wandb):
 
 def test_ids_by_filters_of_wandb(from_wandb):
     done = from_wandb(filters={"sweep": "other"})
-    assert done.returncode == 1 and "no run id under layer 7" in done.err
+    assert done.code == 1 and "no run id under layer 7" in done.err
     assert len(from_wandb(filters={"state": "finished"}).ids) == 3
 
 
 def test_a_sweep_that_wandb_does_not_have_is_told(from_wandb):
     done = from_wandb(sweep="gone")
-    assert done.returncode == 1 and done.err.count("\n") == 1
+    assert done.code == 1 and done.err.count("\n") == 1
     assert "no run id under layers 6, 7, which the catalog lists" in done.err
 
 
@@ -608,10 +605,10 @@ def test_all_lists_every_repo(lab):
 )
 def test_wrong_usage_exits_2(lab, argv, told):
     done = lab('run_ids = {6: ["a"], 7: ["b"]}', *argv)
-    assert done.returncode == 2 and told in done.err
+    assert done.code == 2 and told in done.err
 
 
 def test_a_missing_sweep_names_the_file(lab):
     done = lab("x = 1", sweep="sweeps/gone.py")
-    assert done.returncode == 1
+    assert done.code == 1
     assert "sweeps/gone.py: No such file or directory; check the catalog" in done.err

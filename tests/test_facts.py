@@ -1,7 +1,6 @@
 """facts reads saev's three ages of config out of a W&B record, and puts what it says there."""
 
 import functools
-import json
 import math
 import subprocess
 
@@ -209,8 +208,8 @@ CASES = [
 def facts(*rows: dict):
     stdin = "".join(jsonl.dumps(row) + "\n" for row in rows)
     done = run_program(ROOT / "bin/facts", stdin=stdin)
-    assert (done.returncode, done.err) == (0, "")
-    return [json.loads(text) for text in done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    return done.rows
 
 
 def line(record: dict | None, **changes) -> dict:
@@ -259,7 +258,7 @@ def test_a_record_is_read_as_saev_wrote_it(i):
 )
 def test_bad_input_is_one_line_with_its_number(text, told):
     done = run_program(ROOT / "bin/facts", stdin=text)
-    assert (done.returncode, done.err) == (1, told)
+    assert (done.code, done.err) == (1, told)
 
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=5)

@@ -1,7 +1,6 @@
 """fetch-metrics adds what W&B knows: through its real clients, or from an export of it."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -14,6 +13,7 @@ import termios
 
 import pytest
 
+from kits.once import once, pip_install
 from kits.programs import ROOT, bare_env, run_program
 from loopback_wandb import DROP, HANG, KEY, LoopbackWandb, Status
 
@@ -81,7 +81,6 @@ def fetch(tmp_path):
         rows = [candidate(c) if isinstance(c, str) else c for c in candidates]
         env = {"HOME": tmp_path, "TMPDIR": tmp, "RUNS_ROOT": tmp_path} | env
         done = run_program(PROGRAM, *argv, stdin=as_jsonl(rows), cwd=cwd, **env)
-        done.rows = [json.loads(text) for text in done.out.splitlines()]
         assert [*cwd.iterdir(), *tmp.iterdir()] == []
         return done
 
@@ -105,35 +104,24 @@ def fetch_from(fetch, tmp_path):
 # ---- the clients -----------------------------------------------------------------------------
 
 
-def _venv_with_saev_s_client() -> pathlib.Path:
-    """A venv with wandb 0.22.0, which saev pins; made once."""
-    venv = ROOT / ".pytest_cache" / "wandb-0.22.0"
-    venv.parent.mkdir(exist_ok=True)
-    with open(f"{venv}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (venv / ".ready").exists():
-            return venv
-        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        pinned = ["wandb==0.22.0", f"tqdm=={importlib.metadata.version('tqdm')}"]
-        pip = [venv / "bin/pip", "install", "--quiet", *pinned]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            pytest.skip(f"pip can't install wandb 0.22.0: {last}")
-        (venv / ".ready").touch()
-    return venv
+VERSION = "0.22.0"
+"""Of wandb, as saev pins it."""
+SAEVS = pytest.param(VERSION, marks=pytest.mark.long)
 
 
-SAEV_S = pytest.param("0.22.0", marks=pytest.mark.long)
+def make_saevs_venv(venv: pathlib.Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    tqdm = f"tqdm=={importlib.metadata.version('tqdm')}"
+    pip_install(venv / "bin/python", tqdm, f"wandb=={VERSION}")
 
 
-@pytest.fixture(params=["newest", SAEV_S])
-def client(request) -> dict[str, object]:
-    """Settings that pick a client; its own tries are few, so that ours show."""
+@pytest.fixture(params=["newest", SAEVS])
+def client(request, kept_dpath) -> dict[str, object]:
+    """Settings that pick a client, with few retries of its own so that ours show."""
     few = {"WANDB_X_GRAPHQL_RETRY_MAX": 1}
-    return (
-        few if request.param == "newest" else few | {"VENV": _venv_with_saev_s_client()}
-    )
+    if request.param == "newest":
+        return few
+    return few | {"VENV": once(kept_dpath / f"wandb-{VERSION}", make_saevs_venv)}
 
 
 @pytest.fixture
@@ -165,7 +153,7 @@ def test_a_line_gains_what_wandb_knows_and_nulls_where_it_knows_none(fetch, clie
         done = fetch(
             [candidate("aaaa1111", own={"kept": [1]})], **login(server), **client
         )
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     url = f"{server.url}/samuelstevens/saev/runs/aaaa1111"
     line = candidate("aaaa1111", own={"kept": [1]}) | recorded("aaaa1111", url)
     assert done.rows == [line]
@@ -198,7 +186,7 @@ def test_429_500_and_a_dropped_connection_pass(fetch, client):
     with LoopbackWandb([run("aaaa1111")]) as server:
         server.faults["Runs"] = [Status(429, retry_after=1), Status(500), DROP]
         done = fetch(["aaaa1111"], **login(server), **client)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert l0_of(done.rows[0]) == 12.5
     assert server.n_requests["Runs"] == 4
 
@@ -215,7 +203,7 @@ def test_a_page_that_is_too_slow_is_asked_for_again_and_smaller(fetch, client):
     with LoopbackWandb([run("aaaa1111")]) as server:
         server.faults["Runs"] = [HANG]
         done = fetch(["aaaa1111"], **login(server), **client, WANDB_HTTP_TIMEOUT=3)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     if "VENV" not in client:  # the older client asks again by itself
         assert server.pages == [(1, 125)]
 
@@ -228,14 +216,14 @@ def test_what_a_job_left_in_the_environment_is_no_hindrance(fetch, tmp_path):
     (tmp_path / "config/settings").write_text("[default]\nbase_url = none\n")
     with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(["aaaa1111"], **login(server), **env)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert l0_of(done.rows[0]) == 12.5
 
 
 def test_a_setting_that_the_client_cannot_read_is_named(fetch):
     done = fetch(["aaaa1111"], WANDB_API_KEY="f" * 40, WANDB_HTTP_TIMEOUT="10s")
     told = "fetch-metrics: WANDB_HTTP_TIMEOUT: W&B's client can't read it: "
-    assert (done.returncode, done.out, done.err.count("\n")) == (1, "", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert done.err.startswith(told)
 
 
@@ -244,7 +232,7 @@ def test_a_wrong_key_is_one_line(fetch, client):
         done = fetch(
             ["aaaa1111"], **login(server) | {"WANDB_API_KEY": "f" * 40}, **client
         )
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"fetch-metrics: W&B at {server.url} rejects the API key (HTTP 401);"
         " export a valid WANDB_API_KEY\n"
@@ -254,7 +242,7 @@ def test_a_wrong_key_is_one_line(fetch, client):
 def test_a_missing_project_is_one_line(fetch, client):
     with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(["aaaa1111"], **login(server), WANDB_PROJECT="nope", **client)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err.count("\n") == 1
     assert f'W&B at {server.url} has no project "nope" of "samuelstevens"' in done.err
     assert "set WANDB_ENTITY and WANDB_PROJECT" in done.err
@@ -263,7 +251,7 @@ def test_a_missing_project_is_one_line(fetch, client):
 def test_no_key_is_one_line_and_no_question(fetch, client):
     with LoopbackWandb([run("aaaa1111")]) as server:
         done = fetch(["aaaa1111"], WANDB_BASE_URL=server.url, **client)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"fetch-metrics: no API key for W&B at {server.url}; export WANDB_API_KEY"
         " or read an export instead (METRICS_SNAPSHOT=<file>)\n"
@@ -280,7 +268,7 @@ def test_the_client_s_own_login_is_used(fetch, client, tmp_path):
                 fd.write(f"machine {name} login user password {KEY}\n")
         (tmp_path / ".netrc").chmod(0o600)
         done = fetch(["aaaa1111"], WANDB_BASE_URL=server.url, **client)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert l0_of(done.rows[0]) == 12.5
 
 
@@ -288,7 +276,7 @@ def test_a_dead_network_is_one_line(fetch_impatiently):
     url = "http://127.0.0.1:9"
     env = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
     done = fetch_impatiently("aaaa1111", 120, [0], **env)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err.count("\n") == 1
     assert f"no answer from W&B at {url} (" in done.err
     assert "onnection refused)" in done.err
@@ -300,7 +288,7 @@ def test_a_server_that_never_answers_is_given_up(fetch_impatiently):
         for operation in ("", "Viewer"):
             server.faults[operation] = [HANG] * 9
         done = fetch_impatiently("aaaa1111", 4, [60], **login(server))
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err.count("\n") == 1
     assert f"no answer from W&B at {server.url} (timed out)" in done.err
 
@@ -311,7 +299,7 @@ def test_nothing_half_fetched_is_written(fetch, tmp_path):
     with LoopbackWandb(map(run, ids)) as server:
         server.faults["Runs"] = [None] + [Status(403)] * 9
         done = fetch(ids, "--save-snapshot", saved, **login(server))
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err.count("\n") == 1
     assert not saved.exists()
 
@@ -376,7 +364,7 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("client", ["newest", SAEV_S], indirect=True)
+@pytest.mark.parametrize("client", ["newest", SAEVS], indirect=True)
 def test_an_odd_record_costs_itself_alone_and_is_passed_on_as_found(fetch, client):
     """All odd ones in one project, on one page with good ones."""
     runs = {
@@ -387,7 +375,7 @@ def test_an_odd_record_costs_itself_alone_and_is_passed_on_as_found(fetch, clien
     ids = ["good0000", *runs, "good0001"]
     with LoopbackWandb([good[0], *runs.values(), good[1]]) as server:
         done = fetch(ids, **login(server), **client)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     url = f"{server.url}/samuelstevens/saev/runs/"
     assert done.rows[0] == candidate("good0000") | recorded(
         "good0000", url + "good0000"
@@ -409,7 +397,7 @@ def test_the_address_is_the_client_s_own(fetch, tmp_path):
         dpath.mkdir(parents=True)
         (dpath / "settings").write_text(f"[default]\nbase_url = {server.url}\n")
         done = fetch(["aaaa1111"], WANDB_API_KEY=KEY)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     url = f"{server.url}/samuelstevens/saev/runs/aaaa1111"
     assert done.rows[0]["wandb"]["url"] == url
 
@@ -424,7 +412,7 @@ def test_an_export_stands_in_for_wandb(fetch_from):
         [run("aaaa1111"), run("bbbb2222"), run("cccc3333", url=url)],
         ["bbbb2222", "gone0000", "cccc3333"],
     )
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert done.rows == [
         candidate("bbbb2222") | recorded("bbbb2222"),
         candidate("gone0000") | {"wandb": None},
@@ -487,7 +475,7 @@ def test_saving_writes_the_runs_asked_for_sorted_and_reproducibly(
 )
 def test_a_broken_export_is_one_line(fetch_from, tmp_path, rows, why):
     done = fetch_from(rows, ["a1"])
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"fetch-metrics: {tmp_path}/export.jsonl{why}")
     assert done.err.count("\n") == 1
 
@@ -497,7 +485,7 @@ def test_an_odd_line_of_an_export_costs_its_run_alone(fetch_from):
     long = '{"name": "long0000", "config": {"seed": ' + "9" * 5000 + "}}\n"
     ids = ["good0000", "deep0000", "long0000"]
     done = fetch_from([run("good0000"), deep, long], ids)
-    assert (done.returncode, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     good, deep, long = done.rows
     assert l0_of(good) == 12.5
     assert deep["wandb"]["config"] == "nested over 64 deep"
@@ -506,7 +494,7 @@ def test_an_odd_line_of_an_export_costs_its_run_alone(fetch_from):
 
 def test_a_missing_export_is_one_line(fetch):
     done = fetch(["a1"], METRICS_SNAPSHOT="/nowhere/export.jsonl")
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err == (
         "fetch-metrics: /nowhere/export.jsonl: No such file or directory;"
         " check METRICS_SNAPSHOT or --snapshot\n"
@@ -515,5 +503,5 @@ def test_a_missing_export_is_one_line(fetch):
 
 def test_a_line_without_a_run_id_is_named(fetch_from):
     done = fetch_from([], [{"repo": "r", "layer": 6, "expected": {}}])
-    assert done.returncode == 1
+    assert done.code == 1
     assert done.err.startswith('fetch-metrics: stdin:1: no "run_id": {"repo": ')

@@ -53,7 +53,7 @@ def test_spoiled_input_breaks_no_promise(tmp_path):
         tmp_path,
     )
     done = run_program(*argv)
-    assert done.returncode == 0, done.out + done.err
+    assert done.code == 0, done.out + done.err
     assert done.out.count(" 0 findings") == len(done.out.splitlines()) > 20
 
 

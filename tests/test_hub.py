@@ -96,7 +96,7 @@ def test_a_setting_that_keeps_the_hub_away_is_named(plan, fault):
     env, says = FAULTS[fault]
     done = plan(**env)
     assert (done.out, done.err.count("\n")) == ("", 1), done.err
-    assert done.returncode == (2 if "TIMEOUT is" in says else 1)
+    assert done.code == (2 if "TIMEOUT is" in says else 1)
     assert says in done.err
     assert "internal error" not in done.err and "secret" not in done.err
 

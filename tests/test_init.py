@@ -58,7 +58,7 @@ def test_a_sweep_and_its_runs_fill_in_what_they_tell(init):
     text = 'ids = {6: ["aaaa1111"], 7: ["bbbb2222",  # "cccc3333",\n]}'
     runs = [run("aaaa1111", 6), run("bbbb2222", 7)]
     got = init(text, SWEEP, "ids", runs=runs)
-    assert got.done.returncode == 0, got.done.err
+    assert got.done.code == 0, got.done.err
     assert "2 runs of 3 found" in got.done.err
     told = {k: v for k, v in got.repo.items() if not str(v).startswith(catalog.MARK)}
     assert told == {
@@ -93,7 +93,7 @@ def test_each_key_that_is_left_has_its_line_with_what_it_is_for(init):
 
 def test_without_wandb_the_sweep_alone_is_read(init):
     got = init('ids = {6: ["aaaa1111"]}', SWEEP, "ids", METRICS_SNAPSHOT="/gone")
-    assert got.done.returncode == 0 and "/gone" in got.done.err
+    assert got.done.code == 0 and "/gone" in got.done.err
     assert got.repo["layers"] == [6]
     for key in ("objective", "activation", "d_model", "d_sae"):
         assert got.repo[key].startswith(catalog.MARK)
@@ -113,7 +113,7 @@ def test_tuple_keys_and_flat_lists_are_told(init):
 def test_a_sweep_of_wandb_is_enough(init):
     runs = [run("a", 0, "s1"), run("b", 1, "s1"), run("c", 5, "s2")]
     got = init("", "--wandb-sweep", "s1", runs=runs)
-    assert got.done.returncode == 0, got.done.err
+    assert got.done.code == 0, got.done.err
     assert got.repo["wandb"] == {"sweep": "s1"}
     assert (got.repo["layers"], got.repo["d_sae"]) == ([0, 1], 64)
     for of in runs:
@@ -138,7 +138,7 @@ def test_a_sweep_of_wandb_is_enough(init):
 )
 def test_wrong_usage_is_told(init, argv, code, told):
     got = init('ids = {6: ["a"]}', *argv)
-    assert (got.done.returncode, got.made) == (code, {})
+    assert (got.done.code, got.made) == (code, {})
     assert told in got.done.err and got.done.err.count("\n") == 1
 
 
@@ -148,12 +148,12 @@ def test_make_init_is_the_same(tmp_path):
     argv = ("make", "init", f"SWEEP={tmp_path}/my sweep.py", "VARIABLE=ids")
     env = {"SAEPUB_BUILD": tmp_path / "build", "HOME": tmp_path}
     done = run_program(*argv, f"CATALOG={fpath}", **env)
-    assert done.returncode == 0, done.err
+    assert done.code == 0, done.err
     assert json.loads(fpath.read_text())["repos"][0]["slug"] == "my-sweep"
     done = run_program(*argv, **env)
-    assert done.returncode == 2 and "with CATALOG=<file>" in done.err
+    assert done.code == 2 and "with CATALOG=<file>" in done.err
 
 
 def test_a_catalog_that_is_there_is_never_overwritten(init):
     got = init('ids = {6: ["a"]}', SWEEP, "ids", CATALOG=ROOT / "catalog.json")
-    assert got.done.returncode == 2 and "already exists" in got.done.err
+    assert got.done.code == 2 and "already exists" in got.done.err

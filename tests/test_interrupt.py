@@ -35,7 +35,7 @@ def test_while_it_starts(venv, program, name):
     """In Python's own start, and while a stage imports what it needs."""
     (venv / name).write_text(KILL)
     done = run_program(ROOT / "bin" / program, VENV=venv.parents[2])
-    assert (done.returncode, done.err, done.out) == (-signal.SIGINT, "", "")
+    assert (done.code, done.err, done.out) == (-signal.SIGINT, "", "")
 
 
 def test_in_pythons_own_start_it_waits(venv):
@@ -48,7 +48,7 @@ def test_in_pythons_own_start_it_waits(venv):
     )
     python.chmod(0o755)
     done = run_program(ROOT / "bin/select", VENV=venv.parents[2])
-    assert (done.returncode, done.err, done.out) == (-signal.SIGINT, "", "")
+    assert (done.code, done.err, done.out) == (-signal.SIGINT, "", "")
     holds = subprocess.run(["env", "--block-signal=INT", "true"], capture_output=True)
     assert (venv / "waited").exists() == (holds.returncode == 0)
 

@@ -1,15 +1,13 @@
 """Every program behaves the same in any shell, from anywhere, under any name."""
 
-import json
 import os
 import re
-import subprocess
 import sys
 
 import pytest
 
-from kits.bare import Bare
-from kits.programs import ROOT, bare_env, run_program
+from kits.programs import ROOT, Done, run_program
+from kits.tree import Bare
 from saepub import __version__
 
 pytestmark = pytest.mark.programs
@@ -35,36 +33,28 @@ def test_every_program_tells_its_purpose_and_version_under_any_name(name, tmp_pa
     link = tmp_path / "my own name"
     link.symlink_to(ROOT / "bin" / name)
     told = run_program(link, "--help", cwd=tmp_path)
-    assert (told.returncode, told.err) == (0, ""), told.err
+    assert (told.code, told.err) == (0, ""), told.err
     assert len(told.out.splitlines()) >= 3 and "#!" not in told.out
     told = run_program(link, "--version", cwd=tmp_path)
-    assert (told.returncode, told.err) == (0, "")
+    assert (told.code, told.err) == (0, "")
     assert told.out == f"{name} (saepub) {__version__}\n"
 
 
 @pytest.mark.parametrize("name", JQ)
 def test_a_filter_takes_no_arguments(name):
     done = run_program(ROOT / "bin" / name, "--no-such-option")
-    assert (done.returncode, done.out) == (2, "")
+    assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"usage: {name} ")
 
 
-def run(bare, cwd, argv=EXTRACT, **env):
-    done = subprocess.run(
-        [bare.dpath / "bin" / argv[0], *argv[1:]],
-        cwd=cwd,
-        env=bare_env() | env,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout, done.stderr
+def run(bare, cwd, argv=EXTRACT, **env) -> Done:
+    return run_program(bare.dpath / "bin" / argv[0], *argv[1:], cwd=cwd, **env)
 
 
 def test_a_program_works_from_any_directory(bare, tmp_path):
-    code, out, err = run(bare, tmp_path)
-    assert (code, err) == (0, "") and [
-        json.loads(t)["run_id"] for t in out.splitlines()
-    ]
+    done = run(bare, tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert [row["run_id"] for row in done.rows] == ["oneaaa", "onebbb"]
 
 
 HOSTILE_MODULES = (
@@ -133,38 +123,23 @@ def test_a_stage_a_filter_and_make_are_the_same_in_any_shell(bare, trap, shell):
     env = {name: text.format(trap=trap) for name, text in shell.items()}
     plain = run(bare, bare.dpath)
     assert run(bare, trap, **env) == plain
-    code, out, err = run(bare, trap, ("classify", "--version"), **env)
-    assert (code, err) == (0, "") and out
-    if (ROOT / "jq/announce.jq").exists():
-        assert run(bare, trap, ("announce",), **env)[0] == 0
+    done = run(bare, trap, ("classify", "--version"), **env)
+    assert (done.code, done.err) == (0, "") and done.out
+    assert run(bare, trap, ("announce",), **env).code == 0
     os.utime(bare.saev_dir / "one.py")
-    done = subprocess.run(
-        ["make", "build/one/candidates.jsonl"],
-        cwd=bare.dpath,
-        env=bare_env() | env,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert (bare.build / "one/candidates.jsonl").read_text() == plain[1]
+    assert bare.make("build/one/candidates.jsonl", **env).err == ""
+    assert (bare.build / "one/candidates.jsonl").read_text() == plain.out
 
 
 def test_the_whole_release_runs_make_in_the_checkout(bare, trap):
     for name in ("CDPATH", "BASH_ENV"):
-        env = bare_env() | {name: OF_BASH[name].format(trap=trap), "MAKEFLAGS": "-n"}
+        env = {name: OF_BASH[name].format(trap=trap), "MAKEFLAGS": "-n"}
         link = trap.parent / f"push-{name}"
         link.symlink_to(bare.dpath / "bin/push-dinov3")
         (trap / "checkout").mkdir(exist_ok=True)
-        done = subprocess.run(
-            [link, "--dry-run"],
-            cwd=trap.parent,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "bin/extract-ids one" in done.stdout or "summary.txt" in done.stdout
+        done = run_program(link, "--dry-run", cwd=trap.parent, **env)
+        assert done.code == 0, done.err
+        assert "bin/extract-ids one" in done.out or "summary.txt" in done.out
 
 
 @pytest.mark.parametrize(
@@ -177,8 +152,8 @@ def test_the_whole_release_runs_make_in_the_checkout(bare, trap):
 )
 def test_a_closed_stream_is_one_line_and_spoils_no_data(bare, command, told):
     done = bare.run("sh", "-c", command)
-    assert (done.stdout, done.stderr) == ("", told)
-    assert done.returncode == (0 if "2>&-" in command else 1)
+    assert (done.out, done.err) == ("", told)
+    assert done.code == (0 if "2>&-" in command else 1)
 
 
 LIBRARY = """
@@ -197,15 +172,10 @@ def test_nothing_but_our_data_goes_to_stdout(tmp_path):
         sys.path[:0] = {str(tmp_path)!r}, {str(ROOT / "py")!r}
         from saepub.cli import program
         program("known-ids")"""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        input='{"repo": "one", "run_id": "aaaaaaaa"}\n',
-        capture_output=True,
-        text=True,
-        env=bare_env(),
-    )
+    stdin = '{"repo": "one", "run_id": "aaaaaaaa"}\n'
+    done = run_program(sys.executable, "-I", "-c", code, stdin=stdin)
     told = "a library's log\na program of its own\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", told)
+    assert (done.code, done.out, done.err) == (0, "", told)
 
 
 def test_a_python_that_does_not_run_is_told_in_one_line(tmp_path):
@@ -227,7 +197,7 @@ def test_an_old_python_is_told_by_any_program(tmp_path):
     old.chmod(0o755)
     for name in ("extract-ids", "setup"):
         done = run_program(ROOT / "bin" / name, VENV=tmp_path / "none", PYTHON=old)
-        assert done.returncode == 1
+        assert done.code == 1
         assert re.fullmatch(
             r"[\w-]+: Python 3.9.1 is too old; set PYTHON to python 3.11 or later\n",
             done.err,

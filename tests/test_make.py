@@ -5,10 +5,10 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 
 import pytest
 
+from kits.programs import rows_of, text_of
 from kits.tree import JOINTS, SLUGS, Tree, fresh
 
 pytestmark = pytest.mark.long
@@ -35,9 +35,9 @@ def all_of(slug: str, first: str) -> set[str]:
 
 def test_help_is_the_default_and_lists_each_target_in_a_line(made):
     done = made.make()
-    assert done.stdout == made.make("help").stdout
+    assert done.out == made.make("help").out
     for target in ("dry-run", "release", "rehearse", "plan", "verify", "test"):
-        assert re.search(rf"^{target} +\w", done.stdout, re.MULTILINE)
+        assert re.search(rf"^{target} +\w", done.out, re.MULTILINE)
 
 
 def test_dry_run_tells_what_each_repo_would_publish(made):
@@ -127,17 +127,16 @@ def test_exclude_and_pin_change_the_choice(tree):
     done = tree.make("dry-run", "REPO=vitl-topk", f"EXCLUDE={chosen}", f"PIN={off}")
     ids = [row["run_id"] for row in tree.read("vitl-topk/rendered.jsonl")]
     assert chosen not in ids and off in ids
-    assert "dropped, excluded by hand" in done.stdout and "pinned" in done.stdout
+    assert "dropped, excluded by hand" in done.out and "pinned" in done.out
     assert not (tree.dpath / f"build/vitl-topk/stage/layer_13/{chosen}").exists()
 
 
 @pytest.mark.parametrize("setting", ["PIN=nosuchid", "EXCLUDE=nosuchid"])
 def test_an_unknown_id_in_pin_or_exclude_stops_it(tree, setting):
     done = tree.make("dry-run", setting, code=None)
-    assert done.returncode != 0
+    assert done.code != 0
     assert (
-        f"{setting.replace(chr(61), chr(32))}: not a candidate of any repo"
-        in done.stderr
+        f"{setting.replace(chr(61), chr(32))}: not a candidate of any repo" in done.err
     )
 
 
@@ -178,7 +177,7 @@ def test_a_killed_stage_leaves_nothing_that_is_trusted(tree, program, signal):
     done = tree.make("dry-run", "REPO=vits-relu", "N=4", "SAEV_DIR=build/demo/saev/.",
                      "RUNS_ROOT=build/demo/runs/.", "CATALOG=build/demo/catalog.json",
                      "METRICS_SNAPSHOT=build/demo/snapshot.jsonl", code=None)  # fmt: skip
-    assert done.returncode != 0
+    assert done.code != 0
     fpath.write_bytes(real)
     tree.make("dry-run", "REPO=vits-relu", "N=4")
     for name in JOINTS:
@@ -187,28 +186,28 @@ def test_a_killed_stage_leaves_nothing_that_is_trusted(tree, program, signal):
 
 def test_a_wrong_repo_is_one_line(made):
     done = made.make("dry-run", "REPO=vitl-tpk", code=2)
-    assert 'has no repo "vitl-tpk"; did you mean vitl-topk?' in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert 'has no repo "vitl-tpk"; did you mean vitl-topk?' in done.err
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY"])
 def test_a_secret_on_the_command_line_is_refused(made, name):
     done = made.make("dry-run", f"{name}=hf_canary", code=2)
-    assert "export it instead" in done.stderr and "hf_canary" not in done.stderr
+    assert "export it instead" in done.err and "hf_canary" not in done.err
 
 
 def test_a_layer_without_numbers_fails_with_what_measures_them(tree):
     fpath = tree.dpath / "build/demo/snapshot.jsonl"
-    rows = [json.loads(text) for text in fpath.read_text().splitlines()]
+    rows = rows_of(fpath.read_text())
     of_repo = {row["run_id"] for row in tree.read("vits-relu/candidates.jsonl")}
     for row in rows:
         if row["name"] in of_repo:
             row["summary"].pop("eval/normalized_mse", None)
-    fpath.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fpath.write_text(text_of(rows))
     done = tree.make("dry-run", "REPO=vits-relu vitl-topk", code=2)
     told = r"vits-relu layers 6, 8, 11: no numbers for \d+ runs; .*make measure REPO=vits-relu"
-    assert re.search(told, done.stderr)
-    *_, last, _ = done.stderr.splitlines()
+    assert re.search(told, done.err)
+    *_, last, _ = done.err.splitlines()
     assert last == (
         "report: vits-relu: can't be released yet; build/report.html shows the others, and"
         " what to do"
@@ -231,15 +230,14 @@ def test_settings_in_dotenv_reach_make_and_stages_and_the_environment_wins(tree)
 def test_a_hub_token_in_dotenv_is_refused_by_line(tree):
     (tree.dpath / ".env").write_text("N=3\nHF_TOKEN=hf_canary\n")
     done = tree.make("dry-run", code=2)
-    assert ".env:2: HF_TOKEN is read from the environment only" in done.stderr
-    assert "hf_canary" not in done.stdout + done.stderr
+    assert ".env:2: HF_TOKEN is read from the environment only" in done.err
+    assert "hf_canary" not in done.out + done.err
 
 
 def test_a_wandb_key_in_dotenv_is_not_written_under_build(tree):
     (tree.dpath / ".env").write_text("WANDB_API_KEY=canary0123\n")
     tree.make("dry-run")
-    found = subprocess.run(["grep", "-rl", "canary0123", "build"], cwd=tree.dpath)
-    assert found.returncode == 1
+    assert tree.run("grep", "-rl", "canary0123", "build").code == 1
 
 
 def without(name: str, tmp_path: pathlib.Path) -> str:
@@ -257,7 +255,7 @@ def without(name: str, tmp_path: pathlib.Path) -> str:
 def test_a_missing_jq_is_told_with_how_to_get_it(made, tmp_path):
     env = {"VENV": tmp_path / "venv", "PATH": without("jq", tmp_path)}
     done = made.make("setup", code=2, **env)
-    assert "setup: jq is not installed; get it with: apt install jq" in done.stderr
+    assert "setup: jq is not installed; get it with: apt install jq" in done.err
 
 
 def test_an_old_python_is_told(made, tmp_path):
@@ -265,4 +263,4 @@ def test_an_old_python_is_told(made, tmp_path):
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1; exit 1\n')
     old.chmod(0o755)
     done = made.make("setup", code=2, VENV=tmp_path / "venv", PYTHON=old)
-    assert "Python 3.9.1 is too old; set PYTHON to python 3.11 or later" in done.stderr
+    assert "Python 3.9.1 is too old; set PYTHON to python 3.11 or later" in done.err

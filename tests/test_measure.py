@@ -20,7 +20,7 @@ import torch
 from kits import checkpoints as util
 from kits import shards as kit
 from kits.lab import Lab
-from kits.programs import run_program, text_of
+from kits.programs import rows_of, run_program, text_of
 from saepub import checkpoint, measured
 from saepub.activations import measure, partial, remake, shards
 from saepub.cli import UserError
@@ -270,8 +270,8 @@ def test_on_the_demo_make_measure_reproduces_what_training_logged(demo, tmp_path
     (build / ".saepub").touch()
     argv = ("make", "measure", "REPO=vits-relu")
     done = run_program(*argv, SAEPUB_BUILD=build, RECORDS=tmp_path)
-    assert done.returncode == 0, done.err
-    rows = [json.loads(s) for s in (demo / "snapshot.jsonl").read_text().splitlines()]
+    assert done.code == 0, done.err
+    rows = rows_of((demo / "snapshot.jsonl").read_text())
     logged = {row["name"]: row["summary"] for row in rows}
     fpaths = list((tmp_path / "measured").iterdir())
     assert len(fpaths) == 26 and "26 runs measured" in done.err
@@ -734,7 +734,7 @@ def test_an_executors_tasks_measure_and_keep_records(lab, kind, request):
     process = start(lab, *lines, **settings)
     out, told = process.communicate()
     assert process.returncode == 1, told
-    found = [json.loads(line) for line in out.splitlines()]
+    found = rows_of(out)
     assert [line["run_id"] for line in found] == ["a", "bb", "ccc", "dddd"]
     assert found[0] == first[0][0]
     assert_measured(found[1], x)

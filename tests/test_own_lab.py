@@ -7,7 +7,7 @@ import re
 import pytest
 
 from kits import checkpoints as util
-from kits.programs import ROOT
+from kits.programs import ROOT, rows_of
 from kits.tree import Tree, fresh
 from loopback_wandb import LoopbackWandb
 
@@ -82,19 +82,15 @@ def test_readme_leads_from_nothing_to_a_rehearsed_release(text_lab):
     goals = re.findall(r"^make (\S+)$", block, re.M)
     assert goals == ["doctor", "dry-run", "rehearse"]
     done = [text_lab.make(goal, **settings(text_lab)) for goal in goals]
-    assert "text-relu: 12 candidates, 12 with a checkpoint under" in done[0].stdout
-    assert "12 candidates" in done[1].stdout or "12" in done[1].stdout
+    assert "text-relu: 12 candidates, 12 with a checkpoint under" in done[0].out
+    assert "12 candidates" in done[1].out or "12" in done[1].out
     main = rehearsed(text_lab, "text-relu", "text-lab/sae-small-relu")
-    runs = [json.loads(x) for x in (main / "manifest.jsonl").read_text().splitlines()]
+    runs = rows_of((main / "manifest.jsonl").read_text())
     assert [run["layer"] for run in runs] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert (runs[0]["l0"], runs[0]["nmse"]) == (12.5, 0.31)
     card = (main / "README.md").read_text()
-    for words in (
-        'license: "apache-2.0"',
-        "sae@example.org",
-        "@misc{text2026,",
-        "a token",
-    ):
+    says = ('license: "apache-2.0"', "sae@example.org", "@misc{text2026,", "per token")
+    for words in says:
         assert words in card, words
     assert words_of_another_lab(text_lab.dpath / "build") == []
 
@@ -111,7 +107,7 @@ def test_a_filled_in_start_is_a_catalog(text_lab):
     told = {key: made["repos"][0][key] for key in ("objective", "activation", "d_sae")}
     assert told == {key: whole[key] for key in told}
     done = text_lab.make("dry-run", "CATALOG=own/started.json", code=2, **env)
-    assert "repos[0] (sweep).title: still to be written: the title" in done.stderr
+    assert "repos[0] (sweep).title: still to be written: the title" in done.err
 
 
 # ---- an audio model, from W&B ----------------------------------------------------------------
@@ -182,17 +178,14 @@ def test_a_sweep_of_wandb_and_another_trainers_logs(tmp_path):
         env |= {"CATALOG": "own/catalog.json", "HOME": tmp_path, "LOADER": "builtin"}
         tree.make("rehearse", **env)
     main = rehearsed(tree, "audio-batchtopk", "audio-lab/sae-batchtopk")
-    runs = [json.loads(x) for x in (main / "manifest.jsonl").read_text().splitlines()]
+    runs = rows_of((main / "manifest.jsonl").read_text())
     assert [run["run_id"] for run in runs] == [
         f"audio{n}{i}" for n in (2, 5) for i in "012"
     ]
     assert [run["nmse"] for run in runs[:3]] == [0.5, 0.4, 0.3]
     card = (main / "README.md").read_text()
-    for words in (
-        'license: "cc-by-4.0"',
-        "Listen: https://example.org/listen",
-        "a frame",
-    ):
+    says = ('license: "cc-by-4.0"', "Listen: https://example.org/listen", "per frame")
+    for words in says:
         assert words in card, words
     assert "audio-lab/birds" in card and "BatchTopK" in card
     assert words_of_another_lab(tree.dpath / "build") == []

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kits import checkpoints as util
-from kits.programs import bare_env, run_program
+from kits.programs import bare_env, run_program, text_of
 from saepub import machine, witnesses
 from saepub.checkpoint import check as preflight_check
 from saepub.checkpoint import header
@@ -46,12 +46,8 @@ def installed_saev(monkeypatch):
 
 
 def run(lines, runs, *args, **settings):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
     settings = {"RUNS_ROOT": runs, "BUILD": runs.parent / "build"} | settings
-    done = run_program("bin/preflight", *args, stdin=text, **settings)
-    done.lines = [json.loads(line) for line in done.out.splitlines()]
-    done.told = done.err.splitlines()
-    return done
+    return run_program("bin/preflight", *args, stdin=text_of(lines), **settings)
 
 
 def check(line, runs) -> dict:
@@ -79,9 +75,9 @@ def test_lines_gain_what_the_checkpoint_is(runs):
     fpath = util.write(util.run_dir(runs, "aaaaaaaa"), schema=None)
     line = util.line(extra={"kept": [1]})
     done = run([line], runs)
-    assert (done.returncode, done.err) == (0, f"preflight: warning: {OF_OLD}\n")
+    assert (done.code, done.err) == (0, f"preflight: warning: {OF_OLD}\n")
     info = fpath.stat()
-    assert done.lines == [
+    assert done.rows == [
         line
         | {
             "checkpoint": str(fpath),
@@ -117,7 +113,7 @@ def test_of_the_real_files_those_are_refused_that_saev_refuses(runs):
         assert says.get("top_k") in (None, 4)
     done = run(lines, runs)
     refused = [f"run{i}" for i, name in enumerate(want) if "f_x" not in want[name]]
-    assert done.returncode == 1 and done.out == ""
+    assert done.code == 1 and done.out == ""
     assert done.told[-1].endswith(f'EXCLUDE="{" ".join(refused)}"')
     assert done.err.count("no activation.threshold") == len(refused) == 2
 
@@ -129,11 +125,11 @@ def test_what_was_measured_of_other_bytes_is_not_published(runs):
     util.measure(runs.parent / "records", "aaaaaaaa", "52ec5790", record)
     settings = {"RECORDS": runs.parent / "records"}
     done = run([line], runs, **settings)
-    assert done.returncode == 0
-    assert "L0 measured 3.5, logged 7" in done.lines[0]["warnings"]
+    assert done.code == 0
+    assert "L0 measured 3.5, logged 7" in done.rows[0]["warnings"]
     util.write(fpath, schema=None, seed=1)
     done = run([line], runs, **settings)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert "measured on 52ec5790, but the file has changed since" in done.err
 
 
@@ -149,7 +145,7 @@ def test_what_saev_cannot_read_is_told_once_for_all(runs):
             " set SAEV_DIR to load them with saev"
         )
     ]
-    assert [line["loader"] for line in done.lines] == ["saev 0.1.0"] + 4 * ["builtin"]
+    assert [line["loader"] for line in done.rows] == ["saev 0.1.0"] + 4 * ["builtin"]
 
 
 def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
@@ -174,8 +170,8 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
     git("commit", "-q", "-m", "one")
     label = f"saev {git('rev-parse', '--short=12', 'HEAD')}"
     done = run(lines, runs, SAEV_DIR=saev_dir)
-    assert done.returncode == 0
-    assert [line["loader"] for line in done.lines] == [label] * len(lines)
+    assert done.code == 0
+    assert [line["loader"] for line in done.rows] == [label] * len(lines)
     assert "prints what it likes" in done.err  # and stdout is still lines
 
     with open(saev_dir / "src" / "saev" / "__init__.py", "a") as fd:
@@ -189,7 +185,7 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
 def test_nothing_in_is_nothing_out_without_importing_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = run([], tmp_path, PYTHONPATH=tmp_path)
-    assert (done.returncode, done.out, done.err) == (0, "", "")
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_many_at_once_keep_their_order(runs):
@@ -200,8 +196,8 @@ def test_many_at_once_keep_their_order(runs):
         line = util.line(f"run{i}", d_sae=8 << 12 - i)
         lines.append(line | {"expected": line["expected"] | {"d_sae": 8 << 12 - i}})
     done = run(lines, runs, "--jobs", 2)
-    assert done.returncode == 0
-    assert done.lines == [check(line, runs) for line in lines]
+    assert done.code == 0
+    assert done.rows == [check(line, runs) for line in lines]
 
 
 def test_jobs_fit_into_cores_and_memory(runs, monkeypatch):
@@ -259,7 +255,7 @@ def test_every_failing_run_is_named_and_the_command_without_them(runs):
     util.run_dir(runs, "run2").write_bytes(b"")
     lines[3]["d_model"] = 16
     done = run(lines, runs, EXCLUDE="before1,before2 $(evil)")
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     fpath = util.run_dir(runs, "run1")
     assert [told for told in done.told if "warning" not in told] == [
         f"preflight: tiny layer 1 run1: {fpath}: No such file or directory",
@@ -296,7 +292,7 @@ def test_released_loader_that_tied_the_weights_is_refused(runs, tmp_path):
     fpath = util.write(util.run_dir(runs, "aaaaaaaa"))
     saev_dir = util.write_saev(tmp_path / "saev", "tied")
     done = run([util.line()], runs, SAEV_DIR=saev_dir)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert (
         f"preflight: tiny layer 6 aaaaaaaa: {fpath}: saev (commit unknown) loads other values:"
         " W_dec differs in 256 of 256 values"
@@ -345,11 +341,11 @@ def test_old_checkout_is_told_apart_from_a_bad_file(runs, tmp_path):
     util.write(util.run_dir(runs, "old00000"), None)
     util.write(util.run_dir(runs, "new00000"), 5, seed=1)
     done = run([util.line("old00000"), util.line("new00000")], runs, SAEV_DIR=saev_dir)
-    assert [line["loader"] for line in done.lines] == [
+    assert [line["loader"] for line in done.rows] == [
         "saev (commit unknown)",
         "builtin",
     ]
-    assert done.lines[1]["warnings"] == [
+    assert done.rows[1]["warnings"] == [
         (
             "saev.nn.load() can't read it: saev (commit unknown) refuses it:"
             " TypeError: unexpected keyword argument 'schema'"
@@ -392,7 +388,7 @@ def test_saev_that_cannot_be_imported_is_one_line(runs, tmp_path):
     for jobs in (1, 2):
         lines = [util.line("run1"), util.line("run2")]
         done = run(lines, runs, "--jobs", jobs, SAEV_DIR=saev_dir)
-        assert (done.returncode, done.out) == (1, "")
+        assert (done.code, done.out) == (1, "")
         assert done.told == [
             (
                 f"preflight: {saev_dir}/src needs the package"
@@ -411,7 +407,7 @@ def test_process_that_dies_costs_only_the_run_that_it_was_at(runs, tmp_path, job
         line = util.line(f"run{i}", d_sae=d_sae)
         lines.append(line | {"expected": line["expected"] | {"d_sae": d_sae}})
     done = run(lines, runs, "--jobs", jobs, SAEV_DIR=saev_dir)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     told = [s for s in done.told if s.startswith("preflight: ")]
     assert told == [
         (
@@ -453,13 +449,13 @@ def test_interrupt_is_one_line(runs, tmp_path):
 
 def test_wrong_usage_and_wrong_lines(runs):
     done = run([], runs, "--jobs", 0)
-    assert done.returncode == 2 and "--jobs is 0" in done.err
+    assert done.code == 2 and "--jobs is 0" in done.err
     line = util.line()
     done = run([line], runs)
     assert done.err.startswith(f"preflight: RUNS_ROOT {runs}: no such directory")
     del line["l0"]
     done = run([line], runs)
-    assert done.returncode == 1
+    assert done.code == 1
     assert done.err.startswith('preflight: stdin:1: no "l0": {')
 
 
@@ -562,7 +558,7 @@ def test_hostile_files_are_refused_in_time_and_memory_and_nothing_runs(runs, tmp
 
     run_ids = [*bodies, "noline", "sparse", "fifo", "zero", "dir"]
     lines = [util.line(run_id) for run_id in run_ids]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    text = text_of(lines)
     argv = (sys.executable, "-c", TELL_MEMORY, "bin/preflight")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_before = used.ru_utime + used.ru_stime
@@ -570,11 +566,11 @@ def test_hostile_files_are_refused_in_time_and_memory_and_nothing_runs(runs, tmp
     done = run_program(*argv, stdin=text, **settings)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert used.ru_utime + used.ru_stime - cpu_before < 10  # all of them, on two cores
-    *done.told, n_kbytes = done.err.splitlines()
+    *all_told, n_kbytes = done.told
     assert int(n_kbytes) < 1_000_000
-    assert (done.returncode, done.out) == (1, "")
-    assert len(done.told) == len(run_ids) + 1
-    for told, run_id in zip(done.told, run_ids, strict=False):
+    assert (done.code, done.out) == (1, "")
+    assert len(all_told) == len(run_ids) + 1
+    for told, run_id in zip(all_told, run_ids, strict=False):
         fpath = util.run_dir(runs, run_id)
         assert told.startswith(f"preflight: tiny layer 6 {run_id}: {fpath}: ")
     assert not mark.exists()
@@ -583,7 +579,7 @@ def test_hostile_files_are_refused_in_time_and_memory_and_nothing_runs(runs, tmp
 def test_run_id_that_leaves_the_runs_root_is_refused(runs):
     for run_id in ("../../etc", "a/b", "", "a\nb", "$(x)"):
         done = run([util.line(run_id)], runs)
-        assert done.returncode == 1 and '"run_id" is' in done.err
+        assert done.code == 1 and '"run_id" is' in done.err
 
 
 # What a person should see.

@@ -2,7 +2,6 @@
 
 import datetime
 import email.utils
-import json
 import os
 import pathlib
 import pty
@@ -15,7 +14,7 @@ import threading
 import pytest
 
 from kits.hub import Fault
-from kits.programs import ROOT, run_program, text_of
+from kits.programs import ROOT, rows_of, run_program, text_of
 from kits.release import (
     LAB,
     NARROW,
@@ -320,7 +319,7 @@ def replace_same_size(fpath: pathlib.Path) -> None:
 def spoil_manifest(world) -> None:
     """A stage of whole files, whose manifest says other numbers than the lines."""
     fpath = world.stage() / "manifest.jsonl"
-    rows = [json.loads(line) for line in fpath.read_text().splitlines()]
+    rows = rows_of(fpath.read_text())
     rows[0]["l0"] += 1
     fpath.write_text(text_of(rows))
     import hashlib
@@ -922,7 +921,7 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     assert collect.last == f"no collection was changed: {OTHER} must be released first"
     assert all(not c["items"] for c in world.hub.collections())
     said = run_program(ROOT / "bin/announce", stdin=collect.out, AGAIN="make release")
-    assert said.returncode == 1
+    assert said.code == 1
     assert said.out.startswith(f"{world.hub.endpoint}/{world.repo_id}/tree/")
     assert said.err == f"announce: not released: {OTHER}; to continue: make release\n"
 

@@ -2,12 +2,11 @@
 
 import re
 import shutil
-import subprocess
 
 import pytest
 
-from kits.programs import ROOT, bare_env
-from kits.tree import fresh
+from kits.programs import ROOT, Done
+from kits.tree import Tree, fresh
 
 pytestmark = pytest.mark.long
 
@@ -26,15 +25,8 @@ def tree(tmp_path_factory, demo):
     return fresh(tmp_path_factory.mktemp("readme"), demo, "dry-run")
 
 
-def sh(tree, text: str, **env):
-    return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", text],
-        cwd=tree.dpath,
-        env=bare_env(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+def sh(tree: Tree, text: str) -> Done:
+    return tree.run("bash", "-o", "pipefail", "-c", text)
 
 
 def section(title: str) -> str:
@@ -50,8 +42,8 @@ def rehearsed(tree):
     """What README's rehearsal prints, after which the Hub on this machine has the release."""
     (block,) = blocks("Releasing")
     done = sh(tree, block)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_the_rehearsal_works_as_told(rehearsed):
@@ -87,7 +79,7 @@ def test_make_draws_the_pictures(tree):
 
 
 def test_every_target_in_the_readme_is_one(tree):
-    listed = set(re.findall(r"^([\w-]+) ", tree.make("help").stdout, re.MULTILINE))
+    listed = set(re.findall(r"^([\w-]+) ", tree.make("help").out, re.MULTILINE))
     named = set(re.findall(r"(?:^ *|`)make ([a-z][a-z-]+)", README, re.MULTILINE))
     assert named - {"install"} <= listed, named - listed
 
@@ -107,17 +99,17 @@ def test_a_jq_filter_is_executable_and_tells_its_purpose_and_example(
     tree, name, request
 ):
     told = sh(tree, f"bin/{name} --help")
-    assert told.returncode == 0 and told.stdout and not told.stderr
-    try_example(tree, name, told.stdout, request)
+    assert told.code == 0 and told.out and not told.err
+    try_example(tree, name, told.out, request)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_help_has_a_purpose_options_and_an_example_that_works(tree, name, request):
     done = sh(tree, f"bin/{name} --help")
-    assert done.returncode == 0 and done.stderr == ""
-    assert re.match(rf"usage: {name} .*\n\n[A-Z].*\.\n", done.stdout, re.DOTALL)
-    assert "options:" in done.stdout
-    try_example(tree, name, done.stdout, request)
+    assert done.code == 0 and done.err == ""
+    assert re.match(rf"usage: {name} .*\n\n[A-Z].*\.\n", done.out, re.DOTALL)
+    assert "options:" in done.out
+    try_example(tree, name, done.out, request)
 
 
 def try_example(tree, name: str, help_text: str, request) -> None:
@@ -128,14 +120,14 @@ def try_example(tree, name: str, help_text: str, request) -> None:
         quoted = example.replace("'", "'\\''")
         example = f"LOADER=builtin bin/rehearse bash -o pipefail -c '{quoted}'"
     done = sh(tree, example)
-    assert done.returncode == 0, (example, done.stdout, done.stderr)
+    assert done.code == 0, (example, done.out, done.err)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_wrong_usage_is_exit_2_and_no_traceback(tree, name):
     done = sh(tree, f"bin/{name} --no-such-option")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr and done.stderr.startswith("usage: ")
+    assert done.code == 2
+    assert "Traceback" not in done.err and done.err.startswith("usage: ")
 
 
 def test_the_debugging_session_works_as_told(tree):
@@ -143,8 +135,8 @@ def test_the_debugging_session_works_as_told(tree):
     outs = []
     for block in blocks("Piping by hand"):
         done = sh(tree, block)
-        assert done.returncode == 0, (block, done.stderr)
-        outs.append(done.stdout)
+        assert done.code == 0, (block, done.err)
+        outs.append(done.out)
     assert re.search(r"1 not Matryoshka", outs[0])
     assert re.fullmatch(r"\w{8} \S+/vitl_ade20k_inference\.py:\d+\n", outs[1])
     assert len(outs[2].splitlines()) == len(outs[3].splitlines()) == 3

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 import urllib.request
 
 import pytest
@@ -39,10 +38,10 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     if transport == "lfs":
         env["HF_HUB_DISABLE_XET"] = "1"
     done = tree.make("rehearse", f"REPO={slug}", **env)
-    endpoint = re.search(r"rehearsing against (http://127\.0\.0\.1:\d+), ", done.stderr)
+    endpoint = re.search(r"rehearsing against (http://127\.0\.0\.1:\d+), ", done.err)
     pattern = rf"{endpoint[1]}/{repo_id}/tree/\w+  9 files, \S+ kB, \S+ s, verified\n"
-    assert re.fullmatch(pattern, done.stdout)
-    assert "rehearsed; what the Hub would have is under build/hub/models" in done.stderr
+    assert re.fullmatch(pattern, done.out)
+    assert "rehearsed; what the Hub would have is under build/hub/models" in done.err
 
     # For a look: the repo as it would be, and the collections.
     main = tree.dpath / "build/hub/models" / repo_id / "main"
@@ -61,7 +60,7 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     assert not (tree.dpath / f"records/{slug}/release.json").exists()
     assert (tree.dpath / f"build/hub/records/{slug}/release.json").exists()
     assert not (tmp_path / "home/.cache/huggingface").exists()
-    assert subprocess.run(["grep", "-rqF", CANARY, tmp_path]).returncode == 1
+    assert run_program("grep", "-rqF", CANARY, tmp_path).code == 1
     assert is_gone(endpoint[1])
 
     if transport == "lfs":
@@ -69,8 +68,8 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     before = tree.times()
     again = tree.make("rehearse", f"REPO={slug}", **env)
     assert tree.times() == before, "it settled on numbers again, by other records"
-    assert f"{repo_id}: nothing to do" in again.stderr
-    assert again.stderr.count(": has all") == 2
+    assert f"{repo_id}: nothing to do" in again.err
+    assert again.err.count(": has all") == 2
 
 
 def is_gone(endpoint: str) -> bool:
@@ -96,14 +95,14 @@ def go(tmp_path, demo):
 
 
 def test_the_commands_exit_code_is_passed_on(go):
-    assert go("true").returncode == 0
+    assert go("true").code == 0
     done = go("sh", "-c", "exit 3")
-    assert (done.returncode, "rehearsed" in done.err) == (3, False)
+    assert (done.code, "rehearsed" in done.err) == (3, False)
 
 
 def test_without_a_command_it_is_wrong_usage(go):
     done = go()
-    assert done.returncode == 2
+    assert done.code == 2
     assert done.err == "rehearse: name a command to run\n"
 
 
@@ -123,7 +122,7 @@ def test_the_existing_collection_is_there_once(go, tmp_path):
     entry["collections"] = [{"slug": f"demo-lab/sae-v-{SAE_V}"}]
     fpath.write_text(json.dumps(entry))
     for _ in range(2):
-        assert go("true").returncode == 0
+        assert go("true").code == 0
         (made,) = json.loads((tmp_path / "build/hub/collections.json").read_text())
         assert (made["title"], made["id"]) == ("sae-v", SAE_V)
 
@@ -131,7 +130,7 @@ def test_the_existing_collection_is_there_once(go, tmp_path):
 def test_two_rehearsals_at_once_are_told_apart(go, tmp_path):
     inner = [str(ROOT / "bin/rehearse"), "true"]
     done = go(*inner)
-    assert done.returncode == 1
+    assert done.code == 1
     assert "another loopback Hub runs on this directory" in done.err
 
 

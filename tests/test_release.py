@@ -12,7 +12,7 @@ import time
 import pytest
 
 from kits.hub import Fault
-from kits.programs import bare_env
+from kits.programs import Done, bare_env, run_program
 from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
 from kits.tree import SLUGS, Tree, fresh
 from loopback_hub import LoopbackHub
@@ -52,7 +52,7 @@ class Release(Tree):
             "HF_TOKEN": WRITER,
         }
 
-    def run(self, goal: str, *argv: str, code: int = 0, **env: object):
+    def go(self, goal: str, *argv: str, code: int = 0, **env: object) -> Done:
         argv = (f"REPO={SLUG}", *(argv or ("N=2",)))
         return self.make(goal, *argv, code=code, **self.env | env)
 
@@ -76,12 +76,12 @@ def tree(built, tmp_path, hub):
 def announced(done) -> list[tuple[str, ...]]:
     """Of each repo's line: URL, commit, files, bytes, seconds."""
     pattern = r"(\S+)/tree/(\w{40})  (\d+) files, (\S+ \wB), ([\d.]+) s, verified"
-    return [re.fullmatch(pattern, line).groups() for line in done.stdout.splitlines()]
+    return [re.fullmatch(pattern, line).groups() for line in done.out.splitlines()]
 
 
 def test_first_second_and_changed_release_by_xet(tree):
     hub = tree.hub
-    first = tree.run("release")
+    first = tree.go("release")
     assert "xet_token" in {kind for _, kind in hub.requests}
     commit = hub.commits(REPO_ID)[0]["id"]
     ((url, announced_commit, n_files, n_bytes, _),) = announced(first)
@@ -91,7 +91,7 @@ def test_first_second_and_changed_release_by_xet(tree):
     assert n_files == "9" and n_bytes in shown
     assert tree.held() == tree.staged()
     assert len(hub.commits(REPO_ID)) == 2
-    links = re.findall(r"^(http\S+/collections/\S+): (\w+)", first.stderr, re.M)
+    links = re.findall(r"^(http\S+/collections/\S+): (\w+)", first.err, re.M)
     assert [how for _, how in links] == ["created", "gained"]
     record = json.loads(
         (tree.dpath / f"build/demo/records/{SLUG}/release.json").read_text()
@@ -99,23 +99,23 @@ def test_first_second_and_changed_release_by_xet(tree):
     assert record["commit"] == commit
 
     # Without a token: what a release would do, and whether it is still as released.
-    plan = tree.run("plan", HF_TOKEN="")
-    assert f"{REPO_ID}: nothing to do" in plan.stderr
-    later = tree.run("verify", HF_TOKEN="")
-    assert f"{REPO_ID} at" in later.stderr and "verified 9 files" in later.stderr
+    plan = tree.go("plan", HF_TOKEN="")
+    assert f"{REPO_ID}: nothing to do" in plan.err
+    later = tree.go("verify", HF_TOKEN="")
+    assert f"{REPO_ID} at" in later.err and "verified 9 files" in later.err
 
     n_received = hub.bytes_received
-    second = tree.run("release")
+    second = tree.go("release")
     assert announced(second)[0][1] == commit
     assert (hub.bytes_received, len(hub.commits(REPO_ID))) == (n_received, 2)
 
     # A record of before is not announced where a release fails.
     hub.faults.append(Fault("info", status=403, times=10**6))
-    assert tree.run("release", code=2).stdout == ""
+    assert tree.go("release", code=2).out == ""
     hub.faults.clear()
 
     before = tree.held()
-    changed = tree.run("release", "N=3", "PRUNE=1")
+    changed = tree.go("release", "N=3", "PRUNE=1")
     assert tree.held() == tree.staged()
     assert len(hub.commits(REPO_ID)) == 3
     assert announced(changed)[0][1] == hub.commits(REPO_ID)[0]["id"]
@@ -143,42 +143,36 @@ def test_killed_during_the_upload_and_run_again_by_lfs(tree):
     make.wait()
     hold.release.set()
     tree.hub.faults.clear()
-    tree.run("release")
+    tree.go("release")
     assert "lfs_put" in {kind for _, kind in tree.hub.requests}
     assert tree.held() == tree.staged()
     titles = ["Release 4 SAE checkpoints of layers 10, 11", "initial commit"]
     assert [c["title"] for c in tree.hub.commits(REPO_ID)] == titles
     n_received = tree.hub.bytes_received
-    tree.run("release")
+    tree.go("release")
     assert (tree.hub.bytes_received, len(tree.hub.commits(REPO_ID))) == (n_received, 2)
 
 
 def test_without_a_token_nothing_is_sent(tree):
-    done = tree.run("release", code=2, HF_TOKEN="")
-    assert "*** HF_TOKEN is not set; create a token with write access" in done.stderr
+    done = tree.go("release", code=2, HF_TOKEN="")
+    assert "*** HF_TOKEN is not set; create a token with write access" in done.err
     assert tree.hub.requests == []
-    assert done.stdout == ""
+    assert done.out == ""
     assert tree.hub.store.repos == {}
 
 
 def test_what_stands_is_announced_where_a_collection_fails(tree):
-    done = tree.run("release", code=2, HF_TOKEN=SCOPED)
+    done = tree.go("release", code=2, HF_TOKEN=SCOPED)
     assert len(announced(done)) == 1
-    assert "collect: 2 problems; the repos are released and verified" in done.stderr
+    assert "collect: 2 problems; the repos are released and verified" in done.err
 
 
 def test_the_clients_own_settings_may_be_in_dotenv(tree):
-    lines = (tree.dpath / f"build/{SLUG}/rendered.jsonl").read_bytes()
+    lines = (tree.build / SLUG / "rendered.jsonl").read_text()
     (tree.dpath / ".env").write_text(f"HF_ENDPOINT={tree.hub.endpoint}\n")
-    done = subprocess.run(
-        [tree.dpath / "bin/plan"],
-        input=lines,
-        capture_output=True,
-        cwd=tree.dpath,
-        env=bare_env(),
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{REPO_ID}: would be created" in done.stderr.decode()
+    done = tree.run("bin/plan", stdin=lines)
+    assert done.code == 0, done.err
+    assert f"{REPO_ID}: would be created" in done.err
     assert ("GET", "info") in tree.hub.requests
 
 
@@ -209,11 +203,11 @@ class CommandLines(threading.Thread):
 def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
     env = {"HF_TOKEN": CANARY, "REPO": "x"}
     refused = push_dinov3(tree, **env)
-    assert refused.returncode == 1
+    assert refused.code == 1
     assert (
         "push: vitl-topk: saev has not loaded 4 checkpoints; set SAEV_DIR to a saev"
         " that can, or set LOADER=builtin to publish them as they are (nothing was sent; to continue: "
-    ) in refused.stderr
+    ) in refused.err
     assert tree.hub.store.repos == {}
 
     watch = CommandLines()
@@ -221,7 +215,7 @@ def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
     done = push_dinov3(tree, LOADER="builtin", **env)
     watch.is_over = True
     watch.join()
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     catalog = json.loads((tree.dpath / "build/demo/catalog.json").read_text())
     repo_ids = {repo["slug"]: repo["repo_id"] for repo in catalog["repos"]}
     assert len(announced(done)) == 4
@@ -233,26 +227,22 @@ def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
     assert "saev 0.1.0" not in card
 
     # The stages' words, their command lines, and all that they and the Hub left behind.
-    assert CANARY not in refused.stdout + refused.stderr + done.stdout + done.stderr
+    assert CANARY not in refused.out + refused.err + done.out + done.err
     assert watch.n_looks > 10 and watch.found == []
-    left = subprocess.run(["grep", "-rlF", CANARY, tmp_path], capture_output=True)
-    assert (left.returncode, left.stdout) == (1, b"")
+    left = run_program("grep", "-rlF", CANARY, tmp_path)
+    assert (left.code, left.out) == (1, "")
 
 
 def test_the_token_is_in_no_error_text(tree):
     tree.hub.tokens.pop(CANARY)
-    done = tree.run("release", code=2, HF_TOKEN=f" {CANARY} ")
-    assert "HF_TOKEN is wrong or expired (401)" in done.stderr
-    assert CANARY not in done.stdout + done.stderr
+    done = tree.go("release", code=2, HF_TOKEN=f" {CANARY} ")
+    assert "HF_TOKEN is wrong or expired (401)" in done.err
+    assert CANARY not in done.out + done.err
 
 
-def push_dinov3(tree, *argv: str, **env: object):
-    return subprocess.run(
-        [tree.dpath / "bin/push-dinov3", *argv],
-        env=bare_env(**{"N": 2} | tree.env | env),
-        capture_output=True,
-        text=True,
-    )
+def push_dinov3(tree, *argv: str, **env: object) -> Done:
+    program = tree.dpath / "bin/push-dinov3"
+    return run_program(program, *argv, **{"N": 2} | tree.env | env)
 
 
 def test_push_dinov3_fails_with_1_and_the_command_that_goes_on(tree):
@@ -261,21 +251,19 @@ def test_push_dinov3_fails_with_1_and_the_command_that_goes_on(tree):
     catalog["repos"] = [r for r in catalog["repos"] if r["slug"] == SLUG]
     (tree.dpath / "build/demo/catalog.json").write_text(json.dumps(catalog))
     done = push_dinov3(tree, HF_TOKEN="")
-    assert done.returncode == 1
-    assert re.search(
-        r"HF_TOKEN is not set.*to continue: .*bin/push-dinov3", done.stderr
-    )
+    assert done.code == 1
+    assert re.search(r"HF_TOKEN is not set.*to continue: .*bin/push-dinov3", done.err)
     assert tree.hub.requests[-1][0] == "GET"
     done = push_dinov3(tree, "--dry-run", HF_TOKEN="")
-    assert done.returncode == 0 and REPO_ID in done.stdout
+    assert done.code == 0 and REPO_ID in done.out
     assert tree.hub.store.repos == {}
 
 
 def test_push_dinov3_wrong_usage_is_exit_2_and_help_is_help(tree):
     for argv in (["--wet-run"], ["--dry-run", "x"]):
         done = push_dinov3(tree, *argv)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "usage: bin/push-dinov3 [--dry-run]\n"
+        assert (done.code, done.out) == (2, "")
+        assert done.err == "usage: bin/push-dinov3 [--dry-run]\n"
     done = push_dinov3(tree, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "usage: bin/push-dinov3 [--dry-run]\n" in done.stdout
+    assert (done.code, done.err) == (0, "")
+    assert "usage: bin/push-dinov3 [--dry-run]\n" in done.out

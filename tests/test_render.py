@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kits.lab import Lab
-from kits.programs import Done, text_of
+from kits.programs import Done, rows_of, text_of
 from saepub.checkpoint import probe
 from saepub.choice import account as choice
 from saepub.release import manifest, staged
@@ -257,7 +257,7 @@ def test_a_card_of_files_no_saev_loaded_does_not_claim_otherwise(lab):
 
 def test_the_manifest_has_full_precision_in_the_tables_order(lab):
     render(lab)
-    rows = [json.loads(text) for text in read(lab, "manifest.jsonl").splitlines()]
+    rows = rows_of(read(lab, "manifest.jsonl"))
     assert [row["run_id"] for row in rows] == ["aaaa1111", "bbbb2222", "cccc3333"]
     assert rows[1] == {
         "run_id": "bbbb2222",
@@ -343,7 +343,7 @@ def account(lab, **fates) -> str:
     for row in rows:
         if row["fate"] == "excluded":
             row |= {"fate": "dropped", "drop": "excluded by hand"}
-    fpath.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fpath.write_text(text_of(rows))
     return str(fpath)
 
 

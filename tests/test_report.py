@@ -70,7 +70,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def page(tmp_path):
     done = report(leave(tmp_path))
-    assert done.returncode == 0, done.err
+    assert done.code == 0, done.err
     assert done.out == ""
     return Page(done.html)
 
@@ -252,7 +252,7 @@ def test_text_from_outside_stays_text(tmp_path, text):
         rows = [published(x) for x in account if x["fate"] in ("chosen", "pinned")]
         rows[0] |= {"warnings": [text], "loader": text}
         done = report(leave(tmp_path, account, rows))
-        assert done.returncode == 0, done.err
+        assert done.code == 0, done.err
         return Page(done.html)
 
     page, harmless = page_with(text), page_with("harmless")
@@ -331,15 +331,15 @@ def test_the_page_asks_for_nothing_and_runs_only_its_own_script(page, tmp_path):
 
 def test_no_slug_and_an_unknown_slug_are_wrong_usage(tmp_path):
     leave(tmp_path)
-    assert report(tmp_path, "--out", tmp_path / "x").returncode == 2
+    assert report(tmp_path, "--out", tmp_path / "x").code == 2
     done = report(tmp_path, "vitz-relu")
-    assert done.returncode == 2
+    assert done.code == 2
     assert "did you mean vits-relu?" in done.err
 
 
 def test_a_repo_without_a_dry_run_says_what_to_run(tmp_path):
     done = report(leave(tmp_path), "vitb-relu")
-    assert done.returncode == 1
+    assert done.code == 1
     assert done.err == (
         f"report: {tmp_path}/vitb-relu/rendered.jsonl: missing;"
         f" run: make dry-run REPO=vitb-relu\n"
@@ -350,7 +350,7 @@ def test_a_repo_without_a_dry_run_says_what_to_run(tmp_path):
 def test_files_of_two_choices_are_refused(tmp_path):
     leave(tmp_path, rows=[published(ACCOUNT[0])])
     done = report(tmp_path)
-    assert done.returncode == 1
+    assert done.code == 1
     assert "don't match; run: make dry-run REPO=vits-relu" in done.err
 
 
@@ -358,7 +358,7 @@ def test_a_line_that_is_no_account_is_refused_and_an_older_page_stands(tmp_path)
     first = report(leave(tmp_path)).html
     leave(tmp_path, [*ACCOUNT[:-1], run("lonely", 1.0, 1.0, "lucky", layer=8)])
     done = report(tmp_path)
-    assert done.returncode == 1
+    assert done.code == 1
     assert 'account.jsonl:12: "fate" is "lucky", not one of chosen, ' in done.err
     assert done.html == first
     assert not list(tmp_path.glob(".*"))
@@ -451,7 +451,7 @@ def test_the_repos_that_are_whole_are_shown_and_the_others_named(tmp_path):
     (tmp_path / "vits-relu/summary.txt").touch()
     argv = ("--partial", "vits-relu", "vitb-relu")
     done = report(tmp_path, *argv)
-    assert done.returncode == 1
+    assert done.code == 1
     assert "vitb-relu: can't be released yet" in done.err
     why = "vitb-relu: its dry run failed; to see why: make dry-run REPO=vitb-relu"
     assert f"Not shown: {why}" in done.html
@@ -460,4 +460,4 @@ def test_the_repos_that_are_whole_are_shown_and_the_others_named(tmp_path):
     time = (tmp_path / "vits-relu/summary.txt").stat().st_mtime + 1
     os.utime(tmp_path / "vits-relu/account.jsonl", (time, time))
     done = report(tmp_path, *argv)
-    assert done.returncode == 1 and "vits-relu, vitb-relu: nothing to show" in done.err
+    assert done.code == 1 and "vits-relu, vitb-relu: nothing to show" in done.err

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import pathlib
 import random
 import shlex
@@ -10,7 +9,7 @@ import shlex
 import pytest
 
 from kits.page import ACCOUNT, leave, published, report, run, start_browser
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, rows_of, run_program, text_of
 from saepub.jsonl import CHOSEN, NOT_NEEDED, OFF_FRONTIER, PINNED
 from saepub.page.panel import BACK_TO_FRONT
 
@@ -32,7 +31,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fpath(tmp_path_factory) -> pathlib.Path:
     build_dpath = leave(tmp_path_factory.mktemp("build"))
-    assert report(build_dpath, PIN="byhand", EXCLUDE="out").returncode == 0
+    assert report(build_dpath, PIN="byhand", EXCLUDE="out").code == 0
     return build_dpath / "report.html"
 
 
@@ -176,7 +175,7 @@ def test_a_tip_has_the_logged_numbers_too(browser, tmp_path):
         "l0_logged": 31.2,
         "nmse_logged": 0.31,
     }
-    assert report(leave(tmp_path, [line])).returncode == 0
+    assert report(leave(tmp_path, [line])).code == 0
     page = Look(browser, tmp_path / "report.html").open()
     page.hover(page.point("a"))
     assert "As logged: L0 31.2, NMSE 0.310" in page.one("#tip").text
@@ -187,7 +186,7 @@ def test_the_lit_row_comes_into_sight_and_the_page_stays(browser, tmp_path):
     account = [run("first", 1.0, 0.9, "chosen"), run("last", 99.0, 0.1, "chosen")]
     account += [run(f"r{i}", 2.0 + i, 0.9, "off the frontier") for i in range(60)]
     page = Look(browser, leave(tmp_path, account) / "report.html")
-    assert report(tmp_path).returncode == 0
+    assert report(tmp_path).code == 0
     page.open()
     for run_id in ("last", "first"):
         page.hover(page.point(run_id))
@@ -264,7 +263,7 @@ def test_clicks_in_two_repos_give_a_command_for_both(browser, tmp_path):
     ]
     leave(tmp_path, ACCOUNT + other)
     done = report(tmp_path, "vits-relu", "vitb-relu", PIN="byhand elsewhere", N=4)
-    assert done.returncode == 0
+    assert done.code == 0
     page = Look(browser, tmp_path / "report.html").open()
     page.click(page.point("worse"))
     assert page.command.startswith("make dry-run REPO=vits-relu N=4 PIN=")
@@ -293,7 +292,7 @@ def test_a_command_does_what_it_says(browser, tmp_path):
     before = chain(tmp_path, runs, pin="run9", exclude="run3")
     fates = {x["run_id"]: x["fate"] for x in before}
     assert set(fates.values()) == set(BACK_TO_FRONT)
-    assert report(leave(tmp_path, before), PIN="run9", EXCLUDE="run3").returncode == 0
+    assert report(leave(tmp_path, before), PIN="run9", EXCLUDE="run3").code == 0
     page = Look(browser, tmp_path / "report.html").open()
     wanted = {}
     for fate in (CHOSEN, PINNED, NOT_NEEDED, OFF_FRONTIER):
@@ -322,14 +321,14 @@ def classifiable(run_id: str, l0: float, nmse: float | None, expected: dict) -> 
 
 
 def chain(tmp_path, runs: list[dict], pin: str, exclude: str) -> list[dict]:
-    stdin = "".join(json.dumps(x) + "\n" for x in runs)
+    stdin = text_of(runs)
     classified = run_program(ROOT / "bin/classify", stdin=stdin, EXCLUDE=exclude)
     settled = run_program(ROOT / "bin/settle", stdin=classified.out)
     fpath = tmp_path / "account.jsonl"
     argv = (ROOT / "bin/select", "--account", fpath)
     done = run_program(*argv, stdin=settled.out, PIN=pin)
-    assert done.returncode == 0, done.err
-    return [json.loads(text) for text in fpath.read_text().splitlines()]
+    assert done.code == 0, done.err
+    return rows_of(fpath.read_text())
 
 
 def test_a_click_on_a_dropped_run_says_why_it_cant_be_pinned(page):
@@ -573,7 +572,7 @@ def test_a_tip_covers_no_label_no_row_and_not_its_run(page, width):
 def test_a_table_that_goes_on_shows_it(browser, tmp_path):
     account = [run(f"r{i}", 2.0 + i, 0.9, "off the frontier") for i in range(60)]
     account.append(run("best", 1.0, 0.2, "chosen"))
-    assert report(leave(tmp_path, account)).returncode == 0
+    assert report(leave(tmp_path, account)).code == 0
     page = Look(browser, tmp_path / "report.html").open(width=390)
 
     def foot() -> tuple[int, ...]:
@@ -623,7 +622,7 @@ def test_no_table_is_broken_over_two_printed_pages(browser, tmp_path):
             for i in range(n)
         ]
         account.append(run(f"L{layer}best", 1.0, 0.2, "chosen", layer=layer))
-    assert report(leave(tmp_path, account)).returncode == 0
+    assert report(leave(tmp_path, account)).code == 0
     page = Look(browser, tmp_path / "report.html").open()
     printed = pages_of(page)
     assert len(printed) > 1
@@ -665,7 +664,7 @@ def test_hostile_text_runs_nothing(browser, tmp_path):
     rows = [published(x) for x in account if x["fate"] in ("chosen", "pinned")]
     for row in rows:
         row |= {"warnings": [text], "loader": text}
-    assert report(leave(tmp_path, account, rows)).returncode == 0
+    assert report(leave(tmp_path, account, rows)).code == 0
     page = Look(browser, tmp_path / "report.html").open()
     page.click(page.point("plain"))
     page.said(f"plain can't be pinned, it was dropped: {text}")
@@ -692,7 +691,7 @@ def test_twenty_layers_of_five_hundred_runs_open_and_scroll(browser, tmp_path):
     account += [
         run(f"best{layer}", 2.0, 0.01, "chosen", layer=layer) for layer in range(20)
     ]
-    assert report(leave(tmp_path, account)).returncode == 0
+    assert report(leave(tmp_path, account)).code == 0
     page = Look(browser, tmp_path / "report.html").open()
     assert page.js("return document.querySelectorAll('[data-row]').length") == 10_000
     page.hover(page.point("best0"))

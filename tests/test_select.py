@@ -1,7 +1,6 @@
 """select is exactly the rule: held against a second, naive implementation."""
 
 import datetime
-import json
 import math
 import random
 
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, rows_of, run_program, text_of
 from saepub.choice.frontier import Run
 from saepub.choice.panel import Panel
 
@@ -23,9 +22,7 @@ def row(run_id: str, l0: float, nmse: float, day: int = 0, **more) -> dict:
 
 
 def run_select(rows: list[dict], *argv, **env):
-    stdin = "".join(json.dumps(r) + "\n" for r in rows)
-    done = run_program(ROOT / "bin/select", *argv, stdin=stdin, **env)
-    done.rows = [json.loads(line) for line in done.out.splitlines()]
+    done = run_program(ROOT / "bin/select", *argv, stdin=text_of(rows), **env)
     done.ids = [r["run_id"] for r in done.rows]
     return done
 
@@ -102,7 +99,7 @@ def test_the_program_agrees_with_the_naive_rule():
     ]
     rows += [r | {"layer": 7, "run_id": "x" + r["run_id"]} for r in rows[:50]]
     done = run_select(rows)
-    assert done.returncode == 0
+    assert done.code == 0
     assert done.ids == naive(rows[:300], 6) + naive(rows[300:], 6)
     assert [r["layer"] for r in done.rows] == sorted(r["layer"] for r in done.rows)
 
@@ -121,7 +118,7 @@ def test_equal_l0_and_nmse_take_the_later_run():
 def test_one_run_is_chosen_and_no_run_is_no_error():
     assert run_select([row("only", 8, 0.5)]).ids == ["only"]
     done = run_select([])
-    assert (done.returncode, done.out, done.err) == (0, "", "")
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_lines_pass_through_byte_for_byte():
@@ -144,14 +141,14 @@ def test_pins_come_from_the_setting_split_at_anything_between_ids():
 
 def test_a_pin_of_another_repo_is_no_error_and_is_told():
     done = run_select([row("a", 1, 0.5)], PIN="elsewhere")
-    assert (done.returncode, done.ids) == (0, ["a"])
+    assert (done.code, done.ids) == (0, ["a"])
     assert "PIN elsewhere: not among these lines" in done.err
 
 
 def test_a_pin_must_be_on_a_line_that_is_not_dropped():
     rows = [row("a", 1, 0.5), row("b", 2, 0.4, drop="still running")]
     done = run_select(rows, "--pin", "b")
-    assert done.returncode == 1 and "it was dropped: still running" in done.err
+    assert done.code == 1 and "it was dropped: still running" in done.err
 
 
 def test_every_candidate_is_accounted_for(tmp_path):
@@ -160,7 +157,7 @@ def test_every_candidate_is_accounted_for(tmp_path):
     done = run_select(rows, "--account", tmp_path / "account.jsonl")
     assert "10 candidates = 6 chosen + 1 off the frontier + 2 on it" in done.err
     assert "1 dropped; dropped: 1 no L0" in done.err
-    account = [json.loads(t) for t in (tmp_path / "account.jsonl").open()]
+    account = rows_of((tmp_path / "account.jsonl").read_text())
     assert [r["run_id"] for r in account] == [r["run_id"] for r in rows]
     fates = {r["run_id"]: r["fate"] for r in account}
     assert [i for i in fates if fates[i] == "chosen"] == done.ids
@@ -171,7 +168,7 @@ def test_every_candidate_is_accounted_for(tmp_path):
 def test_a_layer_without_a_run_to_release_names_the_setting():
     rows = [row("a", 1, 0.5), row("b", 2, None, layer=7, drop="not in W&B")]
     done = run_select(rows)
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert "r layer 7: none of 1 run can be released (1 not in W&B)" in done.err
     assert "check WANDB_ENTITY and WANDB_PROJECT" in done.err
 
@@ -181,7 +178,7 @@ def test_layers_without_numbers_are_one_line_a_repo_and_one_hint():
     for i, layer in enumerate((7, 8, 9)):
         rows.append(row(f"b{i}", 2, None, layer=layer, drop="no NMSE in W&B"))
     done = run_select([*rows, row("c", 1, None, layer=7, drop="still running")])
-    assert (done.returncode, done.out) == (1, "")
+    assert (done.code, done.out) == (1, "")
     assert done.err == (
         "select: r layers 7, 8, 9: no numbers for 3 runs; to measure them: make measure"
         ' REPO=r (W&B names no shard; write "shard" in the catalog first)\n'
@@ -214,11 +211,11 @@ def test_what_is_said_stays_short_however_many_runs_there_are():
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_1(rows, told):
     done = run_select(rows)
-    assert done.returncode == 1 and done.out == ""
+    assert done.code == 1 and done.out == ""
     assert told in done.err and done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("n", "told"), [("1", "N is 1"), ("x", "N is 'x'")])
 def test_n_must_be_2_or_more(n, told):
     done = run_select([row("a", 1, 1)], N=n)
-    assert done.returncode == 2 and told in done.err
+    assert done.code == 2 and told in done.err

@@ -1,14 +1,13 @@
 """Settings: one place, one order, one splitter; for make and for a stage by hand."""
 
-import json
 import os
 import re
 import shutil
 
 import pytest
 
-from kits.bare import Bare, catalog
-from kits.programs import ROOT
+from kits.programs import ROOT, run_program, text_of
+from kits.tree import Bare, catalog
 from saepub import settings
 from saepub.cli import UserError
 from saepub.stages import settings as stage
@@ -138,7 +137,7 @@ def test_a_dotenv_that_is_no_text_is_one_line(bare, content):
     else:
         (bare.dpath / ".env").write_bytes(content)
     done = bare.make("dry-run", code=2)
-    assert ".env: " in done.stderr and done.stderr.count("\n") == 1
+    assert ".env: " in done.err and done.err.count("\n") == 1
 
 
 # ---- the order ----------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ def test_make_and_a_stage_by_hand_agree_on_every_setting(bare):
     bare.dotenv(
         "BUILD=out", "N=3", "EXCLUDE=oneaaa,onebbb", "RUNS_ROOT='/x y/$z'", "PIN="
     )
-    shown = bare.run("bin/settings").stdout
+    shown = bare.run("bin/settings").out
     asks = bare.dpath / "ask.mk"
     names = [
         n for n in settings.BY_NAME if n not in ("HF_TOKEN", "WANDB_API_KEY", "VENV")
@@ -218,7 +217,7 @@ def test_make_and_a_stage_by_hand_agree_on_every_setting(bare):
         "include Makefile\nask-all:\n"
         + "".join(f'\t@echo {n}="$${{{settings.in_environment(n)}-}}"\n' for n in names)
     )
-    told = bare.make("-f", "ask.mk", "ask-all").stdout
+    told = bare.make("-f", "ask.mk", "ask-all").out
     for line in told.splitlines():
         name, _, text = line.partition("=")
         row = rf"^{name}(?: +(\S.*?)(?:  +.*)?)?$"
@@ -239,22 +238,17 @@ def test_nothing_given_on_the_command_line_takes_dotenv_back(bare):
     "text", ["a$b", "a#b", "a\\#b", "\\", "a\\\\", "$$", "it's", '"', "100%", " a"]
 )
 def test_text_reaches_make_as_it_is(tmp_path, text):
-    import subprocess
-
     makefile = tmp_path / "Makefile"
     makefile.write_text(f"export X := {quote(text)}\nall:\n\t@printf '%s' \"$$X\"\n")
-    done = subprocess.run(
-        ["make", "-s", "-f", makefile], capture_output=True, text=True
-    )
-    assert done.stdout == text.strip()
+    assert run_program("make", "-s", "-f", makefile).out == text.strip()
 
 
 @pytest.mark.parametrize("name", ["EXLUDE", "SAEV_DIRR", "CATALOGUE", "Repo"])
 def test_a_misspelt_name_on_the_command_line_is_refused_with_the_nearest(bare, name):
     bare.dotenv()
     done = bare.make("dry-run", f"{name}=x", code=2)
-    assert re.search(rf"{name} is not a setting; did you mean [A-Z_]+\?", done.stderr)
-    assert done.stderr.count("\n") == 1
+    assert re.search(rf"{name} is not a setting; did you mean [A-Z_]+\?", done.err)
+    assert done.err.count("\n") == 1
 
 
 # ---- lists of ids -------------------------------------------------------------------------------
@@ -288,13 +282,10 @@ def drops(bare, **env):
         [*keys.split(), "state", "created_at", "wandb", "aux", "shard"]
     )
     line |= {"repo": "one", "expected": {}}
-    stdin = "".join(
-        json.dumps(line | {"run_id": run_id}) + "\n"
-        for run_id in ("oneaaa", "onebbb", "c")
-    )
-    done = bare.run("bin/classify", stdin=stdin, **env)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(text)["drop"] for text in done.stdout.splitlines()]
+    rows = [line | {"run_id": run_id} for run_id in ("oneaaa", "onebbb", "c")]
+    done = bare.run("bin/classify", stdin=text_of(rows), **env)
+    assert done.code == 0, done.err
+    return [row["drop"] for row in done.rows]
 
 
 @pytest.mark.parametrize("name", ["PIN", "EXCLUDE"])
@@ -305,14 +296,14 @@ def test_ids_in_dotenv_serve_all_repos_and_only_one_of_none_is_refused(bare, nam
     bare.dotenv(f"{name}=oneaaa twobbb nosuch")
     for repo in ("REPO=one", "REPO=two", "REPO="):
         done = bare.make("build/known-ids", repo, code=2)
-        assert f"{name} nosuch: not a candidate of any repo" in done.stderr
+        assert f"{name} nosuch: not a candidate of any repo" in done.err
 
 
 def test_another_repos_broken_sweep_does_not_stop_this_one(bare):
     bare.dotenv("EXCLUDE=twoaaa")
     (bare.saev_dir / "two.py").write_text("run_ids = {\n")
     done = bare.make("build/known-ids", "REPO=one")
-    assert "not checking twoaaa, which may belong to two" in done.stderr
+    assert "not checking twoaaa, which may belong to two" in done.err
 
 
 # ---- what is refused before anything is made -----------------------------------------------------
@@ -355,8 +346,8 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_made(bare, given, told):
     bare.dotenv()
     before = bare.files()
     done = bare.make(ONE, given, code=2)
-    assert told in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert "hf_canary" not in done.stdout + done.stderr
+    assert told in done.err and done.err.count("\n") == 1, done.err
+    assert "hf_canary" not in done.out + done.err
     assert bare.files() == before
 
 
@@ -367,9 +358,9 @@ def test_a_wrong_catalog_is_told_in_our_words(bare, content):
     bare.catalog.write_text(content)
     bare.dotenv()
     done = bare.make(ONE, code=2)
-    assert f"{bare.catalog}: " in done.stderr
+    assert f"{bare.catalog}: " in done.err
     for word in ("Traceback", "jq:", "No rule", "internal error"):
-        assert word not in done.stderr
+        assert word not in done.err
 
 
 # ---- paths, and their changes --------------------------------------------------------------------
@@ -410,7 +401,7 @@ def test_any_path_to_sweeps_and_catalog_works_and_changes_are_noticed(tmp_path, 
 
 
 def is_up_to_date(bare, *argv, **env):
-    return "is up to date" in bare.make(ONE, *argv, **env).stdout
+    return "is up to date" in bare.make(ONE, *argv, **env).out
 
 
 def test_a_checkout_with_an_odd_path_works(tmp_path):
@@ -434,7 +425,7 @@ def test_another_catalog_is_seen_though_it_is_older(bare):
     told = bare.make(
         "build/two/candidates.jsonl", "REPO=one", f"CATALOG={other}", code=2
     )
-    assert 'has no repo "one"; it has: two' in told.stderr
+    assert 'has no repo "one"; it has: two' in told.err
     bare.make("build/two/candidates.jsonl", f"CATALOG={other}")
 
 
@@ -456,14 +447,13 @@ def test_a_value_that_goes_and_comes_back_is_two_changes(bare):
 def test_make_n_writes_nothing_and_says_what_would_be_done(bare):
     bare.dotenv()
     before = bare.files()
-    assert "bin/extract-ids one" in bare.make("-n", ONE).stdout
+    assert "bin/extract-ids one" in bare.make("-n", ONE).out
     assert bare.files() == before
     bare.make(ONE)
     before = bare.files()
-    assert "bin/extract-ids" not in bare.make("-n", ONE).stdout
+    assert "bin/extract-ids" not in bare.make("-n", ONE).out
     assert (
-        "bin/extract-ids one"
-        in bare.make("-n", ONE, f"SAEV_DIR={bare.saev_dir}/.").stdout
+        "bin/extract-ids one" in bare.make("-n", ONE, f"SAEV_DIR={bare.saev_dir}/.").out
     )
     assert bare.make("-q", ONE, f"SAEV_DIR={bare.saev_dir}/.", code=1)
     assert bare.files() == before
@@ -512,7 +502,7 @@ def test_a_joint_dated_in_the_future_is_made_again(bare):
     bare.make(ONE)
     os.utime(bare.dpath / ONE, (2**32, 2**32))
     done = bare.make(ONE)
-    assert f"{ONE} is dated in the future" in done.stderr
+    assert f"{ONE} is dated in the future" in done.err
     assert is_up_to_date(bare)
 
 
@@ -523,7 +513,7 @@ def test_a_summary_of_a_repo_that_is_no_more_is_no_matter(bare):
     (bare.build / "gone/summary.txt").touch()
     bare.catalog.write_text(catalog("one"))
     assert is_up_to_date(bare)
-    shown = bare.run("make", "-n", "build/report.html").stdout
+    shown = bare.run("make", "-n", "build/report.html").out
     assert "bin/report --others --out build/report.html one\n" in shown
 
 
@@ -547,7 +537,7 @@ def test_the_demo_is_made_at_the_first_call_also_where_set_up_came_before(
 
     monkeypatch.setattr(stage, "run", run)
     monkeypatch.setattr(stage, "set_up", lambda: None)
-    # Set-up goes on in another process, which has the demo's paths from the environment.
+    # Setup continues in another process, which has the demo's paths from the environment.
     for exported in (False, True):
         if exported:
             monkeypatch.setenv("CATALOG", "build/demo/catalog.json")

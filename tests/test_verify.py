@@ -10,7 +10,7 @@ import pytest
 
 from kits import checkpoints as util
 from kits.hub import Fault, corrupt
-from kits.programs import ROOT, run_program, text_of
+from kits.programs import ROOT, rows_of, run_program, text_of
 from kits.release import LAB, OTHER, SLUG, Headers, World
 from saepub.cli import UserError
 from saepub.release import record as release
@@ -253,7 +253,7 @@ def test_one_bad_repo_keeps_all_from_the_collections_and_the_other_is_recorded(w
 
 
 def test_lines_of_two_pushes_are_wrong_usage(world):
-    rows = [json.loads(line) for line in pushed(world).splitlines()]
+    rows = rows_of(pushed(world))
     rows[0]["commit"] = "0" * 40
     done = world.run("verify", stdin=text_of(rows))
     assert done.code == 2
@@ -261,7 +261,7 @@ def test_lines_of_two_pushes_are_wrong_usage(world):
 
 
 def test_a_commit_that_is_not_there_is_one_line(world):
-    rows = [json.loads(line) for line in pushed(world).splitlines()]
+    rows = rows_of(pushed(world))
     lines = text_of([row | {"commit": "0" * 40} for row in rows])
     done = world.run("verify", stdin=lines)
     is_refused(world, done, f"the Hub has no commit {'0' * 40}")

@@ -11,6 +11,7 @@ import torch
 from faults.rows import Measured, Row, measured
 from kits import checkpoints as util
 from kits.lab import Lab, World
+from kits.programs import text_of
 
 HEAD = json.dumps(util.header()).encode() + b"\n"
 WIDE = 2**23
@@ -38,8 +39,7 @@ def refused(world: World) -> tuple[Lab, Measured]:
             lab.fpath().write_bytes(content)
         (lab.runs_root / "aaaaaaaa").rename(lab.runs_root / f"file{i}")
         lines.append(util.line(f"file{i}"))
-    stdin = "".join(json.dumps(line) + "\n" for line in lines)
-    seen = measured(lab, "bin/preflight", stdin=stdin)
+    seen = measured(lab, "bin/preflight", stdin=text_of(lines))
     assert seen.out == "", "it was passed on"
     assert "good" not in seen.err, "it cost another run, too"
     assert "to continue without them: make dry-run" in seen.err

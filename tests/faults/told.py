@@ -10,8 +10,8 @@ import subprocess
 from faults.machine import own_mounts
 from faults.rows import Row
 from kits import checkpoints as util
-from kits.lab import SELECTION, World, text_of
-from kits.programs import Done
+from kits.lab import SELECTION, World
+from kits.programs import Done, text_of
 from kits.slurm import Site
 
 N_COLUMNS = 160

@@ -6,8 +6,8 @@ import os
 
 from faults.rows import Row
 from kits import checkpoints as util
-from kits.lab import MTIME, SELECTION, Lab, World, text_of
-from kits.programs import Done
+from kits.lab import MTIME, SELECTION, Lab, World
+from kits.programs import Done, text_of
 
 DAY = 86400
 DRY_RUN = (*SELECTION, "preflight")

@@ -1,30 +1,28 @@
-"""What jq must not change: 1.6 holds a number in 53 bits, and has no word for what isn't one."""
+"""What jq must not change: jq 1.6 has 53 bits for a number, and neither NaN nor infinity."""
 
-import json
-import subprocess
+from .programs import rows_of, run_program
 
 MAX_WHOLE = 2**53
 
 
 def check(text: str, where: object) -> int:
-    """Hold lines to it, and give how many there were.
+    """Check that jq gives lines back unchanged; returns how many there were.
 
     Raises:
-        AssertionError: A number on a line is over 2^53, or jq gives back another line.
+        AssertionError: It doesn't, or a number on a line is over 2^53.
     """
-    lines = [json.loads(line) for line in text.splitlines()]
-    for i, line in enumerate(lines, start=1):
-        for path, value in numbers(line):
+    rows = rows_of(text)
+    for i, row in enumerate(rows, start=1):
+        for path, value in numbers(row):
             assert abs(value) <= MAX_WHOLE, f"{where}:{i}: {path} is {value}"
-    done = subprocess.run(["jq", "-c", "."], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    back = [json.loads(line) for line in done.stdout.splitlines()]
-    assert back == lines, f"{where}: jq gives back other lines"
-    return len(lines)
+    done = run_program("jq", "-c", ".", stdin=text)
+    assert done.code == 0, done.err
+    assert done.rows == rows, f"{where}: jq changes a line"
+    return len(rows)
 
 
 def numbers(value: object, path: str = ""):
-    """Every number in it, with where it stands."""
+    """Every number in a value, with its path."""
     if isinstance(value, dict):
         for key, below in value.items():
             yield from numbers(below, f"{path}.{key}")

@@ -1,12 +1,12 @@
-"""A small lab: a catalog, a sweep, runs with real checkpoints, an export of W&B, shards, a saev
-that loads every schema; and every way to run the toolkit over it.
+"""A small lab: a catalog, a sweep, runs with real checkpoints, an export of W&B, shards, and a
+saev that loads every schema; and every way to run the toolkit on it.
 
     lab = Lab(tmp_path)
     lab.run("aaaa")                            a run with a good checkpoint, in sweep and export
     lab.line("aaaa", "top-k")                  a line of one, its checkpoint written
     lab.call("settle", line, …)                a stage in this process, on lines
-    lab.program("bin/settle", …)               a program, in a process
-    lab.stages(*SELECTION), lab.make("plan")   a pipe of them, and all of it
+    lab.program("bin/settle", …)               a program, in a process of its own
+    lab.stages(*SELECTION), lab.make("plan")   a pipe of programs, and make
 """
 
 import dataclasses
@@ -21,20 +21,18 @@ import tempfile
 
 from kits import checkpoints as util
 from kits import in_process, shards
-from kits.programs import ROOT, Done, bare_env, checkout, text_of
+from kits.programs import ROOT, Done, bare_env, checkout, run_program, text_of
 
 CREATED_AT = "2026-01-10T00:00:00Z"
 MTIME = 1768003200 + 3600
 """An hour after CREATED_AT, in seconds since the epoch."""
 
-SELECTION = (
-    *("extract-ids", "fetch-metrics", "facts", "classify", "settle", "select"),
-)
+SELECTION = ("extract-ids", "fetch-metrics", "facts", "classify", "settle", "select")
 """The stages up to the choice."""
 
 
 def record(run_id: str, layer: int = 6, l0: object = 3.5, nmse: object = 0.25) -> dict:
-    """A run as W&B's export has it, at one with `Lab.run`'s defaults."""
+    """A run as in an export of W&B, with `Lab.run`'s defaults."""
     return {
         "name": run_id,
         "state": "finished",
@@ -61,7 +59,7 @@ class Lab:
         self.records_dpath, self.shards_root = dpath / "records", dpath / "shards"
         self.catalog_fpath, self.saev_dir = dpath / "catalog.json", dpath / "saev"
         self.mark = dpath / "ran"
-        """Made by any hostile text or file that gets itself run."""
+        """Created by any hostile text or file that gets itself run."""
         self.sweep = {}
         """Run ids by layer."""
         self.records = {}
@@ -69,12 +67,12 @@ class Lab:
         self.entry = util.entry()
         self.catalog = {"repos": [self.entry]}
         self.env = {}
-        """Settings besides those that say where the lab is."""
+        """Settings besides those that say where things are."""
         self.runs_root.mkdir(parents=True)
         util.write_saev(self.saev_dir)
 
     def run(self, run_id: str = "aaaaaaaa", layer: int = 6, **metrics: object) -> dict:
-        """Add a run with a good checkpoint; its record, which may be changed."""
+        """Add a run with a good checkpoint; returns its record, which may be changed."""
         self.sweep.setdefault(layer, []).append(run_id)
         self.entry["layers"] = sorted(self.sweep)
         self.records[run_id] = record(run_id, layer, **metrics)
@@ -88,7 +86,7 @@ class Lab:
     def line(
         self, run_id: str = "aaaaaaaa", activation: str = "relu", schema=5, **changes
     ) -> dict:
-        """A line as select passes it on, its checkpoint written; `seed` is of its weights."""
+        """A line as select passes it on, and its checkpoint; `seed` determines the weights."""
         sizes = {key: changes[key] for key in ("d_model", "d_sae") if key in changes}
         how = sizes | {"activation": activation, "seed": changes.pop("seed", 0)}
         util.write(self.fpath(run_id), schema, **how)
@@ -96,17 +94,17 @@ class Lab:
         return line | {"expected": line["expected"] | sizes}
 
     def put(self, run_id: str, content: bytes) -> pathlib.Path:
-        """Anything in a checkpoint's place."""
+        """Write any bytes in place of a checkpoint."""
         self.fpath(run_id).parent.mkdir(parents=True, exist_ok=True)
         self.fpath(run_id).write_bytes(content)
         return self.fpath(run_id)
 
     def shard(self, x, shard: str = "52ec5790", **how) -> pathlib.Path:
-        """Activations of (n_tokens, d_model) as shards of saev's; see `shards.write`."""
+        """Write activations, (n_tokens, d_model), as saev's shards; see `shards.write`."""
         return shards.write(self.shards_root / shard, x, **how)
 
     def measured(self, run_id: str, shard: str, l0=13.0, nmse=0.5, **changes) -> None:
-        """Leave a record of what `measure` found of a run's very bytes."""
+        """Leave a record of what `measure` found for a run's very bytes."""
         record = util.measurement(self.fpath(run_id), run_id, shard, l0, nmse)
         util.measure(self.records_dpath, run_id, shard, record | changes)
 
@@ -114,7 +112,7 @@ class Lab:
         os.utime(self.fpath(run_id), (seconds, seconds))
 
     def write(self) -> None:
-        """Sweep, export and catalog as files, dated before anything made from them."""
+        """Write sweep, export and catalog, dated before anything made from them."""
         for fpath, text in (
             (self.saev_dir / "sweep.py", f"run_ids = {self.sweep!r}\n"),
             (self.dpath / "snapshot.jsonl", text_of(self.records.values())),
@@ -157,15 +155,8 @@ class Lab:
 
     def program(self, *argv: object, stdin: str = "", **env: object) -> Done:
         """Run a command in the tree."""
-        done = subprocess.run(
-            list(map(str, argv)),
-            input=stdin.encode(),
-            capture_output=True,
-            cwd=self.tree_dpath,
-            env=bare_env(**self.settings | env),
-            timeout=120,
-        )
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        settings = self.settings | env
+        return run_program(*argv, stdin=stdin, cwd=self.tree_dpath, **settings)
 
     def start(self, *argv: object, stdin: str = "", **env: object) -> subprocess.Popen:
         """Start a command in the tree, in a session of its own."""
@@ -184,7 +175,7 @@ class Lab:
             )
 
     def stages(self, *names: str, stdin: str = "", **env: object) -> Done:
-        """Run stages as a pipe does, each on what the one before wrote; the first that fails."""
+        """Run stages as a pipe does, each on the output of the one before, until one fails."""
         self.write()
         told = ""
         for name in names:
@@ -196,7 +187,7 @@ class Lab:
         return dataclasses.replace(seen, err=told)
 
     def selected(self) -> str:
-        """The lines that preflight gets."""
+        """The lines that preflight reads."""
         seen = self.stages(*SELECTION)
         assert seen.code == 0, seen.err
         return seen.out
@@ -206,7 +197,7 @@ class Lab:
         return self.program("make", *goals, **env)
 
     def left(self) -> dict[str, tuple]:
-        """Every file outside of build/, with what would show a change."""
+        """Every file outside build/, with what a change would show in."""
         found = {}
         for root in (self.dpath, self.tree_dpath):
             for fpath in root.rglob("*"):
@@ -220,7 +211,7 @@ class Lab:
 
 
 class World:
-    """The labs that several tests share, each made when first asked for."""
+    """Labs in one checkout, and one that several tests share."""
 
     def __init__(self, dpath: pathlib.Path):
         self.dpath = dpath
@@ -242,7 +233,7 @@ class World:
         return lab
 
     def copy(self) -> Lab:
-        """A lab as `made` is, to change: make sees nothing to do there."""
+        """A copy of `made`, to be changed; make finds nothing to do in it."""
         made, lab = self.made, self.lab()
         lab.sweep, lab.records = dict(made.sweep), dict(made.records)
         lab.entry |= made.entry

@@ -1,15 +1,14 @@
-"""For the report's tests: what a dry run leaves behind, and a browser to look at the page."""
+"""For the report's tests: what a dry run leaves, and a browser to look at the page."""
 
 import json
 import pathlib
 import shutil
-import types
 
 import pytest
 
 from kits import in_process
 from kits.checkpoints import entry
-from kits.programs import text_of
+from kits.programs import Done, text_of
 
 DATE = "2025-12-01T03:04:05Z"
 
@@ -18,24 +17,10 @@ CATALOG = {"repos": [entry(s, layers=[6, 8]) for s in ("vits-relu", "vitb-relu")
 
 def run(run_id: str, l0, nmse, fate: str, layer: int = 6, **more) -> dict:
     """A line of the account."""
-    base = {
-        "repo": "vits-relu",
-        "layer": layer,
-        "run_id": run_id,
-        "l0": l0,
-        "nmse": nmse,
-    }
-    base |= {
-        "created_at": DATE,
-        "wandb_url": f"https://wandb.ai/lab/saev/runs/{run_id}",
-    }
-    base |= {
-        "aux": None,
-        "numbers": "wandb",
-        "n_tokens": None,
-        "l0_logged": l0,
-        "nmse_logged": nmse,
-    }
+    url = f"https://wandb.ai/lab/saev/runs/{run_id}"
+    base = {"repo": "vits-relu", "layer": layer, "run_id": run_id, "l0": l0}
+    base |= {"nmse": nmse, "created_at": DATE, "wandb_url": url, "aux": None}
+    base |= {"numbers": "wandb", "n_tokens": None, "l0_logged": l0, "nmse_logged": nmse}
     return base | {"drop": None, "fate": fate} | more
 
 
@@ -50,21 +35,14 @@ ACCOUNT = [
     run("out", 25.0, 0.44, "dropped", drop="excluded by hand"),
     run("nan", 12.0, "NaN", "dropped", drop='not finite: NMSE "NaN"'),
     run("dead", 0, 1.0, "dropped", drop="L0 is 0: a dead SAE"),
-    run(
-        "lost",
-        None,
-        None,
-        "dropped",
-        drop="not in W&B",
-        created_at=None,
-        wandb_url=None,
-    ),
+    run("lost", None, None, "dropped", drop="not in W&B", created_at=None)
+    | {"wandb_url": None},
     run("lonely", 32.0, 0.2, "chosen", layer=8),
 ]
 
 
 def published(line: dict, **more) -> dict:
-    """The line that render passes on for a chosen one."""
+    """The line that render passes on for a chosen run."""
     path = f"layer_{line['layer']}/{line['run_id']}/sae.pt"
     base = line | {
         "path": path,
@@ -95,16 +73,17 @@ def leave(
 
 
 def report(build_dpath: pathlib.Path, *argv: object, **settings: object):
-    """Run report on a build directory, in this process; `.html` is the page that it wrote."""
+    """Run report on a build directory, in this process; `html` is the page that it wrote."""
     settings = {
         "BUILD": build_dpath,
         "CATALOG": build_dpath / "catalog.json",
     } | settings
     args = [str(arg) for arg in argv or ["vits-relu"]]
     code, out, err = in_process.run("report", *args, stdin=b"", env=settings)
+    done = Done(code, out.decode(), err)
     fpath = build_dpath / "report.html"
-    html = fpath.read_text() if fpath.is_file() else None
-    return types.SimpleNamespace(returncode=code, out=out.decode(), err=err, html=html)
+    done.html = fpath.read_text() if fpath.is_file() else None
+    return done
 
 
 def start_browser(profile_dpath: pathlib.Path):

@@ -7,12 +7,12 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import typing as tp
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-PARTS = ("Makefile", "bin", "jq", "py", "templates", "catalog.json", "requirements.txt")
-PARTS += ("requirements-dev.txt", "constraints.txt")
+PARTS = ("Makefile", "bin", "jq", "py", "templates", "docs", "README.md")
+PARTS += (".env.example", "catalog.json", "catalog.schema.json")
+PARTS += ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 
 
 def checkout(dpath: pathlib.Path) -> pathlib.Path:
@@ -20,7 +20,7 @@ def checkout(dpath: pathlib.Path) -> pathlib.Path:
     dpath.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
         if (ROOT / name).is_dir():
-            # With what Python has compiled, which costs more than all the rest.
+            # Includes what Python has compiled: compiling it costs more than all the rest.
             half_written = shutil.ignore_patterns("*.pyc.*")
             shutil.copytree(ROOT / name, dpath / name, ignore=half_written)
         else:
@@ -38,23 +38,33 @@ class Done:
 
     @property
     def rows(self) -> list[dict]:
-        return [json.loads(text) for text in self.out.splitlines()]
+        return rows_of(self.out)
+
+    @property
+    def told(self) -> list[str]:
+        """The lines on stderr."""
+        return self.err.splitlines()
 
     @property
     def last(self) -> str:
-        """The last line told."""
-        return self.err.splitlines()[-1] if self.err else ""
+        """The last line on stderr."""
+        return self.told[-1] if self.err else ""
 
 
-def text_of(lines: list[dict]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
+def rows_of(text: str) -> list[dict]:
+    """Lines of JSON; other line ends than "\\n" may stand within a value."""
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def text_of(rows: tp.Iterable[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def bare_env(**settings: object) -> dict[str, str]:
     """An environment without anyone's settings or secrets, plus `settings`."""
     keep = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_FIND_LINKS")
     env = {name: os.environ[name] for name in keep if name in os.environ}
-    # make hands its VENV on relative to the checkout, and tests run elsewhere.
+    # make passes on its VENV relative to the checkout, and tests run elsewhere.
     env |= {"SAEPUB_VENV": sys.prefix}
     # The threads of several tests on few cores only get in each other's way.
     env |= {"OMP_NUM_THREADS": "1"}
@@ -62,7 +72,7 @@ def bare_env(**settings: object) -> dict[str, str]:
 
 
 def in_environment(settings: dict[str, object]) -> dict[str, str]:
-    """Settings under the names that the environment has for them; records beside BUILD."""
+    """Settings under their names in the environment; records beside BUILD unless given."""
     if "BUILD" in settings:
         beside = pathlib.Path(str(settings["BUILD"])).absolute().with_name("records")
         settings = {"RECORDS": beside} | settings
@@ -70,16 +80,16 @@ def in_environment(settings: dict[str, object]) -> dict[str, str]:
     return {ours.get(name, name): str(value) for name, value in settings.items()}
 
 
-def run_program(*argv: object, stdin: str | bytes = b"", cwd=ROOT, **settings: object):
+def run_program(
+    *argv: object, stdin: str | bytes = b"", cwd=ROOT, **settings: object
+) -> Done:
     """Run a program of bin/ (or any other) with a bare environment plus `settings`."""
-    if isinstance(stdin, str):
-        stdin = stdin.encode()
     done = subprocess.run(
         [str(arg) for arg in argv],
-        input=stdin,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         cwd=cwd,
         env=bare_env(**settings),
+        timeout=900,
     )
-    done.out, done.err = done.stdout.decode(), done.stderr.decode()
-    return done
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())

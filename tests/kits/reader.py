@@ -1,14 +1,14 @@
 """A reader of a published repo, who runs what its card and saev's docs say.
 
-READER, in the environment, names a Python of saev's own age (3.12 or later) with saev and
-timm in it, installed as a card says:
+READER, in the environment, names a Python recent enough for saev (3.12 or later) that has saev
+and timm, installed as a card says:
 
     python3.12 -m venv reader
     reader/bin/pip install "saev @ git+https://github.com/OSU-NLP-Group/saev"
     READER=$PWD/reader/bin/python make test PYTEST_ARGS="-k reader"
 
-Without it, the Python of the tests runs the same code over a stand-in for saev, and one for
-timm at the network's edge: it gives activations where timm would download weights.
+Without it, the tests' own Python runs the same code with a stand-in for saev, and one for timm,
+which makes up activations where timm would download weights.
 """
 
 import json
@@ -20,12 +20,12 @@ import sys
 import textwrap
 
 from kits import checkpoints
-from kits.programs import bare_env
+from kits.programs import bare_env, run_program
 
 PYTHON = os.environ.get("READER", "")
 
 TIMM = '''
-"""A stand-in for timm: a model of noise, which takes only what the real one would."""
+"""A stand-in for timm: its model returns noise, and accepts only what the real one would."""
 import types
 import torch
 
@@ -121,7 +121,7 @@ print(json.dumps(out))
 
 WEIGHTS = "vit_small_patch16_dinov3.lvd1689m"
 
-# What timm would download: the real model's weights are not to be had here.
+# Stands in for what timm would download: the real model's weights can't be had here.
 MAKE_WEIGHTS = f"""
 import sys, timm, safetensors.torch
 model = timm.create_model("{WEIGHTS.split(".")[0]}")
@@ -130,7 +130,7 @@ safetensors.torch.save_file(model.state_dict(), sys.argv[1])
 
 
 def weights(dpath: pathlib.Path) -> pathlib.Path | None:
-    """A directory as timm's repo of WEIGHTS, for a real timm; None for the stand-in."""
+    """A directory like timm's repo of WEIGHTS, for the real timm; None for the stand-in."""
     if not PYTHON:
         return None
     dpath.mkdir()
@@ -156,7 +156,7 @@ def run(dpath: pathlib.Path, runs: list[tuple[str, str]], **env: object) -> list
         env: The environment: HF_ENDPOINT and HF_HOME.
 
     Returns:
-        For each what it told, and its variables.
+        For each, what it printed and its variables.
     """
     from PIL import Image
 
@@ -166,28 +166,19 @@ def run(dpath: pathlib.Path, runs: list[tuple[str, str]], **env: object) -> list
         saev = checkpoints.write_saev(dpath / "saev")
         (saev / "src/timm.py").write_text(textwrap.dedent(TIMM))
         env |= {"PYTHONPATH": saev / "src"}
-    done = subprocess.run(
-        [PYTHON or sys.executable, "-c", DRIVER],
-        cwd=dpath,
-        env=bare_env(**env),
-        input=json.dumps(runs),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    argv = (PYTHON or sys.executable, "-c", DRIVER)
+    done = run_program(*argv, stdin=json.dumps(runs), cwd=dpath, **env)
+    assert done.code == 0, done.err
+    return json.loads(done.out.splitlines()[-1])
 
 
 def shell(dpath: pathlib.Path, text: str, **env: object) -> list[str]:
-    """Run a block of `hf` commands. What each told."""
+    """Run a block of `hf` commands. Returns what each printed."""
     hf_dpath = pathlib.Path(PYTHON or sys.executable).parent
-    env = bare_env(**env)
-    env["PATH"] = f"{hf_dpath}:{env['PATH']}"
-    told = []
+    env |= {"PATH": f"{hf_dpath}:{os.environ['PATH']}"}
+    printed = []
     for line in re.findall(r"^hf .*$", text, re.M):
-        done = subprocess.run(
-            ["bash", "-c", line], cwd=dpath, env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (line, done.stderr)
-        told.append(done.stdout)
-    return told
+        done = run_program("bash", "-c", line, cwd=dpath, **env)
+        assert done.code == 0, (line, done.err)
+        printed.append(done.out)
+    return printed

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 
-from kits.programs import ROOT, Done, bare_env, run_program, text_of
+from kits.programs import ROOT, Done, bare_env, rows_of, run_program, text_of
 from loopback_hub import Drop, LoopbackHub
 from loopback_hub.access import User
 
@@ -302,8 +302,7 @@ class World:
 
     def use(self, name: str) -> None:
         """Stage what was made under that name."""
-        text = (self.made / name / "rendered.jsonl").read_text()
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = rows_of((self.made / name / "rendered.jsonl").read_text())
         slug = rows[0]["repo"]
         shutil.rmtree(self.build / slug, ignore_errors=True)
         shutil.copytree(self.made / name / slug / "stage", self.build / slug / "stage")

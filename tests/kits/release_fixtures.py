@@ -1,12 +1,12 @@
-"""Fixtures over release_kit, for `pytest_plugins` in the tests of what reaches the Hub."""
+"""Fixtures over kits.release, for `pytest_plugins` in the tests of what reaches the Hub."""
 
-import fcntl
 import os
 import pathlib
 
 import pytest
 
 from kits import release as release_kit
+from kits.once import once
 from kits.release import TOKENS, TRANSPORTS, Hub, Stages, World
 
 
@@ -29,12 +29,7 @@ def made(tmp_path_factory, demo, stages) -> pathlib.Path:
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    with open(shared / "made.lock", "w") as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if not (shared / "made").exists():
-            release_kit.make(shared / "made.tmp", demo, stages)
-            (shared / "made.tmp").rename(shared / "made")
-    return shared / "made"
+    return once(shared / "made", lambda dpath: release_kit.make(dpath, demo, stages))
 
 
 @pytest.fixture

@@ -1,55 +1,43 @@
-"""A fresh copy of the tree, and make to run there."""
+"""Copies of the checkout, and commands run in them: `fresh` makes one with the demo, `Bare` one
+with a lab that needs no torch."""
 
 import json
 import pathlib
 import re
 import shutil
-import subprocess
 
-from .programs import ROOT, bare_env
+from .checkpoints import entry
+from .programs import Done, checkout, rows_of, run_program
 
 SLUGS = ("vits-relu", "vitb-relu", "vitl-relu", "vitl-topk")
-JOINTS = [
-    "candidates",
-    "runs",
-    "metrics",
-    "classified",
-    "settled",
-    "selected",
-    "account",
-    "checked",
-    "staged",
-    "rendered",
-]
+JOINTS = ("candidates", "runs", "metrics", "classified", "settled", "selected")
+JOINTS += ("account", "checked", "staged", "rendered")
+SWEEP = 'run_ids = {{6: ["{0}aaa", "{0}bbb"]}}\n'
 
 
 class Tree:
-    """A copy of the tree with the demo in it, and make to run there."""
+    """A copy of the checkout that exists already."""
 
     def __init__(self, dpath: pathlib.Path):
-        self.dpath = dpath
+        self.dpath, self.build = dpath, dpath / "build"
 
-    def make(self, *argv: str, code: int | None = 0, **env: object):
-        done = subprocess.run(
-            ["make", *argv],
-            cwd=self.dpath,
-            env=bare_env(**env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert code is None or done.returncode == code, done.stdout + done.stderr
+    def run(self, *argv: object, stdin: str = "", **env: object) -> Done:
+        """Run a command there, with settings from `env` and `.env` alone."""
+        return run_program(*argv, stdin=stdin, cwd=self.dpath, **env)
+
+    def make(self, *argv: object, code: int | None = 0, **env: object) -> Done:
+        """Run make there; it must exit with `code`, if that is not None."""
+        done = self.run("make", *argv, **env)
+        assert code is None or done.code == code, done.out + done.err
         return done
 
     def read(self, name: str) -> list[dict]:
-        text = (self.dpath / "build" / name).read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return rows_of((self.build / name).read_text())
 
     def times(self) -> dict[str, int]:
-        fpaths = sorted((self.dpath / "build").glob("*/*.*"))
         return {
-            str(f.relative_to(self.dpath / "build")): f.stat().st_mtime_ns
-            for f in fpaths
+            str(f.relative_to(self.build)): f.stat().st_mtime_ns
+            for f in sorted(self.build.glob("*/*.*"))
             if f.parent.name in SLUGS and not f.name.startswith(".")
         }
 
@@ -62,26 +50,43 @@ class Tree:
 
 
 def fresh(dpath: pathlib.Path, demo: pathlib.Path | None, *goals: str) -> Tree:
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in names:
-        if name.startswith("tests/") or not (ROOT / name).exists():
-            continue
-        (dpath / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, dpath / name)
-    for compiled in (ROOT / "py").rglob("*.pyc"):  # it costs more than all the rest
-        target = dpath / compiled.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(compiled, target)
+    """A copy with the demo, after making `goals`; `out` is what the last one printed."""
+    tree = Tree(checkout(dpath))
     if demo is not None:
-        shutil.copytree(demo, dpath / "build/demo", copy_function=shutil.copy2)
-        (dpath / "build/.saepub").touch()
-    tree = Tree(dpath)
+        shutil.copytree(demo, tree.build / "demo", copy_function=shutil.copy2)
+        (tree.build / ".saepub").touch()
     for goal in goals:
-        tree.out = tree.make(goal).stdout
+        tree.out = tree.make(goal).out
     return tree
+
+
+def catalog(*slugs: str) -> str:
+    repos = [entry(slug, sweep=f"{slug}.py") for slug in slugs]
+    return json.dumps({"lab": {"license": "mit"}, "repos": repos})
+
+
+class Bare(Tree):
+    """A copy with a lab of two repos, whose pipe runs as far as the candidates."""
+
+    def __init__(self, dpath: pathlib.Path, saev_dir: pathlib.Path | None = None):
+        super().__init__(checkout(dpath))
+        self.saev_dir = saev_dir or dpath / "saev"
+        self.saev_dir.mkdir(parents=True)
+        for slug in ("one", "two"):
+            (self.saev_dir / f"{slug}.py").write_text(SWEEP.format(slug))
+        self.catalog = dpath / "lab.json"
+        self.catalog.write_text(catalog("one", "two"))
+
+    def dotenv(self, *lines: str) -> None:
+        own = (f"SAEV_DIR='{self.saev_dir}'", f"CATALOG='{self.catalog}'")
+        names = [line.split("=")[0] for line in lines]
+        given = [line for line in own if line.split("=")[0] not in names]
+        (self.dpath / ".env").write_text("\n".join((*given, *lines)) + "\n")
+
+    def files(self) -> dict[str, int]:
+        """Every file of the copy, and when it was changed."""
+        return {
+            str(f.relative_to(self.dpath)): f.lstat().st_mtime_ns
+            for f in self.dpath.rglob("*")
+            if "__pycache__" not in f.parts and not f.is_dir()
+        }
