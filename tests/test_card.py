@@ -6,7 +6,6 @@ The card's code runs as it stands, over a loopback Hub; with what: see kits/read
 import json
 import pathlib
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from kits import checkpoints as util
 from kits import reader
 from kits.hub import Client
-from kits.programs import ROOT, run_program, text_of
+from kits.programs import ROOT, commit_all, git, run_program, text_of
 from loopback_hub import LoopbackHub
 from saepub.choice import account
 from saepub.release import staged
@@ -44,7 +43,7 @@ class Published:
             "CATALOG": dpath / "catalog.json",
             "BUILD": dpath / "build",
             "RUNS_ROOT": dpath / "runs",
-            "SAEV_DIR": git(util.write_saev(dpath / "saev")),
+            "SAEV_DIR": clone(util.write_saev(dpath / "saev")),
         }
         text = text_of(self.lines())
         for name in ("preflight", "stage", "render"):
@@ -94,17 +93,12 @@ class Published:
         return (self.stage[slug] / "README.md").read_text()
 
 
-def git(saev_dir: pathlib.Path) -> pathlib.Path:
+def clone(saev_dir: pathlib.Path) -> pathlib.Path:
     """Make it a clone at a commit that its origin has."""
     origin = "https://user:secret@code.example/lab/saev.git"
-    for command in (
-        ["init", "-q", "-b", "main"],
-        ["add", "."],
-        ["-c", "user.name=a", "-c", "user.email=a@b.example", "commit", "-qm", "one"],
-        ["remote", "add", "origin", origin],
-        ["update-ref", "refs/remotes/origin/main", "HEAD"],
-    ):
-        subprocess.run(["git", "-C", saev_dir, *command], check=True)
+    commit_all(saev_dir)
+    git(saev_dir, "remote", "add", "origin", origin)
+    git(saev_dir, "update-ref", "refs/remotes/origin/main", "HEAD")
     return saev_dir
 
 
@@ -182,8 +176,7 @@ def test_a_reader_of_the_command_line_gets_the_files_and_checks_their_bytes(publ
 
 def test_a_reader_can_install_the_very_saev_that_loaded_the_files(published):
     (block,) = (t for t in reader.blocks(published.card("topk"), "sh") if "pip" in t)
-    head = ["git", "-C", published.dpath / "saev", "rev-parse", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
+    commit = git(published.dpath / "saev", "rev-parse", "HEAD")
     assert block == (
         f'pip install "saev @ git+https://code.example/lab/saev@{commit}"\n'
     )

@@ -4,7 +4,7 @@ import pytest
 
 from kits.hub import Fault
 from kits.programs import text_of
-from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, user
+from kits.release import LAB, OTHER, SAE_V, SCOPED, SLUG, WRITES, World, scoped
 
 pytest_plugins = ["kits.release_fixtures"]
 
@@ -261,8 +261,7 @@ def test_without_rights_the_release_stands_and_the_line_says_which_and_why(world
 
 
 def test_no_rights_on_one_collection_do_not_keep_from_the_other(verified):
-    scoped = {"elsewhere": ["collection.write"]}
-    verified.hub.tokens[SCOPED] = user("sam", [LAB], "fineGrained", scoped)
+    verified.hub.tokens[SCOPED] = scoped(elsewhere=["collection.write"])
     wants(
         verified,
         {"slug": f"{LAB}/sae-v-{SAE_V}"},

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import pty
 import re
 import select
 import shutil
@@ -16,6 +15,7 @@ from kits import checkpoints as util
 from kits.hub import Fault
 from kits.lab import Lab
 from kits.programs import ROOT, bare_env, run_program, text_of
+from kits.terminal import Terminal
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
 
@@ -472,23 +472,12 @@ def test_no_check_can_break_hold_up_or_be_heard_beside_the_others(tmp_path):
 
 def test_color_is_for_terminals(shared_lab):
     def on_a_terminal(**settings) -> str:
-        ours, theirs = pty.openpty()
         env = settings_of(shared_lab, PYTHONPATH=ROOT / "py", **settings)
-        with subprocess.Popen(
-            [sys.executable, "-c", LOOK_AT, "python"],
-            stdout=theirs,
-            stdin=subprocess.DEVNULL,
-            env=bare_env(**env),
-        ):
-            os.close(theirs)
-            text = b""
-            while True:
-                try:
-                    text += os.read(ours, 4096)
-                except OSError:  # the other end has closed
-                    break
-        os.close(ours)
-        return text.decode()
+        argv = [sys.executable, "-c", LOOK_AT, "python"]
+        with Terminal() as terminal:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": terminal.fd}
+            subprocess.run(argv, env=bare_env(**env), **streams)
+        return terminal.shown
 
     assert "\x1b[32mok  \x1b[0m  python" in on_a_terminal()
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")

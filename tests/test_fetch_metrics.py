@@ -1,20 +1,17 @@
 """fetch-metrics adds what W&B knows: through its real clients, or from an export of it."""
 
-import contextlib
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
-import pty
 import subprocess
 import sys
-import termios
 
 import pytest
 
 from kits.once import once, pip_install
 from kits.programs import ROOT, bare_env, run_program
+from kits.terminal import Terminal
 from loopback_wandb import DROP, HANG, KEY, LoopbackWandb, Status
 
 pytestmark = pytest.mark.programs
@@ -305,22 +302,12 @@ def test_nothing_half_fetched_is_written(fetch, tmp_path):
 
 
 def test_progress_shows_on_a_terminal(tmp_path):
-    screen, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 80))
-    with LoopbackWandb([run("aaaa1111")]) as server:
-        settings = login(server) | {"RUNS_ROOT": tmp_path, "HOME": tmp_path}
-        stdin = as_jsonl([candidate("aaaa1111"), candidate("gone0000")]).encode()
-        env = {k: str(v) for k, v in bare_env(**settings).items()}
-        subprocess.run(
-            [PROGRAM], input=stdin, stdout=subprocess.DEVNULL, stderr=terminal, env=env
-        )
-    os.close(terminal)
-    shown = b""
-    with contextlib.suppress(OSError):
-        while chunk := os.read(screen, 1024):
-            shown += chunk
-    os.close(screen)
-    assert b"runs from W&B:" in shown and b"1/2" in shown
+    stdin = as_jsonl([candidate("aaaa1111"), candidate("gone0000")]).encode()
+    with Terminal() as terminal, LoopbackWandb([run("aaaa1111")]) as server:
+        env = bare_env(**login(server), RUNS_ROOT=tmp_path, HOME=tmp_path)
+        streams = {"stdout": subprocess.DEVNULL, "stderr": terminal.fd}
+        subprocess.run([PROGRAM], input=stdin, env=env, **streams)
+    assert "runs from W&B:" in terminal.shown and "1/2" in terminal.shown
 
 
 def nested(depth: int) -> object:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from kits import checkpoints as util
+from kits import reader
 from kits.programs import ROOT, rows_of
 from kits.tree import Tree, fresh
 from loopback_wandb import LoopbackWandb
@@ -19,10 +20,6 @@ SECTION = README.partition("## Your own lab\n")[2].partition("\n## ")[0]
 ANOTHER_LABS = re.compile(
     rb"dino|stevens|osunlp|\bosu\b|imagenet|\bvision|\bimage|\bpatch|ViT", re.IGNORECASE
 )
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
 
 
 def words_of_another_lab(dpath: pathlib.Path) -> list[tuple[str, bytes]]:
@@ -52,9 +49,9 @@ def text_lab(tmp_path_factory):
     tree = fresh(tmp_path_factory.mktemp("text"), None)
     own = tree.dpath / "own"
     own.mkdir()
-    catalog, record = blocks("json")
+    catalog, record = reader.blocks(SECTION, "json")
     (own / "catalog.json").write_text(catalog)
-    ids, (record,) = blocks("csv")[0], [json.loads(record)]
+    ids, (record,) = reader.blocks(SECTION, "csv")[0], [json.loads(record)]
     for layer in range(4):
         for i, name in enumerate("abc"):
             run_id = f"text{layer}{name}"
@@ -72,13 +69,13 @@ def text_lab(tmp_path_factory):
 
 
 def settings(tree: Tree) -> dict[str, object]:
-    (block,) = blocks("sh")
+    (block,) = reader.blocks(SECTION, "sh")
     found = dict(re.findall(r"(\w+)=(\S+)", block.splitlines()[0]))
     return found | {"SAEV_DIR": tree.dpath / "saev", "HOME": tree.dpath / "home"}
 
 
 def test_readme_leads_from_nothing_to_a_rehearsed_release(text_lab):
-    (block,) = blocks("sh")
+    (block,) = reader.blocks(SECTION, "sh")
     goals = re.findall(r"^make (\S+)$", block, re.M)
     assert goals == ["doctor", "dry-run", "rehearse"]
     done = [text_lab.make(goal, **settings(text_lab)) for goal in goals]

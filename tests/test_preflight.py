@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kits import checkpoints as util
-from kits.programs import bare_env, run_program, text_of
+from kits.programs import bare_env, commit_all, run_program, text_of
 from saepub import machine, witnesses
 from saepub.checkpoint import check as preflight_check
 from saepub.checkpoint import header
@@ -151,13 +151,6 @@ def test_what_saev_cannot_read_is_told_once_for_all(runs):
 def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
     saev_dir = util.write_saev(tmp_path / "saev")
 
-    def git(*args):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        done = subprocess.run(
-            ["git", "-C", saev_dir, *identity, *args], check=True, capture_output=True
-        )
-        return done.stdout.decode().strip()
-
     lines = []
     for i, schema in enumerate([None, 1, "1b", 2, 3, 4, 5]):
         for activation in ["relu"] if schema is None else util.CLASSES:
@@ -165,10 +158,8 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
             fpath = util.run_dir(runs, run_id)
             util.write(fpath, schema, activation=activation, seed=len(lines))
             lines.append(util.line(run_id, activation))
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
-    label = f"saev {git('rev-parse', '--short=12', 'HEAD')}"
+    head = commit_all(saev_dir)
+    label = f"saev {head[:12]}"
     done = run(lines, runs, SAEV_DIR=saev_dir)
     assert done.code == 0
     assert [line["loader"] for line in done.rows] == [label] * len(lines)
@@ -176,7 +167,6 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
 
     with open(saev_dir / "src" / "saev" / "__init__.py", "a") as fd:
         fd.write("# changed\n")
-    head = git("rev-parse", "HEAD")
     assert saev_loader.commit(saev_dir / "src") == f"{head}-dirty"
     # A copy within this checkout is not of this checkout's commit.
     assert saev_loader.commit(util.write_saev(saev_dir / "copy") / "src") == ""

@@ -4,12 +4,9 @@ import datetime
 import email.utils
 import os
 import pathlib
-import pty
 import re
 import shutil
 import signal
-import termios
-import threading
 
 import pytest
 
@@ -25,11 +22,13 @@ from kits.release import (
     STRANGER,
     WRITER,
     WRITES,
+    Answer,
     Headers,
     Hold,
     Meanwhile,
-    user,
+    scoped,
 )
+from kits.terminal import Terminal
 from loopback_hub import Drop, HubError
 from saepub.hub import client as hub
 from saepub.text import human
@@ -302,8 +301,8 @@ def test_a_fine_grained_token_may_push_and_is_told_what_it_lacks(world):
 
 def test_a_token_scoped_to_the_repo_alone_may_push(world):
     world.push()
-    scoped = {world.repo_id: ["repo.write"], "elsewhere": []}
-    world.hub.tokens[SCOPED] = user("sam", [LAB], "fineGrained", scoped)
+    permissions = {world.repo_id: ["repo.write"], "elsewhere": []}
+    world.hub.tokens[SCOPED] = scoped(**permissions)
     done = world.push(HF_TOKEN=SCOPED)
     assert done.code == 0, done.err
 
@@ -412,7 +411,9 @@ def test_a_file_that_changes_when_it_has_been_sent_is_not_committed(either):
     fpath = first(either)
     kind = {"xet": "xet_token", "lfs": "lfs_put"}[either.transport]
     either.hub.faults.append(
-        Then(kind, lambda: (either.stage() / "README.md").write_text("mine"))
+        Meanwhile(
+            kind, lambda: (either.stage() / "README.md").write_text("mine"), "after"
+        )
     )
     done = either.push()
     assert (done.code, done.out) == (1, "")
@@ -572,7 +573,9 @@ def test_a_whole_repo_that_became_private_is_not_called_released(world):
 
 def test_a_repo_that_the_hub_makes_private_gets_nothing(world):
     """As an organization may have it of all its new repos."""
-    world.hub.faults.append(Then("create_repo", lambda: there(world, private=True)))
+    world.hub.faults.append(
+        Meanwhile("create_repo", lambda: there(world, private=True), "after")
+    )
     done = world.push()
     assert (done.code, done.out) == (1, "")
     assert "is private; make it public on" in done.last
@@ -580,21 +583,16 @@ def test_a_repo_that_the_hub_makes_private_gets_nothing(world):
 
 
 def test_a_namesake_of_another_kind_is_told(world):
-    class Dataset:
-        """The Hub has a dataset of that name."""
-
-        def before(self, kind, request):
-            if "/api/datasets/" in request.path:
-                request.path = request.url_path = f"/api/models/{other}"
-
-        def after(self, kind, request):
-            pass
-
     other = f"{LAB}/data"
     world.hub.add_repo(other)
     serve = world.hub._serve
-    dataset = Dataset()
-    world.hub._serve = lambda request: (dataset.before("", request), serve(request))[1]
+
+    def with_dataset(request):
+        if "/api/datasets/" in request.path:
+            request.path = request.url_path = f"/api/models/{other}"
+        return serve(request)
+
+    world.hub._serve = with_dataset
     try:
         done = world.run("plan", stdin=world.lines())
     finally:
@@ -707,7 +705,7 @@ def test_ours_is_found_below_somebody_elses(either):
         either.commit_elsewhere({"README.md": b"theirs"})
         raise Drop
 
-    either.hub.faults.append(Then("commit", lost))
+    either.hub.faults.append(Meanwhile("commit", lost, "after"))
     done = either.push()
     assert done.code == 0, done.err
     ours = either.hub.commits(either.repo_id)[1]
@@ -716,7 +714,7 @@ def test_ours_is_found_below_somebody_elses(either):
 
 
 def test_a_token_that_expires_in_the_middle_is_told(either):
-    either.hub.faults.append(Then("create_repo", either.hub.tokens.clear))
+    either.hub.faults.append(Meanwhile("create_repo", either.hub.tokens.clear, "after"))
     done = either.push()
     assert (done.code, done.out) == (1, "")
     assert "HF_TOKEN is wrong or expired (401)" in done.last
@@ -904,7 +902,7 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     def fail():
         world.hub.faults.append(Fault("preupload", status=403, times=9))
 
-    world.hub.faults.append(Then("commit", fail))
+    world.hub.faults.append(Meanwhile("commit", fail, "after"))
     done = world.run("push", stdin=lines)
     assert done.code == 1
     assert done.last == (
@@ -924,41 +922,6 @@ def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
     assert said.code == 1
     assert said.out.startswith(f"{world.hub.endpoint}/{world.repo_id}/tree/")
     assert said.err == f"announce: not released: {OTHER}; to continue: make release\n"
-
-
-class Answer:
-    """Changes the answers to requests of a kind."""
-
-    def __init__(self, kind, change):
-        self.kind, self.change = kind, change
-
-    def before(self, kind, request):
-        if kind == self.kind:
-            send = request._send
-
-            def changed(response):
-                if response.status == 200:
-                    self.change(response)
-                send(response)
-
-            request._send = changed
-
-    def after(self, kind, request):
-        pass
-
-
-class Then:
-    """Does something once a request of a kind has been answered to, but for the answer."""
-
-    def __init__(self, kind, do):
-        self.kind, self.do = kind, do
-
-    def before(self, kind, request):
-        pass
-
-    def after(self, kind, request):
-        if kind == self.kind:
-            self.do()
 
 
 def test_a_hub_that_is_not_there_is_one_line(world):
@@ -1000,26 +963,9 @@ def test_offline_mode_is_told_at_once(world, name):
 def test_progress_shows_on_a_terminal_only(world, transport):
     world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
     lines = world.run("plan", stdin=world.lines()).out
-    terminal, other_end = pty.openpty()
-    termios.tcsetwinsize(other_end, (24, 80))
-    shown = []
-
-    def read():
-        try:
-            while data := os.read(terminal, 4096):
-                shown.append(data)
-        except OSError:  # the other end is closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    running = world.start("push", stdin=lines, TTY=os.ttyname(other_end))
-    assert running.wait().code == 0
-    os.close(other_end)
-    reader.join()
-    os.close(terminal)
-    on_terminal = b"".join(shown).decode()
-    assert "█" in on_terminal
+    with Terminal() as terminal:
+        assert world.run("push", stdin=lines, TTY=terminal.name).code == 0
+    assert "█" in terminal.shown
     world.use("more")
     done = world.push()
     assert done.code == 0

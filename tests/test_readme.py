@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from kits import reader
 from kits.programs import ROOT, Done
 from kits.tree import Tree, fresh
 
@@ -34,7 +35,7 @@ def section(title: str) -> str:
 
 
 def blocks(title: str) -> list[str]:
-    return re.findall(r"```sh\n(.*?)```", section(title), re.DOTALL)
+    return reader.blocks(section(title), "sh")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_rehearsal_works_as_told(rehearsed):
 
 
 def test_a_dry_run_prints_what_it_says(tree):
-    block = re.search(r"```text\n(.*?)```", section("What you see"), re.DOTALL)[1]
+    (block,) = reader.blocks(section("What you see"), "text")
     printed = iter(tree.out.splitlines())
     for text in block.splitlines():
         assert text.strip() == "…" or text in printed, text

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from kits import reader
 from kits.lab import Lab
 from kits.programs import Done, rows_of, text_of
 from saepub.checkpoint import probe
@@ -244,7 +245,7 @@ def test_a_lab_that_says_nothing_of_itself_has_a_card_that_says_nothing_of_other
 
 
 def test_the_cards_python_is_python(card):
-    for block in re.findall(r"```python\n(.*?)```", card, re.S):
+    for block in reader.blocks(card, "python"):
         compile(block, "README.md", "exec")
 
 

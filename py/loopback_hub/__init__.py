@@ -7,8 +7,8 @@ read back a Xet upload, with the client's own `hf_xet` (in a child process), and
 YAML, with the client's own PyYAML.
 """
 
-from .server import LoopbackHub
+from .server import Fault, LoopbackHub
 from .store import InUse
 from .wire import Drop, HubError
 
-__all__ = ["Drop", "HubError", "InUse", "LoopbackHub"]
+__all__ = ["Drop", "Fault", "HubError", "InUse", "LoopbackHub"]

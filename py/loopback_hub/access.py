@@ -17,7 +17,7 @@ class User:
     """The user that a token belongs to."""
 
     name: str
-    orgs: tuple[str, ...] = ()
+    orgs: tp.Sequence[str] = ()
     role: str = "read"
     """"read", "write", or "fineGrained", which has only the permissions in `scoped`."""
     scoped: dict[str, list[str]] = dataclasses.field(default_factory=dict)

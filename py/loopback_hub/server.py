@@ -44,8 +44,8 @@ ROUTES: list[tuple[str, str, str, tp.Callable[..., Response]]] = [
 KINDS = tuple(dict.fromkeys(kind for _, _, kind, _ in ROUTES))
 
 
-class Fault(tp.Protocol):
-    """What a test may make go wrong. Both methods may raise `HubError` or `Drop`."""
+class Fault:
+    """Something that a test makes go wrong. Both methods may raise `HubError` or `Drop`."""
 
     def before(self, kind: str, request: Handler) -> None:
         """Called before anything is done; `request.body` can be read."""
@@ -83,15 +83,7 @@ class LoopbackHub:
         tokens: dict[str, Json],
         faults: list[Fault] | None = None,
     ):
-        self.tokens = {
-            token: User(
-                user["name"],
-                tuple(user.get("orgs", ())),
-                user.get("role", "read"),
-                user.get("scoped", {}),
-            )
-            for token, user in tokens.items()
-        }
+        self.tokens = dict(tokens)
         self.faults = [] if faults is None else faults
         self.requests: list[tuple[str, str]] = []
         self.errors: list[str] = []
@@ -160,7 +152,7 @@ class LoopbackHub:
             return None
         if scheme != "Bearer" or token not in self.tokens:
             raise HubError(401, "Invalid credentials in Authorization header")
-        return self.tokens[token]
+        return User(**self.tokens[token])
 
     # A look inside, for people and tests.
 

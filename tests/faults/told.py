@@ -5,13 +5,12 @@ import functools
 import json
 import os
 import pathlib
-import subprocess
 
 from faults.machine import own_mounts
 from faults.rows import Row
 from kits import checkpoints as util
 from kits.lab import SELECTION, World
-from kits.programs import Done, text_of
+from kits.programs import Done, commit_all, text_of
 from kits.slurm import Site
 
 N_COLUMNS = 160
@@ -27,9 +26,7 @@ def chosen_by_hand(world: World) -> Done:
     lab = world.lab()
     for run_id, l0, nmse in (("a", 1, 0.5), ("b", 2, 0.3), ("c", 4, 0.6)):
         lab.run(run_id, l0=l0, nmse=nmse)
-    git = ["git", "-C", lab.saev_dir, "-c", "user.name=x", "-c", "user.email=x@x"]
-    for argv in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *argv], check=True)
+    commit_all(lab.saev_dir)
     with open(lab.saev_dir / "src/saev/__init__.py", "a") as fd:
         fd.write("# tried something\n")
     goal = lab.build / "tiny/summary.txt"

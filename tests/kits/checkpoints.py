@@ -1,16 +1,16 @@
 """Checkpoints and saevs for tests.
 
-    write(fpath, schema=5, activation="top-k", top_k=4)   a small checkpoint, any schema
+    write(fpath, schema=5, activation="top-k", top_k=4)   a small checkpoint of any schema
     header(schema=3, ...)                                 its first line, as a dict
-    weights(d_model, d_sae, ...)                          its state dict, seeded
-    write_raw(fpath, header, archive)                     any two parts
-    archive(state) / rezip(archive, edit)                 torch's bytes / with members changed
+    weights(d_model, d_sae, ...)                          its state dict, from a seed
+    write_raw(fpath, header, archive)                     a file of any two parts
+    archive(state) / rezip(archive, edit)                 torch's bytes / with changed members
     write_saev(dpath, fault="")                           a SAEV_DIR whose saev reads all schemas
     run_dir(root, run_id)                                 RUNS_ROOT/<run_id>/checkpoint/sae.pt
-    line(...)                                             a select line that agrees with write()
-    entry(...)                                            a catalog's entry that does
+    line(...)                                             select's line for what write() writes
+    entry(...)                                            a catalog's entry for it
 
-`FILES` is the directory with one real checkpoint of each schema and `expected.json`, what
+`FILES` is the directory with a real checkpoint of each schema, and `expected.json` with what
 today's saev computes from them.
 """
 
@@ -80,7 +80,7 @@ def weights(
     unit_norm: bool = True,
 ) -> dict[str, "torch.Tensor"]:
     """A state dict of random weights, decoder rows of unit norm."""
-    import torch  # not before it is needed: it takes seconds
+    import torch  # only here: it takes seconds
 
     rng = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(d_sae, d_model, generator=rng)
@@ -89,11 +89,11 @@ def weights(
     state = {
         "W_dec": W_dec,
         "b_dec": torch.randn(d_model, generator=rng) / 4,
-        # Today's saev saves it in this order, since it starts as W_dec.T.clone().
+        # Transposed, as today's saev saves it: there it starts as W_dec.T.clone().
         "W_enc": torch.randn(d_sae, d_model, generator=rng).T / d_model**0.5,
         "b_enc": torch.randn(d_sae, generator=rng) / 4,
     }
-    state["b_enc"][0] = 0.0  # where a sign can get lost
+    state["b_enc"][0] = 0.0  # so that a lost sign shows
     if activation == "batch-top-k":
         state["activation.threshold"] = torch.tensor(0.5)
     return state
@@ -125,7 +125,7 @@ def write(
     seed: int = 0,
     unit_norm: bool = True,
 ) -> pathlib.Path:
-    """A whole and valid checkpoint."""
+    """Write a complete and valid checkpoint."""
     state = weights(d_model, d_sae, activation, seed, unit_norm)
     return write_raw(
         fpath, header(schema, d_model, d_sae, activation, top_k), archive(state)
@@ -133,7 +133,7 @@ def write(
 
 
 def rezip(body: bytes, edit=None, deflate: bool = False) -> bytes:
-    """The archive again with Python's zipfile, its members passed through `edit`.
+    """The archive rewritten by Python's zipfile, after its members have gone through `edit`.
 
     Args:
         edit: Takes and returns {name: bytes}.
@@ -151,12 +151,12 @@ def rezip(body: bytes, edit=None, deflate: bool = False) -> bytes:
 
 
 def run_dir(root: pathlib.Path, run_id: str) -> pathlib.Path:
-    """Where that run's checkpoint lies."""
+    """The path of that run's checkpoint."""
     return root / run_id / "checkpoint" / "sae.pt"
 
 
 def line(run_id: str = "aaaaaaaa", activation: str = "relu", **changes: object) -> dict:
-    """A line as select passes it on, at one with `write`'s defaults."""
+    """A line as select passes it on, with `write`'s defaults."""
     config = {"key": activation} | ({} if activation == "relu" else {"top_k": 4})
     expected = {"objective": "matryoshka", "activation": activation}
     return {
@@ -184,7 +184,7 @@ def line(run_id: str = "aaaaaaaa", activation: str = "relu", **changes: object) 
 
 
 def entry(slug: str = "tiny", **changes: object) -> dict:
-    """A repo's entry in the catalog, at one with `line`'s defaults."""
+    """A repo's entry in the catalog, with `line`'s defaults."""
     return {
         "slug": slug,
         "repo_id": f"lab/{slug}",
@@ -201,7 +201,7 @@ def entry(slug: str = "tiny", **changes: object) -> dict:
 
 
 def facts(fpath: pathlib.Path) -> dict[str, object]:
-    """What preflight adds to a line of the file itself."""
+    """What preflight adds to a line about the file itself."""
     info = fpath.stat()
     return {
         "checkpoint": str(fpath),
@@ -286,7 +286,7 @@ def load(fpath, *, device="cpu"):
     state = torch.load(buffer, weights_only=True, map_location=device)
     if FAULT == "sign":
         state["b_enc"][state["b_enc"] == 0] = -0.0
-    if FAULT == "forgets":  # in memory that has the very values, and were drawn over
+    if FAULT == "forgets":  # in memory that held the right values until it was drawn over
         model.W_dec = torch.nn.Parameter(state.pop("W_dec"))
         torch.nn.init.kaiming_uniform_(model.W_dec)
     model.load_state_dict(state, strict=FAULT != "forgets")
@@ -302,12 +302,12 @@ def write_saev(dpath: pathlib.Path, fault: str = "") -> pathlib.Path:
     """A SAEV_DIR with a saev in src/ that has today's interface.
 
     Args:
-        dpath: Made if need be.
+        dpath: Created if necessary.
         fault: What is wrong with it. When it loads: "tied" (W_enc is a view of W_dec
             transposed), "sign" (0 becomes -0), "half" (float16), "lost" (no b_dec), "old"
-            (only files without a schema), "large" (refuses what is not tiny), "hang",
-            "kill" (dies of what is not tiny), "forgets" (leaves W_dec as it was drawn).
-            When it runs: "forward" (takes b_dec from x first), "decode", "nan",
+            (accepts only files without a schema), "large" (refuses all but tiny files),
+            "hang", "kill" (dies of all but tiny files), "forgets" (leaves W_dec as drawn at
+            random). When it runs: "forward" (subtracts b_dec from x first), "decode", "nan",
             "crash". "import": it can't be imported.
     """
     package = dpath / "src" / "saev" / "nn"
@@ -321,7 +321,7 @@ def write_saev(dpath: pathlib.Path, fault: str = "") -> pathlib.Path:
 
 
 def metrics(nmse: float) -> dict[str, float]:
-    """The metrics.json that today's saev leaves of its inference on a shard."""
+    """The metrics.json that today's saev leaves after inference on a shard."""
     return {"normalized_mse": nmse, "sse_recon": nmse * 4e6, "sse_baseline": 4e6}
 
 
@@ -331,7 +331,7 @@ N_TOKENS = 2**20
 def measurement(
     fpath: pathlib.Path, run_id: str, shard: str, l0: float, nmse: float
 ) -> dict[str, object]:
-    """A record of what `measure` found of a checkpoint's very bytes."""
+    """A record of what `measure` found for a checkpoint's very bytes."""
     content = fpath.read_bytes()
     tokens = {"layer": 6, "asked": N_TOKENS, "n_examples": 4096}
     return {
@@ -356,7 +356,7 @@ def measurement(
 def measure(
     records_dpath: pathlib.Path, run_id: str, shard: str, record: dict[str, object]
 ) -> pathlib.Path:
-    """Leave a record where a lab's memory is."""
+    """Write a record to a lab's records."""
     fpath = records_dpath / "measured" / f"{run_id}@{shard}.json"
     fpath.parent.mkdir(parents=True, exist_ok=True)
     fpath.write_text(json.dumps(record))

@@ -1,7 +1,7 @@
-"""What the tests of executors have tasks do, importable by a task; and a saev that spies.
+"""What tasks do in the tests of executors, importable by a task; and a saev that spies.
 
-double(n, log_fpath) a function for `executor.run`: slow to nothing, fails as told
-spy(saev_dir)        make the saev that checkpoints_util.write_saev wrote tell and obey
+double(n, log_fpath) a function for `executor.run`, which fails for some n
+spy(saev_dir)        make a saev of `checkpoints.write_saev` log its calls, and hang on demand
 """
 
 import os
@@ -11,7 +11,7 @@ from saepub.cli import SetupError, UserError
 
 
 def double(n: int, log_fpath: str) -> int:
-    """Twice n; each call leaves a line in the log."""
+    """Twice n; each call adds a line to the log."""
     with open(log_fpath, "a") as fd:
         fd.write(f"{n} {os.getppid()}\n")
     if n == 13:
@@ -31,10 +31,10 @@ _load = load
 
 
 def load(fpath, *, device="cpu"):
-    """Note which file a task loads, and with which environment; hang if told so."""
+    """Log which file a task loads, and in which environment; hang if told to."""
     with open(fpath, "rb") as fd:
         d_sae = json.loads(fd.readline())["cfg"]["d_sae"]
-    if d_sae >= 16:  # or else it is a probe of what this saev can read
+    if d_sae >= 16:  # otherwise it is a test of what this saev can read
         told = json.dumps([d_sae, os.getpid(), dict(os.environ)]) + "\\n"
         with open({dpath!r} + "/loads", "a") as fd:
             fd.write(told)

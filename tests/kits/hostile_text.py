@@ -1,4 +1,4 @@
-"""Text that means to do harm, and every place where it can come in."""
+"""Text meant to do harm, and every place where it can come in."""
 
 import copy
 import pathlib
@@ -6,7 +6,7 @@ import typing as tp
 
 
 def texts(mark: pathlib.Path) -> dict[str, str]:
-    """By name. Any of them that gets itself run makes the file `mark`."""
+    """By name. Any of them that gets itself run creates the file `mark`."""
     touch = f"touch {mark}"
     return {
         "parent": "../../../../escaped",
@@ -40,10 +40,10 @@ def texts(mark: pathlib.Path) -> dict[str, str]:
 
 
 def put(obj: dict, path: tp.Sequence[str], text: str) -> dict:
-    """A copy of `obj` with `text` in one place: at the end of `path`, or as a key there.
+    """A copy of `obj` with `text` in one place: as the value at the end of `path`, or as a key there.
 
     Args:
-        path: Keys from the outside in; an empty last one makes `text` a key.
+        path: Keys from the outside in; if the last one is empty, `text` becomes a key.
     """
     obj = copy.deepcopy(obj)
     inner = obj
@@ -63,7 +63,7 @@ RECORD_PLACES = (
     *(("config", "train_data", "layer"), ("summary", "eval/l0")),
     *(("summary", "eval/normalized_mse"), ("summary", "eval/n_dead"), ("summary", "")),
 )
-"""In a run as W&B has it."""
+"""In a run's record in W&B."""
 
 HEADER_PLACES = (
     *(("schema",), ("commit",), ("lib",), ("cfg",), ("",), ("cfg", "")),

@@ -1,7 +1,7 @@
-"""For tests over the loopback Hub: faults, a corrupted file, and the real client apart.
+"""For tests over the loopback Hub: faults, a corrupted file, and the real client.
 
 Run as a program, it is the real client: `huggingface_hub` reads its transport from the
-environment when it is imported, so each transport is a process of its own.
+environment when it is imported, so each transport needs a process of its own.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import sys
 import threading
 import types
 
+import loopback_hub
 from loopback_hub import Drop, HubError, LoopbackHub
 
 PACKAGE_DPATH = pathlib.Path(__file__).resolve().parents[2] / "py"
@@ -22,11 +23,11 @@ TRANSPORTS = ("xet", "lfs")
 
 
 @dataclasses.dataclass
-class Fault:
+class Fault(loopback_hub.Fault):
     """Something that goes wrong with the next `times` requests of a kind.
 
-    One of: an HTTP `status` with `headers`; the connection dropped ("before" anything is
-    read, at "half" of the body, or "after" the work was done); a `stall` until `release` is
+    One of: an HTTP `status` with `headers`; a `drop` of the connection ("before" anything is
+    read, at "half" of the body, or "after" the work is done); a `stall` until `release` is
     set.
     """
 
@@ -71,7 +72,7 @@ class Fault:
 
 
 def corrupt(hub: LoopbackHub, repo_id: str, path: str) -> None:
-    """Change one byte of a stored file; the Hub's tree goes on naming the old sha256."""
+    """Change one byte of a stored file; the Hub's tree still has the old sha256."""
     repo = hub.store.repos[repo_id]
     entry = repo.head["files"][path]
     content = bytearray(hub.read(repo_id, path))
@@ -79,12 +80,12 @@ def corrupt(hub: LoopbackHub, repo_id: str, path: str) -> None:
     fpath = repo.object_fpath(entry["sha256"])
     fpath.unlink()
     fpath.write_bytes(content)
-    # Chunks have hashes of their own: without this a Xet client would read the old bytes.
+    # Otherwise a Xet client would read the old bytes, from chunks.
     entry["xet_hash"] = None
 
 
 class ClientError(Exception):
-    """What the client raised: `names` has its class and all above it."""
+    """What the client raised: `names` has the names of its class and all base classes."""
 
     def __init__(self, names: list[str], status: int | None, message: str):
         super().__init__(f"{names[0]} {status}: {message}")
@@ -94,7 +95,7 @@ class ClientError(Exception):
 class Client:
     """The real client in a process of its own, with a cache of its own.
 
-    Any method of `HfApi` can be called on it; results come back as JSON does them.
+    Any method of `HfApi` can be called on it; results come back as JSON has them.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Client:
             text=True,
         )
         self.transport, self.endpoint, self.token = transport, "", ""
-        # Somebody has to read what the client logs, or it would wait.
+        # Unread, the client's log would block it.
         self.log: list[str] = []
         threading.Thread(
             target=lambda: self.log.extend(self.process.stderr), daemon=True
@@ -159,7 +160,7 @@ class Client:
 
 
 def _plain(value):
-    """A result of the client, as JSON can say it."""
+    """A result of the client, as JSON has it."""
     if isinstance(value, types.GeneratorType | list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -172,7 +173,7 @@ def _plain(value):
 
 
 def _upload_with_sha256(api, repo_id: str, fpath: str, sha256: str) -> None:
-    """A Xet upload that claims a sha256, as only a broken client would."""
+    """A Xet upload with any sha256, as only a broken client would do it."""
     import hf_xet
     from huggingface_hub.utils._xet import XetTokenType, xet_connection_info_refresh_url
 
@@ -190,7 +191,7 @@ def _upload_with_sha256(api, repo_id: str, fpath: str, sha256: str) -> None:
 
 
 def _counters() -> dict[str, int]:
-    """What this process has read and kept, in bytes."""
+    """The kernel's counts of what this process has read and written."""
     text = pathlib.Path("/proc/self/io").read_text()
     return {k: int(v) for k, v in (line.split(": ") for line in text.splitlines())}
 

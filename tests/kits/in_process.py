@@ -1,5 +1,5 @@
-"""Run a stage in this process, thousands of times a minute, and hold it to what every stage
-promises whatever its input is."""
+"""Run a stage in this process, thousands of times a minute, and check what every stage promises
+whatever its input."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ import tempfile
 import typing as tp
 import unittest.mock
 
-import matplotlib.font_manager  # noqa: F401  It makes directories of its own, once.
+import matplotlib.font_manager  # noqa: F401  It creates directories of its own, once.
 
 from saepub import cli
 
@@ -22,8 +22,8 @@ PASS_ON_LINES = ("extract-ids", "fetch-metrics", "settle", "select", "preflight"
 PASS_ON_LINES += ("stage", "render", "measure", "plan", "push", "verify", "collect")
 
 N_TOLD = {"extract-ids": 40}
-"""Lines that a stage may tell besides one a line given, 10 for the others: a broken catalog
-is told whole, a line a key."""
+"""How many lines a stage may print besides one per input line; others 10. Of a broken catalog,
+extract-ids prints a line for each wrong key."""
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {
@@ -32,11 +32,11 @@ CHANGES = {
     **dict.fromkeys(("os.link", "os.symlink"), (1,)),
     "os.rename": (0, 1),
 }
-"""What Python tells an audit hook of, and which arguments are the paths that change."""
+"""Events for an audit hook, and which of their arguments are paths that change."""
 
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
 MAY_RUN = ("git", "ldconfig")
-"""The last by Python's own ctypes, for the Hub's client."""
+"""Python's own ctypes runs ldconfig, for the Hub's client."""
 
 
 class Finding(AssertionError):
@@ -48,12 +48,12 @@ class Hung(BaseException):
 
 
 class Watch:
-    """What may change while a stage runs. An audit hook, once set, can't be taken back."""
+    """What may change while a stage runs. An audit hook, once added, can't be removed."""
 
     dpaths: tuple[pathlib.Path, ...] = ()
-    """Below which; none while no stage runs."""
+    """Where; () while no stage runs."""
     hub_dpath: pathlib.Path | None = None
-    """Of a Hub that runs in this process, and writes there."""
+    """Where a Hub that runs in this process writes."""
     broken: list[str] = []
 
 
@@ -76,8 +76,8 @@ def run(
         Exit code, stdout and stderr.
 
     Raises:
-        Finding: It took too long, wrote elsewhere, ran a program, or broke what `judge`
-            holds it to.
+        Finding: It took too long, wrote elsewhere, ran a program, or broke a promise that
+            `judge` checks.
     """
     out, err = io.BytesIO(), io.BytesIO()
     streams = {
@@ -110,10 +110,11 @@ def run(
 
 
 def judge(name: str, code: int | None, out: bytes, told: str, n_lines: int) -> None:
-    """Raises Finding where a stage ended otherwise than a stage may.
+    """Raises Finding if a stage ended as no stage may.
 
     Args:
-        n_lines: How many lines it was given: preflight tells of each, push of each problem.
+        n_lines: How many lines it was given: preflight may print one for each, push one for
+            each problem.
     """
     if code not in (0, 1, 2):
         raise Finding(f"{name}: exit {code}: {told[-300:]}")
@@ -147,7 +148,7 @@ def _time_limit(seconds: int):
 
 @contextlib.contextmanager
 def _watched(build_dpath: pathlib.Path, *dpaths: pathlib.Path):
-    """Raises Finding if anything is run, or changed outside of these."""
+    """Raises Finding if a program is run, or anything outside these directories changed."""
     with tempfile.TemporaryDirectory() as scratch:
         dpaths = (build_dpath, *dpaths, pathlib.Path(scratch))
         dpaths += (Watch.hub_dpath,) if Watch.hub_dpath else ()

@@ -60,6 +60,22 @@ def text_of(rows: tp.Iterable[dict]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def git(dpath: pathlib.Path, *argv: object) -> str:
+    """Run git there, as somebody; what it printed."""
+    identity = ("-c", "user.name=somebody", "-c", "user.email=somebody@lab.example")
+    done = run_program("git", "-C", dpath, *identity, *argv)
+    assert done.code == 0, done.err
+    return done.out.strip()
+
+
+def commit_all(dpath: pathlib.Path) -> str:
+    """Make a directory a git repo with one commit, on main; its id."""
+    git(dpath, "init", "-q", "-b", "main")
+    git(dpath, "add", ".")
+    git(dpath, "commit", "-qm", "one")
+    return git(dpath, "rev-parse", "HEAD")
+
+
 def bare_env(**settings: object) -> dict[str, str]:
     """An environment without anyone's settings or secrets, plus `settings`."""
     keep = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_FIND_LINKS")

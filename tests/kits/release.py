@@ -1,12 +1,11 @@
 """For tests of what reaches the Hub: a staged repo, a Hub to push it to, and the stages.
 
-Stages are the real programs over the real client. Hundreds of starts of Python with torch
-would take minutes, so a process imports what is slow, and each run is a fork of it. In it,
-`time.sleep` takes a hundredth of its time. `Hub` is one for all tests, and emptied for each,
+Stages are the real programs over the real client. Starting Python with torch hundreds of times
+would take minutes, so a process imports what is slow, and each run is a fork of it, in which
+`time.sleep` takes a hundredth of its time. All tests share one `Hub`, emptied for each of them,
 because the client reads the Hub's address while it is imported.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -14,48 +13,40 @@ import shutil
 import subprocess
 import sys
 import threading
+import typing as tp
 
 from kits.programs import ROOT, Done, bare_env, rows_of, run_program, text_of
-from loopback_hub import Drop, LoopbackHub
-from loopback_hub.access import User
+from loopback_hub import Drop, Fault, LoopbackHub
 
 TRANSPORTS = ("xet", "lfs")
-WRITER, READER, STRANGER, SCOPED, NARROW = (
-    "hf_writer",
-    "hf_reader",
-    "hf_stranger",
-    "hf_scoped",
-    "hf_narrow",
-)
+WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
+SCOPED, NARROW = "hf_scoped", "hf_narrow"
 LAB = "demo-lab"
+
+
+def scoped(**permissions: list[str]) -> dict:
+    """The user of a fine-grained token, with permissions by namespace."""
+    return {"name": "sam", "orgs": [LAB], "role": "fineGrained", "scoped": permissions}
+
+
 TOKENS = {
     WRITER: {"name": "sam", "orgs": [LAB], "role": "write"},
     READER: {"name": "sam", "orgs": [LAB], "role": "read"},
     STRANGER: {"name": "eve", "orgs": [], "role": "write"},
-    SCOPED: {
-        "name": "sam",
-        "orgs": [LAB],
-        "role": "fineGrained",
-        "scoped": {LAB: ["repo.write"]},
-    },
-    NARROW: {
-        "name": "sam",
-        "orgs": [LAB],
-        "role": "fineGrained",
-        "scoped": {"sam": ["repo.write", "collection.write"]},
-    },
+    SCOPED: scoped(**{LAB: ["repo.write"]}),
+    NARROW: scoped(sam=["repo.write", "collection.write"]),
 }
 
 SAE_V = "67ab8c4fdf179d117db28195"
 SLUG, OTHER = "vitb-relu", "vits-relu"
 VARIANTS = {SLUG: {"few": 2, "more": 4}, OTHER: {"other": 2, "many": 25}}
-"""What is staged for the tests: by name, how many checkpoints a layer at most."""
+"""What is staged for the tests: by name, how many checkpoints per layer at most."""
 
 WRITES = (
     *("create_repo", "preupload", "lfs_batch", "lfs_put", "lfs_verify", "xet_token"),
     *("commit", "collection_create", "collection_update", "collection_add"),
 )
-"""Kinds of requests by which something is changed."""
+"""Kinds of requests that change something."""
 
 
 # ---- stages -----------------------------------------------------------------------------------
@@ -117,8 +108,8 @@ class Stages:
     def __init__(self, env: dict[str, str], *path: pathlib.Path):
         """
         Args:
-            env: What the Hub's client must have when it is imported.
-            path: Where Python looks for packages before all others.
+            env: What the Hub's client must find when it is imported.
+            path: Where Python looks for packages first.
         """
         python_path = ":".join(map(str, (*path, ROOT / "py")))
         self._env, self._parents = env | {"PYTHONPATH": python_path}, {}
@@ -126,7 +117,7 @@ class Stages:
     def start(
         self, dpath: pathlib.Path, name: str, *argv: str, stdin: str, env: dict
     ) -> Running:
-        """Start a stage; `dpath` is for its streams, TTY in `env` a terminal for stderr."""
+        """Start a stage with its streams in `dpath`; TTY in `env` names a terminal for stderr."""
         dpath.mkdir(parents=True)
         (dpath / "in").write_text(stdin)
         if "TTY" in env:
@@ -163,7 +154,7 @@ def _serve(modules: list[str]) -> None:
         elif (answer := os.fork()) == 0:
             env = request["env"]
             if _of_client(env) == _of_client(given):
-                # What `saepub.hub` has set while it was imported.
+                # What `saepub.hub` set while it was imported.
                 env |= {
                     k: v
                     for k, v in os.environ.items()
@@ -186,7 +177,7 @@ def _run(dpath: pathlib.Path, argv: list[str], env: dict) -> None:
     import atexit
     import signal
 
-    signal.alarm(100)  # whatever hangs, ends
+    signal.alarm(100)  # ends what hangs
     for fd, name in enumerate(("in", "out", "err")):
         flags = os.O_WRONLY | os.O_CREAT if fd else os.O_RDONLY
         os.dup2(os.open(dpath / name, flags, 0o644), fd)
@@ -209,7 +200,7 @@ def _run(dpath: pathlib.Path, argv: list[str], env: dict) -> None:
 
 
 def make(dpath: pathlib.Path, demo: pathlib.Path, stages: Stages) -> None:
-    """Stages with their lines under `dpath`, by name, from the demo by the real pipe."""
+    """Make `VARIANTS` under `dpath`, stages and lines, from the demo by the real pipe."""
     settings = demo_settings(demo)
 
     def run(name: str, *argv: object, stdin: str = "", build: str = "") -> str:
@@ -248,29 +239,29 @@ def demo_settings(demo: pathlib.Path) -> dict[str, str]:
 
 
 class Hub(LoopbackHub):
-    """One for many tests."""
+    """A Hub for many tests."""
 
     def empty(self) -> None:
-        """As it was at first, with `TOKENS`."""
+        """Make it as it was at first, with `TOKENS`."""
         for fault in self.faults:
             if hasattr(fault, "release"):
                 fault.release.set()
         self.faults.clear()
-        with self._idle:  # what a test gave up may still be under way
+        with self._idle:  # a request that a test gave up on may still be running
             self._idle.wait_for(lambda: self._n_busy == 0)
         self.store.repos.clear()
         self.store.moved.clear()
         shutil.rmtree(self.store.dpath / "models", ignore_errors=True)
         self.shelf.all.clear()
         self.shelf.save()
-        self.tokens = {token: user(**of) for token, of in TOKENS.items()}
+        self.tokens = dict(TOKENS)
         self.requests.clear()
-        # What the client remembers of a repo that is no more.
+        # What the client has cached of repos that are gone.
         shutil.rmtree(self.store.dpath / "client", ignore_errors=True)
 
 
 class World:
-    """A build directory with stages in it, a catalog, a Hub, and the stages' programs."""
+    """A build directory with staged repos, a catalog, a Hub, and the stages to run."""
 
     def __init__(self, dpath, made, demo, stages: Stages, hub: LoopbackHub):
         self.dpath, self.made, self.stages, self.hub = dpath, made, stages, hub
@@ -301,7 +292,7 @@ class World:
         self.env["CATALOG"] = str(self.dpath / "catalog.json")
 
     def use(self, name: str) -> None:
-        """Stage what was made under that name."""
+        """Put the variant of that name into the build directory."""
         rows = rows_of((self.made / name / "rendered.jsonl").read_text())
         slug = rows[0]["repo"]
         shutil.rmtree(self.build / slug, ignore_errors=True)
@@ -326,7 +317,7 @@ class World:
         return self.start(name, *argv, stdin=stdin, **env).wait()
 
     def pipe(self, *names: str, stdin: str | None = None, **env: object) -> list[Done]:
-        """Run stages one after the other, each on what the one before it passed on."""
+        """Run stages one after the other, each on the output of the one before."""
         text = self.lines() if stdin is None else stdin
         all_done = []
         for name in names:
@@ -341,7 +332,7 @@ class World:
         return push
 
     def release(self, *slugs: str, **env: object) -> Done:
-        """All of a release. What each told, one after the other."""
+        """A whole release; `err` has what all stages printed."""
         names = ("plan", "push", "verify", "collect")
         done = self.pipe(*names, stdin=self.lines(*slugs), **env)
         code = max(d.code for d in done)
@@ -354,7 +345,7 @@ class World:
         return {path: (of["bytes"], of["sha256"]) for path, of in files.items()}
 
     def held(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
-        """What the repo holds, but for the Hub's own file."""
+        """What the repo holds, except for the Hub's own file."""
         files = self.hub.files(self.repo_ids[slug])
         return {path: of for path, of in files.items() if path != ".gitattributes"}
 
@@ -363,13 +354,13 @@ class World:
         return [commit["title"] for commit in self.hub.commits(self.repo_ids[slug])]
 
     def kinds(self) -> list[str]:
-        """What the Hub was asked since the last time."""
+        """The kinds of requests since the last call."""
         kinds = [kind for _, kind in self.hub.requests]
         self.hub.requests.clear()
         return kinds
 
     def commit_elsewhere(self, files: dict[str, bytes | None], slug: str = SLUG) -> str:
-        """Somebody else's commit: files to put, None to remove. Its id."""
+        """Make somebody else's commit, where None removes a file; its id."""
         repo = self.hub.store.repos[self.repo_ids[slug]]
         tree = dict(repo.head["files"])
         for path, content in files.items():
@@ -377,10 +368,6 @@ class World:
             if content is not None:
                 tree[path] = repo.add_regular(content)
         return repo.add_commit(tree, "Somebody else's", "", "eve")["id"]
-
-
-def user(name: str, orgs: list[str], role: str, scoped: dict | None = None) -> User:
-    return User(name, tuple(orgs), role, scoped or {})
 
 
 def client_settings(hub: Hub) -> dict[str, str]:
@@ -392,60 +379,68 @@ def client_settings(hub: Hub) -> dict[str, str]:
     }
 
 
-# ---- faults besides hub_kit's -----------------------------------------------------------------
+# ---- faults besides those of kits.hub ---------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Meanwhile:
-    """Does something while the first request of a kind is under way."""
+class Meanwhile(Fault):
+    """Does something at the first request of a kind, before or after its work is done."""
 
-    kind: str
-    do: object
-    is_done: bool = False
+    def __init__(self, kind: str, do: tp.Callable[[], object], when: str = "before"):
+        self.kind, self.do, self.when = kind, do, when
+        self.is_done = False
 
-    def before(self, kind, request) -> None:
-        if kind == self.kind and not self.is_done:
+    def _at(self, when: str, kind: str) -> None:
+        if (when, kind) == (self.when, self.kind) and not self.is_done:
             self.is_done = True
             self.do()
 
+    def before(self, kind, request) -> None:
+        self._at("before", kind)
+
     def after(self, kind, request) -> None:
-        pass
+        self._at("after", kind)
 
 
-class Hold:
-    """Holds the first request of a kind, before or after the work is done, until `release`;
-    then drops it."""
+class Hold(Meanwhile):
+    """Holds such a request until `release` is set, and then drops it."""
 
     def __init__(self, kind: str, when: str = "before"):
-        self.kind, self.when = kind, when
+        super().__init__(kind, self._hold, when)
         self.reached, self.release = threading.Event(), threading.Event()
 
-    def _hold(self, kind: str) -> None:
-        if kind == self.kind and not self.reached.is_set():
-            self.reached.set()
-            self.release.wait(60)
-            raise Drop
+    def _hold(self) -> None:
+        self.reached.set()
+        self.release.wait(60)
+        raise Drop
+
+
+class Answer(Fault):
+    """Changes the answers to requests of a kind."""
+
+    def __init__(self, kind: str, change: tp.Callable):
+        self.kind, self.change = kind, change
 
     def before(self, kind, request) -> None:
-        if self.when == "before":
-            self._hold(kind)
+        if kind != self.kind:
+            return
+        send = request._send
 
-    def after(self, kind, request) -> None:
-        if self.when == "after":
-            self._hold(kind)
+        def changed(response):
+            if response.status == 200:
+                self.change(response)
+            send(response)
+
+        request._send = changed
 
 
-class Headers:
-    """No fault: notes the Authorization header of every request."""
+class Headers(Fault):
+    """No fault: records the Authorization header of every request."""
 
     def __init__(self):
         self.seen: list[str | None] = []
 
     def before(self, kind, request) -> None:
         self.seen.append(request.headers.get("Authorization"))
-
-    def after(self, kind, request) -> None:
-        pass
 
 
 if __name__ == "__main__":

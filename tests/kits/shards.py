@@ -1,7 +1,7 @@
 """Cached activations for tests: shards as saev's own writer leaves them, and .npy files.
 
-write(dpath, x, layers=(3, 6), ...)     one layer's activations x, the others' something else
-write_layers(dpath, {layer: x})         several layers'
+write(dpath, x, layers=(3, 6), ...)     activations x of the last layer, other values in the others
+write_layers(dpath, {layer: x})         activations of several layers
 write_npy(fpath, x)
 """
 
@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 PER_FILE = 4
-"""Examples a file. The last file has room for as many, however many it holds."""
+"""Examples per file. The last file, too, has room for that many."""
 
 
 def write(
@@ -23,10 +23,10 @@ def write(
     cls_token: bool = True,
     changes: dict | None = None,
 ) -> pathlib.Path:
-    """Activations x, (n_tokens, d_model), as the last of `layers`; by default 10 an example.
+    """Activations x, (n_tokens, d_model), as the last of `layers`; by default 10 per example.
 
     Args:
-        changes: To metadata.json; None takes a key out.
+        changes: To metadata.json; None removes a key.
     """
     decoy = np.arange(x.size, dtype=np.float32).reshape(x.shape)
     of_layers = dict.fromkeys(layers, decoy) | {max(layers): x}

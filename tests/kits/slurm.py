@@ -1,7 +1,7 @@
-"""Slurm's commands as a site may have wrapped them: scripts, and no cluster behind them.
+"""Slurm's commands as a site may have wrapped them: scripts, with no cluster behind them.
 
-sbatch runs the array at once, on this machine; squeue and scancel say what they are told
-to. Each notes how it was called, and with which environment.
+sbatch runs the array at once, on this machine; squeue and scancel print what they are told to.
+Each logs its arguments and environment.
 """
 
 import json
@@ -32,7 +32,7 @@ sys.exit(code)
 
 
 class Site:
-    """A directory for PATH with sbatch, squeue and scancel, and nothing else of Slurm's."""
+    """A directory for PATH with sbatch, squeue and scancel, and nothing else of Slurm."""
 
     JOB_ID = "4711"
 
