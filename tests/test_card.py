@@ -112,7 +112,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ran(published):
-    """What the blocks of each repo's card told, those that check with every loader."""
+    """What the blocks of code on each repo's card print, the check with every loader."""
     runs, keys = [], []
     for slug in KINDS:
         use, download, check = reader.blocks(published.card(slug), "python")

@@ -1,4 +1,4 @@
-"""A catalog is read whole, or all that is wrong with it is told at once."""
+"""A catalog is read whole, or everything wrong with it is reported at once."""
 
 import json
 import math
@@ -32,7 +32,7 @@ NEEDED += ("layers", "d_model", "d_sae")
 
 @pytest.fixture
 def read(tmp_path):
-    """What is wrong with a catalog, given as an object or as text; else the catalog."""
+    """Reads a catalog, given as an object or as text; returns what is wrong with it, or itself."""
 
     def read(raw: object):
         fpath = tmp_path / "catalog.json"
@@ -88,7 +88,7 @@ def test_each_missing_key_has_its_line(read, key):
 
 
 def all_known() -> list[tuple[str, str]]:
-    """Every key that a catalog may hold, by the path of its object."""
+    """Every key that a catalog may have, with the path of its object."""
     found = []
     for path, _ in catalog.all_keys():
         at, _, key = path.rpartition(".")
@@ -195,7 +195,7 @@ def test_every_key_of_a_line_has_its_meaning():
 
 
 def test_every_reason_to_drop_a_run_has_its_row():
-    """As the code that gives reasons has them: classify's filter, and numbers."""
+    """Reasons as they stand in the code that gives them: classify's filter, and numbers."""
     story = (ROOT / "jq/classify.jq").read_text()
     rules = story.partition("def reason(")[2].partition("end;\n\n")[0]
     reasons = re.findall(r'(?:then|else)\s+\(?"([^"\\]+)', rules) + ["at odds"]
@@ -230,7 +230,7 @@ def test_pydantic_is_imported_only_where_a_catalog_is_read():
 
 
 def test_an_activation_is_added_in_one_place(read, monkeypatch):
-    """A row is enough for what fires by a known rule: catalog, header and reader take it."""
+    """One row is enough for an activation with a known rule: catalog, header and reader accept it."""
     jump = kinds.Activation("jump", "Jump", "Jump", kinds.THRESHOLD, frozenset({"key"}))
     monkeypatch.setitem(kinds.ACTIVATIONS, "jump", jump)
     monkeypatch.setitem(kinds.RULES, "jump", jump.rule)

@@ -1,4 +1,4 @@
-"""The built-in reader reads what saev wrote, and nothing that a hostile file says is done."""
+"""The built-in reader reads what saev wrote, and does nothing that a hostile file says."""
 
 import io
 import os
@@ -125,7 +125,7 @@ def test_file_is_read_from_disk_once(fpath):
 
 
 def bytes_read() -> int:
-    """What this process has read() so far, from anywhere."""
+    """How many bytes this process has read() so far, from anywhere."""
     with open("/proc/self/io") as fd:
         return int(fd.readline().split()[1])
 
@@ -365,7 +365,7 @@ def test_zip_bomb_is_refused(fpath):
 
 
 def patched_pickle(edit) -> bytes:
-    """A valid archive, but for its pickle."""
+    """A valid archive, except for its pickle."""
 
     def change(members):
         return members | {"archive/data.pkl": edit(members["archive/data.pkl"])}
@@ -409,7 +409,7 @@ def test_bytes_hidden_in_the_archive_are_refused(fpath):
     assert "truncated" in refusal(fpath)
     util.write_raw(fpath, util.header(), b"hidden" + body)
     assert "end record is damaged" in refusal(fpath)
-    # A whole second archive in front, the offsets of the last one made right again.
+    # A complete second archive in front, with the offsets of the last one corrected.
     one, gap = util.rezip(body), b"hidden" * 100
     end = one.rindex(b"PK\x05\x06")
     start = struct.unpack_from("<L", one, end + 16)[0]
@@ -535,7 +535,7 @@ def test_crc_is_that_of_the_bytes_not_of_the_local_header(fpath):
     data = RELU["b_dec"].numpy().tobytes()
     start = whole.index(data)
     whole[start : start + 4] = struct.pack("<f", 3.0)
-    # An attacker who mends the descriptor but not the directory gets nowhere.
+    # Correcting the descriptor but not the directory gets an attacker nowhere.
     descriptor = whole.index(b"PK\x07\x08", start)
     crc = zlib.crc32(whole[start : start + len(data)])
     whole[descriptor + 4 : descriptor + 8] = struct.pack("<L", crc)

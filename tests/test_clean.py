@@ -211,7 +211,7 @@ def test_help_and_make_n_remove_nothing(bare):
 
 @pytest.fixture
 def shop(bare, tmp_path):
-    """A checkout whose set-up finds pip made of shell, that notes what it is asked for."""
+    """A checkout whose setup finds a pip made of shell, which logs what it is asked for."""
     python = tmp_path / "python"
     python.write_text(PYTHON.format(log=tmp_path / "log"))
     python.chmod(0o755)

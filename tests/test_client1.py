@@ -1,4 +1,4 @@
-"""The last 1.x of huggingface_hub does all that the pinned 2.x does."""
+"""The last 1.x of huggingface_hub does everything that the pinned 2.x does."""
 
 import json
 import pathlib

@@ -58,7 +58,7 @@ class Built:
         ]
 
     def misfit(self, kind: str) -> dict:
-        """The snapshot's line of the one run that is such a misfit."""
+        """The snapshot's line of the one run that is a misfit of that kind."""
         (run,) = [run for run in self.runs.values() if run.misfit == kind]
         return self.snapshot[run.run_id]
 
@@ -176,7 +176,7 @@ def test_its_catalog_is_the_real_one_with_smaller_widths(built, monkeypatch):
         for key in ("slug", "sweep", "variable", "objective"):
             assert getattr(a, key) == getattr(b, key)
         assert a.activation == b.activation
-        # It says of nothing that it is a real model's, or of real images.
+        # It doesn't claim that anything is a real model's, or of real images.
         assert a.repo_id.startswith("demo-lab/SAE_toy_") and "toy" in a.title
         assert a.base_model.startswith("demo-lab/toy-")
         assert set(a.layers) < set(b.layers)
@@ -336,7 +336,7 @@ def test_configs_are_of_both_ages_and_dates_fit_together(built):
             assert 0 < late < 86400
             config = built.fpath(run_id).with_name("config.json")
             assert json.loads(config.read_text()) == line["config"]
-    # Its TopK runs are all of the age in which their checkpoints' headers are.
+    # Its TopK runs are all of the same age as their checkpoints' headers.
     assert ages == {("relu", False), ("relu", True), ("topk", True)}
 
 

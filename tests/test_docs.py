@@ -345,7 +345,7 @@ def test_without_a_checkout_it_says_what_to_set(released, tmp_path):
 
 
 def test_every_snippet_runs_by_itself_on_what_was_released(released, tmp_path):
-    """By a reader, with the real client, over the loopback Hub."""
+    """Run by a reader, with the real client, over the loopback Hub."""
     run(released)
     dpath, rows = stage(released, "vits-relu")
     tokens = {TOKEN: {"name": "lab", "role": "write"}}

@@ -60,7 +60,7 @@ def full_lab(dpath: pathlib.Path) -> Lab:
 
 
 def settings_of(lab: Lab, **settings: object) -> dict[str, object]:
-    """None takes one out."""
+    """Settings for doctor in this lab; None removes one."""
     found = lab.settings | settings
     return {name: value for name, value in found.items() if value is not None}
 
@@ -149,7 +149,7 @@ def test_nothing_is_left_behind(lab):
 
 
 def tools(dpath: pathlib.Path, *names: str, **scripts: str) -> pathlib.Path:
-    """A PATH of these programs only, and of scripts."""
+    """A PATH with only these programs and scripts."""
     dpath.mkdir()
     for name in ("sh", "env", "git", *names):
         (dpath / name).symlink_to(shutil.which(name))
@@ -464,7 +464,7 @@ def test_no_check_can_break_hold_up_or_be_heard_beside_the_others(tmp_path):
         "bad   hangs     no answer; the check died or took too long",
         "ok    prints    two lines  [31m <HF_TOKEN>",
     ]
-    # Nor does what it started outlive it, but for the moment that dying takes.
+    # And what it started doesn't outlive it, except for the moment that dying takes.
     with contextlib.suppress(ProcessLookupError):
         fd = os.pidfd_open(int(pid.read_text()))
         assert select.select([fd], [], [], 60)[0]

@@ -31,7 +31,7 @@ REST = "finished work is kept; the same command does only the rest"
 
 
 def spying_lab(dpath: pathlib.Path, kind: str, slurm_conf: str = "") -> Lab:
-    """A lab for runs run0, run1, …, the i-th with a d_sae of 16 (i + 1); its saev spies."""
+    """A lab for runs run0, run1, …, the i-th with a d_sae of 16 (i + 1), and a saev that spies."""
     lab = Lab(dpath)
     executor_kit.spy(lab.saev_dir)
     lab.env = {"EXECUTOR": kind} | ({"SLURM_CONF": slurm_conf} if slurm_conf else {})
@@ -50,7 +50,7 @@ def loads(lab: Lab) -> list[tuple[int, int, dict]]:
 
 
 def hang(lab: Lab, i: int) -> pathlib.Path:
-    """Let the task that comes to the i-th run stay there while this file is there."""
+    """Make the task that loads the i-th run hang there as long as this file exists."""
     fpath = lab.saev_dir / f"hang-{16 * (i + 1)}"
     fpath.touch()
     return fpath
@@ -61,7 +61,7 @@ def start(lab: Lab, lines: list[dict], *argv: str, **env) -> subprocess.Popen:
 
 
 def until_hanging(lab: Lab, program, i: int, n_others: int) -> tuple[int, dict]:
-    """Wait until run i hangs and others are done; its task's process and environment."""
+    """Wait until run i hangs and the others are done; its task's process and environment."""
 
     def hangs():
         assert program.poll() is None, program.stderr.read()
@@ -86,7 +86,7 @@ def until(is_so) -> None:
 
 
 def checked(lab: Lab, line: dict) -> dict:
-    """The line with what preflight adds to it, but for the probe and saev."""
+    """The line with what preflight adds to it, except for the probe and saev."""
     fpath = lab.fpath(line["run_id"])
     header = json.loads(fpath.read_bytes().partition(b"\n")[0])
     more = {"schema": 5, "activation_config": header["cfg"]["activation"]}
@@ -121,7 +121,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
             os.kill(pid, signal.SIGKILL)
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
-    # On a slow machine, progress is told in between.
+    # On a slow machine, there is progress in between.
     sent, *told = [s for s in err.splitlines() if not s.endswith(" left")]
     who = f"Slurm job {task.split('_')[0]}" if kind == "slurm" else "this machine"
     logs = sent.removeprefix(f"preflight: 6 lines as 2 tasks of {who}; logs in ")
@@ -149,7 +149,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
     assert len(sent) == 2
     assert sum(f.stat().st_size for f in sent) < 2000 + len(text_of(lines))
 
-    # The same command, but for the bad run: only what is missing, in the lines' order.
+    # The same command without the bad run does only what is missing, in the lines' order.
     stays.unlink()
     del lines[2]
     with start(lab, lines, JOBS="2", **CANARIES) as program:
@@ -164,7 +164,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
     assert all(row.pop("saev")["requirement"] is None for row in rows)
     assert rows == [checked(lab, line) for line in lines]
     (left,) = (lab.build / "executor" / "logs").iterdir()
-    assert str(left) == logs  # those of a run that went well are gone
+    assert str(left) == logs  # the logs of a successful run are gone
 
 
 def test_interrupt_cancels_the_tasks(lab, kind):
@@ -256,7 +256,7 @@ def test_outcomes_come_in_order_each_of_its_kind(here, capsys):
     assert outcomes[2] == executor.Outcome(reason="13 brings bad luck")
     lost = outcomes[5].lost
     assert lost.endswith("_log.err, which ends with: RuntimeError: 14 is a bug")
-    assert called(here) == [3, 4, 5, 13, 14, 15]  # what is twice there is done once
+    assert called(here) == [3, 4, 5, 13, 14, 15]  # a duplicate is done once
     named = f"tiny layer 6 run14: not done: {lost}"
     with pytest.raises(UserError) as caught:
         executor.fail_on_lost([("tiny layer 6 run14", lost)])
@@ -390,7 +390,7 @@ def test_option_goes_before_setting(monkeypatch):
 
 @pytest.fixture
 def site(here, tmp_path, monkeypatch):
-    """As `here`, with a `Site` in Slurm's place."""
+    """Like `here`, with a `Site` in place of Slurm."""
     site = Site(tmp_path / "site")
     for name, value in site.env.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""facts reads saev's three ages of config out of a W&B record, and puts what it says there."""
+"""facts reads configs of all three ages of saev from a W&B record, and replaces it by what it says."""
 
 import functools
 import math
@@ -97,7 +97,7 @@ BATCH = {"key": "batch-top-k", "top_k": 16, "momentum": 0.1, "aux": {"key": "aux
 ODD_L0 = {"min": 1, "max": 3}
 
 CASES = [
-    # An activation of each age has a "key", and so has what is in it.
+    # Activations of each age get a "key", and so do the objects in them.
     (activation({}), {"activation": {"key": "relu"}, "aux": None}),
     (activation({"top_k": 32}), {"activation": {"key": "top-k", "top_k": 32}}),
     (activation(KIND), {"activation": KEY, "aux": "auxk"}),
@@ -109,7 +109,7 @@ CASES = [
     (activation({"key": 7}), {"activation": None, "aux": None}),
     (activation("relu"), {"activation": None}),
     (activation(None), {"activation": None}),
-    # So have widths.
+    # Widths of each age.
     (sae(d_sae=64), {"d_model": 8, "d_sae": 64}),
     (
         config(sae={"d_model": 8, "exp_factor": 4, "activation": {}}),

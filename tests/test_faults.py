@@ -1,4 +1,4 @@
-"""Every fault of the table is told as the table says, and does no harm."""
+"""Every fault of the table is reported as the table says, and does no harm."""
 
 import json
 import warnings
@@ -54,7 +54,7 @@ def test_a_number_that_jq_rounds_is_seen(value):
 
 
 def test_table_tells_what_it_expected_what_it_saw_and_fails(monkeypatch, capsys):
-    """A fault that isn't told right is no row that passes."""
+    """A row doesn't pass if its fault isn't reported as expected."""
 
     def bring(says, code):
         return lambda world: faults.Done(code, "", f"tool: {says}\n")

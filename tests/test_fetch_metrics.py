@@ -40,7 +40,7 @@ SUMMARY = {
 
 
 def run(name: str, **changes) -> dict:
-    """A run's record, good where `changes` don't say otherwise."""
+    """A run's record, good except for `changes`."""
     date = "2025-12-01T10:00:00Z"
     base = {"name": name, "state": "finished", "createdAt": date}
     return base | {"config": CONFIG, "summary": SUMMARY} | changes
@@ -123,7 +123,7 @@ def client(request, kept_dpath) -> dict[str, object]:
 
 @pytest.fixture
 def fetch_impatiently(tmp_path, client):
-    """Run the program, all of it but for how long it waits."""
+    """Run the program with other waiting times."""
     python = pathlib.Path(client.get("VENV", sys.prefix)) / "bin/python"
     code = (
         "import json, os; from saepub import cli; from saepub.tracking import runs;"
@@ -206,7 +206,7 @@ def test_a_page_that_is_too_slow_is_asked_for_again_and_smaller(fetch, client):
 
 
 def test_what_a_job_left_in_the_environment_is_no_hindrance(fetch, tmp_path):
-    """Settings of runs that are being logged, a cache that can't be, a settings file of nonsense."""
+    """Settings of a job that logs a run, a cache directory that can't be made, a broken settings file."""
     env = {"WANDB_MODE": "none", "WANDB_RUN_ID": "", "WANDB_RESUME": "maybe"}
     env |= {"WANDB_CACHE_DIR": "/proc/none", "WANDB_CONFIG_DIR": tmp_path / "config"}
     (tmp_path / "config").mkdir()
@@ -353,7 +353,7 @@ FOUND = {
 
 @pytest.mark.parametrize("client", ["newest", SAEVS], indirect=True)
 def test_an_odd_record_costs_itself_alone_and_is_passed_on_as_found(fetch, client):
-    """All odd ones in one project, on one page with good ones."""
+    """All odd records in one project, on one page with good ones."""
     runs = {
         f"odd{i:05}": record | {"name": f"odd{i:05}"}
         for i, record in enumerate(ODD.values())
@@ -378,7 +378,7 @@ def test_an_odd_record_costs_itself_alone_and_is_passed_on_as_found(fetch, clien
 
 
 def test_the_address_is_the_client_s_own(fetch, tmp_path):
-    """A server of one's own that only the client's settings file names."""
+    """A self-hosted server that only the client's settings file names."""
     with LoopbackWandb([run("aaaa1111")]) as server:
         dpath = tmp_path / ".config" / "wandb"
         dpath.mkdir(parents=True)
@@ -393,7 +393,7 @@ def test_the_address_is_the_client_s_own(fetch, tmp_path):
 
 
 def test_an_export_stands_in_for_wandb(fetch_from):
-    """Without a client nobody knows W&B's address but the export."""
+    """Without a client, only the export knows W&B's address."""
     url = "https://wandb.example.org/lab/saev/runs/cccc3333"
     done = fetch_from(
         [run("aaaa1111"), run("bbbb2222"), run("cccc3333", url=url)],

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, and what a kill leaves of it is removed by the next."""
+"""A file appears whole or not at all, and the next writer removes what a kill left of it."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ NODE = os.uname().nodename
 
 @pytest.fixture(scope="module")
 def dead() -> int:
-    """The id of a process that is no more."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
     process.wait()
     return process.pid
@@ -77,7 +77,7 @@ def test_a_scratch_directory_goes_and_those_of_killed_processes_too(
     with files.scratch("verify") as dpath:
         assert dpath.parent == tmp_path and not left.exists()
         assert names(tmp_path) == sorted([*kept, dpath.name])
-        # Its own, while it is at work, is nobody's leftover.
+        # A writer's own file isn't a leftover while it is being written.
         with files.scratch("verify"):
             assert dpath.exists()
     assert names(tmp_path) == sorted(kept)

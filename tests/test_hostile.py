@@ -1,4 +1,4 @@
-"""Text from W&B, sweeps and headers is data: wherever it stands, it stays that."""
+"""Text from W&B, sweeps and headers is data, and stays data wherever it goes."""
 
 import contextlib
 import html.parser
@@ -105,7 +105,7 @@ class Crowd:
         return self.step("select", settled, "-n", "10000", *self.account)
 
     def check(self) -> str:
-        """What preflight passes on, once those are excluded that it refuses, as it says."""
+        """What preflight passes on once the runs that it refuses are excluded, as it says."""
         records = self.step("fetch-metrics", self.step("extract-ids", "", "tiny"))
         metrics = self.step("facts", records)
         told = self.step("preflight", self.choose(metrics), code=1).splitlines()
@@ -130,7 +130,7 @@ def crowd(world, texts):
 
 @pytest.fixture(scope="module")
 def twin(world, crowd):
-    """The card and report of the same runs with nothing hostile about them."""
+    """The same runs with nothing hostile about them."""
     lab = world.lab()
     plain = util.header()["cfg"]["activation"]
     rows = [json.loads(text) for text in crowd.staged.splitlines()]
@@ -148,7 +148,7 @@ def twin(world, crowd):
     account = lab.build / "tiny/account.jsonl"
     runs = [row | {"fate": "chosen"} for row in rows]
     told = (crowd.lab.build / "tiny/account.jsonl").read_text().splitlines()
-    for left in map(json.loads, told):  # those that were left out by hand are named
+    for left in map(json.loads, told):  # those left out by hand are named
         if left["drop"] == "excluded by hand":
             runs.append(left)
     account.write_text("".join(json.dumps(run) + "\n" for run in runs))
@@ -198,7 +198,7 @@ def test_manifest_keeps_what_stood_in_the_header(crowd):
     assert [row["run_id"] for row in rows] == run_ids(crowd.checked)
     for row in rows:
         first = (crowd.lab.stage_dpath / row["path"]).open("rb").readline()
-        # No line carries half a character on: jq could not.
+        # No line passes on half a character: jq could not.
         header = json.loads(first.replace(b"\\ud800", b"?"))
         assert json.loads(row["activation_config"]) == header["cfg"]["activation"]
         created_at = crowd.lab.records[row["run_id"]]["createdAt"]
@@ -344,7 +344,7 @@ def test_a_hostile_line_is_refused_or_data(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hostile_line_does_not_get_past_push(world, texts, monkeypatch, name):
-    """In a key that says what is sent where: the line is refused, or its stage is."""
+    """In a key that decides what is sent where: the line is refused, or its stage."""
     monkeypatch.setenv("SAEPUB_BUILD", str(world.made.build))
     text = (world.made.build / "tiny/rendered.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in text]

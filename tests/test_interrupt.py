@@ -1,4 +1,4 @@
-"""Ctrl-C ends a program without a traceback, also while it is only starting."""
+"""Ctrl-C ends a program without a traceback, even while it is starting."""
 
 import os
 import pathlib
@@ -32,14 +32,14 @@ def venv(tmp_path) -> pathlib.Path:
     [("select", "early.pth"), ("plan", "early.pth"), ("plan", "pydantic.py")],
 )
 def test_while_it_starts(venv, program, name):
-    """In Python's own start, and while a stage imports what it needs."""
+    """While Python itself starts, and while a stage imports what it needs."""
     (venv / name).write_text(KILL)
     done = run_program(ROOT / "bin" / program, VENV=venv.parents[2])
     assert (done.code, done.err, done.out) == (-signal.SIGINT, "", "")
 
 
 def test_in_pythons_own_start_it_waits(venv):
-    """Where `env` can hold a signal back: before Python has started it would end in a traceback."""
+    """Where `env` can block a signal: before Python has started, it would end in a traceback."""
     python = venv.parents[2] / "bin/python"
     python.rename(python.with_name("real"))
     python.write_text(

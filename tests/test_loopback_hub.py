@@ -68,7 +68,7 @@ def client(request, clients, hub):
 
 @pytest.fixture
 def stage(tmp_path):
-    """A folder such as a release stages: nested, one checkpoint by symlink."""
+    """A folder like a release's stage: nested, with one checkpoint as a symlink."""
     dpath = tmp_path / "stage"
     rng = random.Random(0)
     for layer, n_bytes in ((6, 300_000), (7, 200_001)):
@@ -236,7 +236,9 @@ def test_stale_parent_commit_is_a_conflict(hub, client, stage):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_killed_upload_is_finished_by_the_next(hub, tmp_path, stage, transport):
     (stage / "layer_6/3zih0tpa/sae.pt").write_bytes(os.urandom(40_000_000))
-    hub.faults.append(Fault("commit", drop="before", times=1000))  # However fast it is.
+    hub.faults.append(
+        Fault("commit", drop="before", times=1000)
+    )  # However fast the upload is.
     victim = Client(tmp_path / "victim", transport).use(hub, WRITER)
     victim.create_repo(repo_id=REPO)
     victim.start("upload_folder", repo_id=REPO, folder_path=str(stage))
@@ -507,7 +509,7 @@ def test_chunks_that_were_lost_are_refused(hub, clients, stage):
     push(client, stage)
     repo = hub.store.repos[REPO]
     data = (stage / "layer_6/3zih0tpa/sae.pt").read_bytes()
-    # As if nothing but the shard of an upload had arrived.
+    # As if only the shard of an upload had arrived.
     for fpath in repo.xet.dpath.rglob("xorbs/default.*"):
         fpath.unlink()
     repo.object_fpath(sha256(data)).unlink()

@@ -1,4 +1,4 @@
-"""What a process may use: its cores, and memory that it can still have."""
+"""What a process may use: its cores, and the memory still available to it."""
 
 import os
 

@@ -98,7 +98,7 @@ def test_a_change_in_the_catalog_redoes_that_repo_alone(tree):
     catalog["repos"][0]["title"] = "Another title"
     fpath.write_text(json.dumps(catalog))
     slug = catalog["repos"][0]["slug"]
-    # W&B isn't asked again for words on the card.
+    # W&B isn't asked again just because words on the card changed.
     assert tree.redone("dry-run") == all_of(slug, "rendered")
     catalog["repos"][0]["d_sae"] += 1
     fpath.write_text(json.dumps(catalog))
@@ -168,7 +168,7 @@ def test_a_stage_removed_by_hand_is_made_again(tree):
 def test_a_killed_stage_leaves_nothing_that_is_trusted(tree, program, signal):
     fpath = tree.dpath / "bin" / program
     real = fpath.read_bytes()
-    # Half a line, then the end of this stage, of its shell and of make itself.
+    # Prints half a line, then kills make, the shell and itself.
     fpath.write_text(
         f'#!/bin/sh\nprintf \'{{"repo": "vits-\'\nmake=$(ps -o ppid= -p $PPID)\n'
         f"kill -{signal} $make $PPID $$\nsleep 5\n"

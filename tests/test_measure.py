@@ -41,7 +41,7 @@ def activations(
 
 
 def twin(state: dict, x: np.ndarray, activation: str, *, takes_b_dec: bool = False):
-    """L0, NMSE and dead features, all in float64 and two passes."""
+    """L0, NMSE and the number of dead features, in float64 and two passes."""
     w = {name: tensor.double().numpy() for name, tensor in state.items()}
     x = x.astype(np.float64)
     h = (x - w["b_dec"] if takes_b_dec else x) @ w["W_enc"] + w["b_enc"]
@@ -191,7 +191,7 @@ def test_the_batch_changes_no_number(activation, n_batch):
 
 @pytest.mark.parametrize("bias", (-100.0, -3.0, 0.0, 100.0))
 def test_few_firing_features_and_many_give_the_same_numbers(bias):
-    """From none to all; the products take only those that fire where these are few."""
+    """From none to all; where few features fire, the products take only those."""
     x = activations()
     sae = sae_of("relu", d_sae=512)
     sae.tensors["b_enc"] += bias
@@ -555,7 +555,7 @@ def start(lab: Lab, *lines: dict, **settings) -> subprocess.Popen:
 
 
 def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
-    """Killed while it waits for a layer that another one has, the other being done."""
+    """Killed while it waits for a layer that another process measures, its other layer done."""
     for shard, layer in (("one", 6), ("two", 7)):
         kit.write_layers(lab.shards_root / shard, {layer: activations(seed=layer)})
     lines = [
@@ -586,7 +586,7 @@ def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
 
 
 def passing(lab, monkeypatch) -> list[dict]:
-    """Runs of every kind, to be measured in one pass of six batches, its sums kept after each."""
+    """Runs of every kind, measured in one pass of six batches, with sums kept after each."""
     monkeypatch.setattr(partial, "KEEP_S", 0)
     monkeypatch.setattr(measure, "READ_TOKENS", 50)
     monkeypatch.setattr(measure, "BATCH_BYTES", 4 * 512 * 20)
@@ -611,7 +611,7 @@ def records(lab) -> dict[str, dict]:
 
 
 def kill(lab, lines: list[dict], n_kept: int) -> None:
-    """Measure in a process that is killed as it keeps sums for the n-th time."""
+    """Measure in a process that is killed when it keeps sums for the n-th time."""
     child = os.fork()
     if not child:
         n_left, savez = n_kept, np.savez
@@ -660,13 +660,13 @@ def test_killed_in_the_middle_of_a_pass_it_goes_on_to_the_very_same_sums(
 
 
 def test_what_is_left_of_a_pass_serves_other_passes(lab, monkeypatch):
-    """Memory may have become short since; and Slurm's tasks share the runs anew."""
+    """There may be less memory now, and Slurm's tasks may share the runs differently."""
     lines = passing(lab, monkeypatch)
     measure_all(lab, *lines)
     straight = records(lab)
     shutil.rmtree(records_dpath(lab))
     kill(lab, lines, 14)
-    # dddd has a pass of its own, and would, of its size, change how many tokens are one batch
+    # dddd has a pass of its own; its size would change how many tokens make a batch
     monkeypatch.setattr(measure, "batch_tokens", lambda d_sae: 20)
     monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
     _, told = measure_all(lab, *lines)

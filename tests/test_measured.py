@@ -1,4 +1,4 @@
-"""A record of a measurement is whole, and held to its schema, or it doesn't count."""
+"""A record of a measurement doesn't count unless it is whole and valid."""
 
 import json
 

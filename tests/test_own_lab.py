@@ -23,7 +23,7 @@ ANOTHER_LABS = re.compile(
 
 
 def words_of_another_lab(dpath: pathlib.Path) -> list[tuple[str, bytes]]:
-    """Where in all that was made another lab shows, checkpoints and pictures aside."""
+    """Traces of another lab in all that was made, except checkpoints and pictures."""
     return [
         (str(fpath.relative_to(dpath)), found[0])
         for fpath in sorted(dpath.rglob("*"))
@@ -34,7 +34,7 @@ def words_of_another_lab(dpath: pathlib.Path) -> list[tuple[str, bytes]]:
 
 
 def rehearsed(tree: Tree, slug: str, repo_id: str) -> pathlib.Path:
-    """What the Hub would hold, by the make that rehearsed it."""
+    """What the Hub would hold after the rehearsed release."""
     main = tree.dpath / "build/hub/models" / repo_id / "main"
     assert (main / "manifest.jsonl").is_file()
     return main
@@ -93,7 +93,7 @@ def test_readme_leads_from_nothing_to_a_rehearsed_release(text_lab):
 
 
 def test_a_filled_in_start_is_a_catalog(text_lab):
-    """What `make init` writes of a sweep like README's leaves only what nothing tells."""
+    """`make init` fills in all of README's catalog that the sweep and its runs tell."""
     sweep = text_lab.dpath / "own/sweep.py"
     sweep.write_text('run_ids = {0: ["text0a"], 1: ["text1a"], 2: ["text2a"]}\n')
     argv = ("SWEEP=own/sweep.py", "VARIABLE=run_ids", "CATALOG=own/started.json")

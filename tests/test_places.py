@@ -1,4 +1,4 @@
-"""Where a run's things are: by setting, else by what its line has from the catalog."""
+"""Where a run's files are: where a setting says, or else the catalog's part of the line."""
 
 import pytest
 

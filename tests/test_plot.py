@@ -1,4 +1,4 @@
-"""The card's plot can be read at the size at which people see it, and is the same everywhere."""
+"""The card's plot is legible at the size at which people see it, and the same everywhere."""
 
 import hashlib
 import itertools
@@ -62,7 +62,7 @@ def texts(ax) -> list[str]:
 
 
 def boxes(fig) -> list[tuple[str, object]]:
-    """Every text that is seen, and where it stands, in px of a phone."""
+    """Every visible text with its box, in px on a phone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -109,7 +109,7 @@ def test_no_text_covers_another_or_leaves_the_picture(account):
         assert box.x0 >= 0 and box.x1 <= width, text
         assert box.y0 >= 0 and box.y1 <= height, text
     for (a, box), (b, other) in itertools.combinations(found, 2):
-        # The extent of a line of type has room above and below its digits.
+        # A line's box has room above and below its digits.
         across = min(box.x1, other.x1) - max(box.x0, other.x0)
         up = min(box.y1, other.y1) - max(box.y0, other.y0)
         assert across < 1 or up < 3.5, (a, b, box, other)
@@ -121,7 +121,7 @@ def test_all_layers_share_one_plane():
     labels = [[t.get_text() for t in ax.get_yticklabels()] for ax in axes[::2]]
     assert labels == [labels[0]] * 3
     assert len({ax.get_ylim() for ax in axes} | {ax.get_xlim() for ax in axes}) == 2
-    # The same measures stand at the same place in each.
+    # Each has the same measures in the same place.
     first, second = panels([run(1, 8.0, 0.5, CHOSEN), run(2, 8.0, 0.5, CHOSEN)])
     assert [list(a.get_xydata()[0]) for a in first.lines if len(a.get_xydata())] == [
         list(a.get_xydata()[0]) for a in second.lines if len(a.get_xydata())

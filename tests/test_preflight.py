@@ -1,4 +1,4 @@
-"""preflight passes on what can be released, and says of everything else why not."""
+"""preflight passes on what can be released, and says why everything else can't."""
 
 import hashlib
 import importlib.metadata
@@ -51,7 +51,7 @@ def run(lines, runs, *args, **settings):
 
 
 def check(line, runs) -> dict:
-    """What bin/preflight does of one line, in this process."""
+    """What bin/preflight does with one line, in this process."""
     probes_dpath = runs.parent / "build" / line["repo"] / "probes"
     fpath = runs / line["run_id"] / "checkpoint" / "sae.pt"
     return preflight.check(line, str(fpath), str(probes_dpath))
@@ -168,7 +168,7 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
     with open(saev_dir / "src" / "saev" / "__init__.py", "a") as fd:
         fd.write("# changed\n")
     assert saev_loader.commit(saev_dir / "src") == f"{head}-dirty"
-    # A copy within this checkout is not of this checkout's commit.
+    # A copy within a checkout doesn't have the checkout's commit.
     assert saev_loader.commit(util.write_saev(saev_dir / "copy") / "src") == ""
 
 
@@ -181,7 +181,7 @@ def test_nothing_in_is_nothing_out_without_importing_torch(tmp_path):
 def test_many_at_once_keep_their_order(runs):
     lines = []
     for i in range(12):
-        # The first take longest.
+        # The first ones take longest.
         util.write(util.run_dir(runs, f"run{i}"), None, d_sae=8 << 12 - i, seed=i)
         line = util.line(f"run{i}", d_sae=8 << 12 - i)
         lines.append(line | {"expected": line["expected"] | {"d_sae": 8 << 12 - i}})
@@ -509,7 +509,7 @@ sys.exit(code)
 
 
 def test_hostile_files_are_refused_in_time_and_memory_and_nothing_runs(runs, tmp_path):
-    """Within 5 s and 1 GB, torch's import included, for all of them together."""
+    """Within 10 s of CPU and 1 GB for all of them together, with torch's import."""
     mark = tmp_path / "ran"
 
     class Evil:

@@ -1,4 +1,4 @@
-"""A probe notes what an SAE computes, so that a wrong loader shows itself."""
+"""A probe records what an SAE computes, so that a wrong loader shows."""
 
 import numpy as np
 import pytest
@@ -125,12 +125,12 @@ def test_preflight_probes_on_real_activations_where_the_shard_is_at_hand(
         assert np.array_equal(x, acts[np.arange(8) * 100 // 8])
         assert not probe.is_random(x)
         assert all(probe.is_random(probe.inputs(dpath, layer, 8)) for layer in (7, 8))
-        # The disk was cleaned: what was read of it stays.
+        # The disk was cleaned: what was read from it remains.
         (tmp_path / "shards/abc/layer_6.npy").unlink(missing_ok=True)
 
 
 def probes(n_layers: int, n_runs: int, d_model: int) -> dict:
-    """Probes of made-up SAEs: of each layer, every other token hangs on rounding."""
+    """Probes of made-up SAEs; every other token of each layer depends on rounding."""
     rng, out = np.random.default_rng(0), {}
     for layer in range(n_layers):
         x = rng.standard_normal((8, d_model)).astype(np.float32)

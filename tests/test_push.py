@@ -1,4 +1,4 @@
-"""push sends a stage in one commit, or tells in one line why not and changes nothing."""
+"""push sends a stage in one commit, or says in one line why not and changes nothing."""
 
 import datetime
 import email.utils
@@ -161,7 +161,7 @@ def test_names_with_glob_characters_are_pruned_literally(world):
 
 
 def test_a_folder_of_many_files_is_one_commit_however_often_it_fails(either):
-    """2.x of the client has a way to upload that splits more than twenty of them."""
+    """The client's 2.x splits uploads of more than twenty files, in one of its ways to upload."""
     either.use("many")
     assert len(either.expected(OTHER)) > 20
     fault = Fault("commit", status=503, times=len(hub.PAUSES))
@@ -316,7 +316,7 @@ def replace_same_size(fpath: pathlib.Path) -> None:
 
 
 def spoil_manifest(world) -> None:
-    """A stage of whole files, whose manifest says other numbers than the lines."""
+    """A stage of whole files, whose manifest has other numbers than the lines."""
     fpath = world.stage() / "manifest.jsonl"
     rows = rows_of(fpath.read_text())
     rows[0]["l0"] += 1
@@ -407,7 +407,7 @@ def test_a_file_that_changes_while_it_is_sent_is_told_and_nothing_committed(
 
 
 def test_a_file_that_changes_when_it_has_been_sent_is_not_committed(either):
-    """The card goes up with the commit itself; and a rewritten file would be half of each."""
+    """The card is sent with the commit itself; a file rewritten meanwhile would be half old."""
     fpath = first(either)
     kind = {"xet": "xet_token", "lfs": "lfs_put"}[either.transport]
     either.hub.faults.append(
@@ -572,7 +572,7 @@ def test_a_whole_repo_that_became_private_is_not_called_released(world):
 
 
 def test_a_repo_that_the_hub_makes_private_gets_nothing(world):
-    """As an organization may have it of all its new repos."""
+    """As an organization may have it for all new repos."""
     world.hub.faults.append(
         Meanwhile("create_repo", lambda: there(world, private=True), "after")
     )
@@ -639,7 +639,7 @@ def test_a_gitignore_that_leaves_nothing_out_is_no_matter(either, rules):
 
 
 def test_a_new_repo_that_would_leave_a_file_out_gets_none(either):
-    """Whatever the reason: the answer counts, not a rule that we know."""
+    """Whatever the reason: the Hub's answer counts, not a rule that we know."""
 
     def ignore_one(answer):
         answer.data["files"][1]["shouldIgnore"] = True
@@ -699,7 +699,7 @@ def test_a_412_though_nobody_committed_is_told_as_it_is(either):
 
 
 def test_ours_is_found_below_somebody_elses(either):
-    """Our commit's answer was lost, and before we looked somebody had gone on from it."""
+    """The answer to our commit was lost, and somebody committed on top of it before we looked."""
 
     def lost():
         either.commit_elsewhere({"README.md": b"theirs"})

@@ -17,7 +17,7 @@ JQ = sorted(f.stem for f in (ROOT / "jq").iterdir())
 SHELL = ["push-dinov3", "setup"]
 OVER_THE_HUB = ["announce", "collect", "plan", "verify"]
 STAGES = [name for name in PROGRAMS if name not in JQ + SHELL]
-# First those that need what a dry run left: others make parts of it anew, or remove it.
+# First those that need what a dry run left: the others make parts of it anew, or remove it.
 STAGES.sort(key=lambda name: name not in OVER_THE_HUB)
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 CANARY = "hf_canary0123456789abcdef"
 
 
-# Of the last one's checkpoints no saev at hand has loaded one, which the demo allows.
+# No saev at hand has loaded the second one's checkpoints, which the demo allows.
 @pytest.mark.parametrize(
     ("transport", "slug", "name"),
     [("xet", SLUG, "B"), ("lfs", "vitl-topk", "TopK_L")],
@@ -43,7 +43,7 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     assert re.fullmatch(pattern, done.out)
     assert "rehearsed; what the Hub would have is under build/hub/models" in done.err
 
-    # For a look: the repo as it would be, and the collections.
+    # To look at: the repo as it would be, and the collections.
     main = tree.dpath / "build/hub/models" / repo_id / "main"
     stage = tree.dpath / f"build/{slug}/stage"
     files = {p.relative_to(stage) for p in stage.rglob("*") if p.is_file()}
@@ -149,7 +149,7 @@ def test_a_disk_without_room_is_told_before_anything(tmp_path, demo, monkeypatch
     monkeypatch.setenv("REPO", SLUG)
     rehearse.check_room(cat, hub)
     monkeypatch.delenv("REPO")
-    # What it keeps already needs no room, however many links it has.
+    # What is there already needs no room, however many links it has.
     (hub / "objects").mkdir(parents=True)
     (hub / "objects" / "a").write_bytes(b"x" * 2000)
     os.link(hub / "objects" / "a", hub / "b")

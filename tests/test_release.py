@@ -13,9 +13,8 @@ import pytest
 
 from kits.hub import Fault
 from kits.programs import Done, bare_env, run_program
-from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold
+from kits.release import LAB, SCOPED, SLUG, TOKENS, WRITER, Hold, Hub, files_of
 from kits.tree import SLUGS, Tree, fresh
-from loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.long
 
@@ -25,7 +24,7 @@ CANARY = "hf_canary0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, demo):
-    """A tree with one repo staged, two checkpoints a layer. Not to be changed."""
+    """A tree with one repo staged, two checkpoints per layer. Not to be changed."""
     tree = fresh(tmp_path_factory.mktemp("built"), demo)
     tree.make("dry-run", f"REPO={SLUG}", "N=2")
     return tree
@@ -34,7 +33,7 @@ def built(tmp_path_factory, demo):
 @pytest.fixture
 def hub(tmp_path):
     tokens = TOKENS | {CANARY: TOKENS[WRITER]}
-    with LoopbackHub(tmp_path / "hub", tokens=tokens) as hub:
+    with Hub(tmp_path / "hub", tokens=tokens) as hub:
         hub.add_collection(LAB, "sae-v", collection_id="67ab8c4fdf179d117db28195")
         yield hub
     assert hub.errors == []
@@ -43,7 +42,7 @@ def hub(tmp_path):
 class Release(Tree):
     """A tree of a test's own, and its Hub."""
 
-    def __init__(self, dpath: pathlib.Path, hub: LoopbackHub):
+    def __init__(self, dpath: pathlib.Path, hub: Hub):
         super().__init__(dpath)
         self.hub = hub
         self.env = {
@@ -57,13 +56,10 @@ class Release(Tree):
         return self.make(goal, *argv, code=code, **self.env | env)
 
     def staged(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
-        rows = self.read(f"{slug}/rendered.jsonl")
-        files = {row["path"]: row for row in rows} | rows[0]["documents"]
-        return {path: (of["bytes"], of["sha256"]) for path, of in files.items()}
+        return files_of(self.read(f"{slug}/rendered.jsonl"))
 
     def held(self, repo_id: str = REPO_ID) -> dict[str, tuple[int, str]]:
-        files = self.hub.files(repo_id)
-        return {path: of for path, of in files.items() if path != ".gitattributes"}
+        return self.hub.held(repo_id)
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ def tree(built, tmp_path, hub):
 
 
 def announced(done) -> list[tuple[str, ...]]:
-    """Of each repo's line: URL, commit, files, bytes, seconds."""
+    """From each repo's line: URL, commit, files, bytes, seconds."""
     pattern = r"(\S+)/tree/(\w{40})  (\d+) files, (\S+ \wB), ([\d.]+) s, verified"
     return [re.fullmatch(pattern, line).groups() for line in done.out.splitlines()]
 
@@ -109,7 +105,7 @@ def test_first_second_and_changed_release_by_xet(tree):
     assert announced(second)[0][1] == commit
     assert (hub.bytes_received, len(hub.commits(REPO_ID))) == (n_received, 2)
 
-    # A record of before is not announced where a release fails.
+    # An earlier record is not announced when a release fails.
     hub.faults.append(Fault("info", status=403, times=10**6))
     assert tree.go("release", code=2).out == ""
     hub.faults.clear()
@@ -226,7 +222,7 @@ def test_push_dinov3_releases_all_and_the_token_is_nowhere(tree, tmp_path):
     card = tree.hub.read(repo_ids["vitl-topk"], "README.md").decode()
     assert "saev 0.1.0" not in card
 
-    # The stages' words, their command lines, and all that they and the Hub left behind.
+    # In the stages' output, command lines, and everything that they and the Hub left behind.
     assert CANARY not in refused.out + refused.err + done.out + done.err
     assert watch.n_looks > 10 and watch.found == []
     left = run_program("grep", "-rlF", CANARY, tmp_path)

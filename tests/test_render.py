@@ -326,7 +326,7 @@ def test_lines_gain_the_documents_that_verify_will_hold_them_to(lab):
 def test_the_same_lines_give_the_same_bytes(lab):
     first = render(lab).rows[0]["documents"]
     lines = text_of([probed(lab, row) for row in LINES[::-1]])
-    # In a process of its own, which hashes text otherwise.
+    # In a process of its own, which hashes text differently.
     assert lab.program("bin/render", stdin=lines).rows[0]["documents"] == first
 
 

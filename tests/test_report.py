@@ -1,4 +1,4 @@
-"""report writes one page that shows every candidate truly, and takes all text for text."""
+"""report writes one page that shows every candidate as it is, and any text as text."""
 
 import base64
 import collections
@@ -29,7 +29,7 @@ HOSTILE = (
 
 
 class Page(html.parser.HTMLParser):
-    """The page as a browser would take it: its tags, its texts and its rows."""
+    """The page as a browser would parse it: its tags, texts and rows."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -456,7 +456,7 @@ def test_the_repos_that_are_whole_are_shown_and_the_others_named(tmp_path):
     why = "vitb-relu: its dry run failed; to see why: make dry-run REPO=vitb-relu"
     assert f"Not shown: {why}" in done.html
     assert 'id="repo-vits-relu"' in done.html and 'id="repo-vitb-relu"' not in done.html
-    # A joint was made anew, and what follows it was not.
+    # One joint was made anew, and the ones after it were not.
     time = (tmp_path / "vits-relu/summary.txt").stat().st_mtime + 1
     os.utime(tmp_path / "vits-relu/account.jsonl", (time, time))
     done = report(tmp_path, *argv)

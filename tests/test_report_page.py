@@ -1,4 +1,4 @@
-"""The report page works in a browser: by mouse, keyboard, touch and ear, light, dark, printed."""
+"""The report page works in a browser: by mouse, keyboard, touch and ear; light, dark, printed."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from saepub.page.panel import BACK_TO_FRONT
 
 CLIPBOARD = "navigator.clipboard.readText().then(arguments[0])"
 
-# Stand in for a browser that keeps its clipboard from a page.
+# As in a browser that keeps the clipboard from pages.
 NO_CLIPBOARD = (
     'Object.defineProperty(Navigator.prototype, "clipboard", {get: () => undefined});'
 )
@@ -36,7 +36,7 @@ def fpath(tmp_path_factory) -> pathlib.Path:
 
 
 class Look:
-    """One page, looked at."""
+    """A page in a browser."""
 
     def __init__(self, browser, fpath: pathlib.Path):
         self.browser, self.fpath = browser, fpath
@@ -118,7 +118,7 @@ class Look:
         return self.js("return arguments[0].getBoundingClientRect().toJSON()", element)
 
     def said(self, want: str) -> str:
-        """What the page says, once it has `want` in it."""
+        """What the page says, as soon as `want` is in it."""
         from selenium.webdriver.support.ui import WebDriverWait
 
         wait = WebDriverWait(self.browser, 10, poll_frequency=0.02)
@@ -275,7 +275,7 @@ def test_clicks_in_two_repos_give_a_command_for_both(browser, tmp_path):
 
 
 def test_a_command_does_what_it_says(browser, tmp_path):
-    """It goes through the real classify and select, which must then tell other fates."""
+    """The command's settings go through the real classify and select, which must change the fates."""
     rng = random.Random(0)
     expected = {
         "objective": "matryoshka",
@@ -288,7 +288,7 @@ def test_a_command_does_what_it_says(browser, tmp_path):
         l0 = 10 ** rng.uniform(0.3, 2.8)
         nmse = None if i == 7 else 0.9 * l0**-0.35 * rng.uniform(1, 1.2)
         runs.append(classifiable(f"run{i}", l0, nmse, expected))
-    # A pin that the rule would not have chosen, and a hand's exclusion.
+    # A pin that the rule would not have chosen, and an exclusion.
     before = chain(tmp_path, runs, pin="run9", exclude="run3")
     fates = {x["run_id"]: x["fate"] for x in before}
     assert set(fates.values()) == set(BACK_TO_FRONT)
@@ -308,7 +308,7 @@ def test_a_command_does_what_it_says(browser, tmp_path):
 
 
 def classifiable(run_id: str, l0: float, nmse: float | None, expected: dict) -> dict:
-    """A line as it comes to classify."""
+    """A line as classify reads it."""
     more = {"expected": expected, **expected, "activation": {"key": "relu"}}
     more |= {
         "train_layer": 6,
@@ -675,7 +675,7 @@ def test_hostile_text_runs_nothing(browser, tmp_path):
 
 @pytest.mark.long
 def test_twenty_layers_of_five_hundred_runs_open_and_scroll(browser, tmp_path):
-    """Costs are of the page's own thread, so that a busy machine doesn't count."""
+    """CPU of the page's own thread, so that a busy machine doesn't count."""
     rng = random.Random(0)
     account = [
         run(

@@ -1,4 +1,4 @@
-"""A server that is busy is given the time that it asks for, however it says so."""
+"""A busy server is given the time that it asks for, however it asks."""
 
 import datetime
 import email.message

@@ -1,4 +1,4 @@
-"""select is exactly the rule: held against a second, naive implementation."""
+"""select does exactly what the rule says: compared with a second, naive implementation."""
 
 import datetime
 import math
@@ -28,7 +28,7 @@ def run_select(rows: list[dict], *argv, **env):
 
 
 def naive(rows: list[dict], n: int) -> list[str]:
-    """The rule again, written as it is said: quadratic, no pruning, no clever keys."""
+    """The rule again, written as README states it: quadratic, no pruning, no clever keys."""
 
     def before(a, b) -> bool:
         if a["l0"] != b["l0"]:

@@ -276,7 +276,7 @@ def test_a_list_of_ids_on_the_command_line_is_split_as_elsewhere(text, bare):
 
 
 def drops(bare, **env):
-    """What classify, by hand, says of three runs."""
+    """What classify, run by hand, says about three runs."""
     keys = "layer expected l0 nmse nmse_source objective activation d_model d_sae train_layer"
     line = dict.fromkeys(
         [*keys.split(), "state", "created_at", "wandb", "aux", "shard"]

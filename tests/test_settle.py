@@ -24,7 +24,7 @@ def lab(tmp_path):
 
 
 def logged(lab: Lab, run_id: str, layer: int = 6, repo: str = "vits-relu", **changes):
-    """A classified line with numbers from W&B; its checkpoint is there, of a few bytes."""
+    """A classified line with numbers from W&B, and a checkpoint of a few bytes."""
     if not lab.fpath(run_id).exists():
         lab.put(run_id, f"checkpoint of {run_id}".encode())
     line = {"repo": repo, "layer": layer, "run_id": run_id}
@@ -34,7 +34,7 @@ def logged(lab: Lab, run_id: str, layer: int = 6, repo: str = "vits-relu", **cha
 
 
 def old(lab: Lab, run_id: str, **changes):
-    """One from before training logged NMSE."""
+    """Such a line from before training logged NMSE."""
     return logged(lab, run_id, **{"nmse": None} | changes)
 
 
@@ -228,7 +228,7 @@ def test_a_replaced_checkpoint_s_measurement_no_longer_counts(lab):
     line = old(lab, "a")
     lab.measured("a", SHARD)
     assert sources(settle(lab, line)[0]) == [("a", 13.0, 0.5, MEASURED)]
-    # Of the same size and the same time, as `cp -p` would have it.
+    # Of the same size and mtime, as `cp -p` leaves it.
     fpath = lab.fpath("a")
     status = fpath.stat()
     other = fpath.with_name("other.pt")
@@ -312,7 +312,7 @@ def test_without_the_catalog_s_the_shard_is_the_one_that_most_runs_name(lab):
 
 
 def test_what_was_logged_is_of_one_shard_too(lab):
-    """Runs that name none are taken as they are; the catalog's goes before the commonest."""
+    """Runs that name no shard are kept; the catalog's takes precedence over the commonest."""
     named = {"a": OTHER, "b": OTHER, "c": SHARD, "d": None}
     lines = [logged(lab, run_id, shard=shard) for run_id, shard in named.items()]
     rows, _ = settle(lab, *lines)
@@ -596,7 +596,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_that_diverged_does_not_keep_the_others_from_their_measurements(lab):
-    """Its weights are NaN, so that it can't be measured; W&B has its NaN."""
+    """Its weights are NaN, so it can't be measured; W&B has NaN, too."""
     lines = [logged(lab, "a"), logged(lab, "b"), logged(lab, "c", nmse="NaN")]
     for run_id in "ab":
         lab.measured(run_id, SHARD)
@@ -611,7 +611,7 @@ def test_a_run_that_diverged_does_not_keep_the_others_from_their_measurements(la
 
 
 def record_of(repo: catalog.Repo, layer: int, i: int) -> dict:
-    """A run's record in W&B as saev of its day left it."""
+    """A run's record in W&B as the saev of its time left it."""
     is_old = repo.slug in ("vits-relu", "vitb-relu")
     is_old = is_old or (repo.slug == "vitl-relu" and i % 2 == 0)
     activation = {} if repo.slug != "vitl-topk" else {"top_k": 4 * (i + 1)}

@@ -1,4 +1,4 @@
-"""stage lays out exactly the given checkpoints, copies nothing, and is never half-built."""
+"""stage lays out exactly the given checkpoints, copies nothing, and leaves nothing half-built."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ def lab(tmp_path):
 
 
 def line(lab: Lab, run_id: str, content: bytes = b"sae") -> dict:
-    """As preflight passes it on; keys that stage doesn't know are no business of its."""
+    """A line as preflight passes it on, with a key that stage doesn't know."""
     facts = util.facts(lab.put(run_id, content))
     return {"repo": "tiny", "layer": 6, "run_id": run_id, "unknown": [1]} | facts
 

@@ -1,4 +1,4 @@
-"""Values read as people write them, and a terminal shows nothing that it would obey."""
+"""Values look as people write them, and no text controls a terminal."""
 
 import itertools
 

@@ -24,7 +24,7 @@ DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png")
 
 
 def pushed(world: World, *slugs: str) -> str:
-    """Push; the lines for verify."""
+    """Push; returns the lines for verify."""
     done = world.push(*slugs)
     assert done.code == 0, done.err
     world.kinds()
@@ -171,7 +171,7 @@ def test_a_wrong_byte_in_a_document_is_caught(world, path):
 
 
 def swap(world: World, path: str, sha256: str) -> None:
-    """Have the Hub's tree name other content of the same size."""
+    """Make the Hub's tree name other content of the same size."""
     repo = world.hub.store.repos[world.repo_id]
     repo.head["files"][path] = repo.head["files"][path] | {"sha256": sha256}
 

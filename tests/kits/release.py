@@ -259,6 +259,17 @@ class Hub(LoopbackHub):
         # What the client has cached of repos that are gone.
         shutil.rmtree(self.store.dpath / "client", ignore_errors=True)
 
+    def held(self, repo_id: str) -> dict[str, tuple[int, str]]:
+        """The size and sha256 by path of a repo's files, except for the Hub's own."""
+        files = self.files(repo_id)
+        return {path: of for path, of in files.items() if path != ".gitattributes"}
+
+
+def files_of(rows: list[dict]) -> dict[str, tuple[int, str]]:
+    """The size and sha256 by path of all files that render's lines name."""
+    files = {row["path"]: row for row in rows} | rows[0]["documents"]
+    return {path: (of["bytes"], of["sha256"]) for path, of in files.items()}
+
 
 class World:
     """A build directory with staged repos, a catalog, a Hub, and the stages to run."""
@@ -340,14 +351,10 @@ class World:
 
     def expected(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
         """What the repo must hold: size and sha256 by path."""
-        files = {row["path"]: row for row in self.rows[slug]}
-        files |= self.rows[slug][0]["documents"]
-        return {path: (of["bytes"], of["sha256"]) for path, of in files.items()}
+        return files_of(self.rows[slug])
 
     def held(self, slug: str = SLUG) -> dict[str, tuple[int, str]]:
-        """What the repo holds, except for the Hub's own file."""
-        files = self.hub.files(self.repo_ids[slug])
-        return {path: of for path, of in files.items() if path != ".gitattributes"}
+        return self.hub.held(self.repo_ids[slug])
 
     def titles(self, slug: str = SLUG) -> list[str]:
         """The repo's commits, newest first."""
