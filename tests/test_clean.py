@@ -168,7 +168,7 @@ def test_a_link_is_not_followed_and_not_removed(bare, tmp_path):
     assert bare.build.is_symlink()
 
 
-def test_an_interrupted_removal_can_go_on(bare):
+def test_an_interrupted_removal_can_continue(bare):
     bare.make(ONE)
     (bare.build / "one/keep").mkdir()
     os.chmod(bare.build / "one", 0o500)

@@ -554,7 +554,7 @@ def start(lab: Lab, *lines: dict, **settings) -> subprocess.Popen:
     return lab.start("bin/measure", stdin=text_of(lines), **settings)
 
 
-def test_killed_in_the_middle_and_run_again_it_goes_on(lab):
+def test_killed_in_the_middle_and_run_again_it_continues(lab):
     """Killed while it waits for a layer that another process measures, its other layer done."""
     for shard, layer in (("one", 6), ("two", 7)):
         kit.write_layers(lab.shards_root / shard, {layer: activations(seed=layer)})
@@ -633,7 +633,7 @@ def kill(lab, lines: list[dict], n_kept: int) -> None:
 
 
 @pytest.mark.parametrize("n_kept", (3, 5, 14, 24))
-def test_killed_in_the_middle_of_a_pass_it_goes_on_to_the_very_same_sums(
+def test_killed_in_the_middle_of_a_pass_it_continues_to_the_very_same_sums(
     lab, monkeypatch, n_kept
 ):
     lines = passing(lab, monkeypatch)

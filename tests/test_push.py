@@ -775,7 +775,7 @@ def test_killed_and_run_again_the_repo_is_as_if_never_killed(
 @pytest.mark.parametrize(
     ("transport", "kind"), [("xet", "xet_token"), ("lfs", "lfs_put")]
 )
-def test_ctrl_c_ends_it_at_once_in_one_line_and_the_next_goes_on(
+def test_ctrl_c_ends_it_at_once_in_one_line_and_the_next_continues(
     world, transport, kind
 ):
     world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
@@ -828,7 +828,7 @@ def test_a_passing_fault_is_outlasted(world, transport, kind, faults):
 
 # Once its object is there, an upload by LFS is not verified again.
 @pytest.mark.parametrize(("transport", "kind"), TABLE[:-1])
-def test_a_lasting_fault_ends_in_one_line_with_the_command_that_goes_on(
+def test_a_lasting_fault_ends_in_one_line_with_the_command_that_continues(
     world, transport, kind
 ):
     world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
@@ -895,7 +895,7 @@ def test_a_signed_url_is_never_told(world):
     assert hub.explain(err).endswith(": PUT 'https://s3/x' failed")
 
 
-def test_what_is_done_already_is_told_and_goes_on_to_be_verified(world):
+def test_what_is_done_already_is_told_and_continues_to_be_verified(world):
     world.use("other")
     lines = world.run("plan", stdin=world.lines(SLUG, OTHER)).out
 

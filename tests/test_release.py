@@ -241,7 +241,7 @@ def push_dinov3(tree, *argv: str, **env: object) -> Done:
     return run_program(program, *argv, **{"N": 2} | tree.env | env)
 
 
-def test_push_dinov3_fails_with_1_and_the_command_that_goes_on(tree):
+def test_push_dinov3_fails_with_1_and_the_command_that_continues(tree):
     # One repo is enough to be refused.
     catalog = json.loads((tree.dpath / "build/demo/catalog.json").read_text())
     catalog["repos"] = [r for r in catalog["repos"] if r["slug"] == SLUG]

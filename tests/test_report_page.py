@@ -569,7 +569,7 @@ def test_a_tip_covers_no_label_no_row_and_not_its_run(page, width):
         assert box["x"] >= 0 and box["x"] + box["width"] <= width
 
 
-def test_a_table_that_goes_on_shows_it(browser, tmp_path):
+def test_a_table_that_continues_shows_it(browser, tmp_path):
     account = [run(f"r{i}", 2.0 + i, 0.9, "off the frontier") for i in range(60)]
     account.append(run("best", 1.0, 0.2, "chosen"))
     assert report(leave(tmp_path, account)).code == 0

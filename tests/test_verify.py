@@ -297,7 +297,7 @@ def test_a_passing_fault_is_outlasted(world, transport, kind):
 
 
 @pytest.mark.parametrize(("transport", "kind"), TABLE)
-def test_a_lasting_fault_is_one_line_with_the_command_that_goes_on(
+def test_a_lasting_fault_is_one_line_with_the_command_that_continues(
     world, transport, kind
 ):
     world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
