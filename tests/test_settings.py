@@ -464,7 +464,7 @@ def test_make_t_is_refused_since_it_would_take_old_results_for_current_ones(bare
     bare.make(ONE)
     before = bare.files()
     done = bare.make("-tj2", ONE, f"SAEV_DIR={bare.saev_dir}/.", code=2)
-    assert "make -t would take old results for current ones" in done.stderr
+    assert "make -t would take old results for current ones" in done.err
     assert bare.files() == before
 
 
