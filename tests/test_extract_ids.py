@@ -30,8 +30,7 @@ def lab(tmp_path):
         env = {"SAEV_DIR": tmp_path, "CATALOG": catalog} | (env or {})
         env |= {"BUILD": tmp_path / "build", "HOME": tmp_path}
         argv = argv or ("vits-relu",)
-        code, out, told = go("extract-ids", *argv, stdin=b"", env=env)
-        done = Done(code, out.decode(), told)
+        done = go("extract-ids", *argv, env=env)
         done.ids = [(r["layer"], r["run_id"], r["commented"]) for r in done.rows]
         return done
 
@@ -547,9 +546,8 @@ def from_wandb(lab):
         yield lambda **wanted: lab("", env=env, go=run_apart, **own, wandb=wanted)
 
 
-def run_apart(name: str, *argv: str, stdin: bytes, env: dict):
-    done = run_program(ROOT / "bin" / name, *argv, stdin=stdin, **env)
-    return done.code, done.out.encode(), done.err
+def run_apart(name: str, *argv: str, env: dict) -> Done:
+    return run_program(ROOT / "bin" / name, *argv, **env)
 
 
 def test_ids_from_a_sweep_of_wandb_with_the_layer_from_each_config(from_wandb):

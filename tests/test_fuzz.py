@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kits import in_process
 from kits.lab import World
-from kits.programs import ROOT, run_program
+from kits.programs import ROOT, Done, run_program
 from saepub.stages import select
 
 pytestmark = pytest.mark.programs
@@ -102,9 +102,7 @@ def test_a_broken_promise_is_found(tmp_path, monkeypatch, mistake):
     (tmp_path / "build").mkdir()
     monkeypatch.setattr(select, "main", lambda argv: MISTAKES[mistake](tmp_path))
     with pytest.raises(in_process.Finding, match=mistake):
-        in_process.run(
-            "select", stdin=b"", env={"BUILD": tmp_path / "build"}, seconds=1
-        )
+        in_process.run("select", env={"BUILD": tmp_path / "build"}, seconds=1)
 
 
 def test_keeping_to_the_rules_is_no_finding(tmp_path, monkeypatch):
@@ -119,5 +117,5 @@ def test_keeping_to_the_rules_is_no_finding(tmp_path, monkeypatch):
         print("{}")
 
     monkeypatch.setattr(select, "main", main)
-    done = in_process.run("select", stdin=b"", env={"BUILD": build})
-    assert done == (0, b"{}\n", "")
+    done = in_process.run("select", env={"BUILD": build})
+    assert done == Done(0, "{}\n", "")

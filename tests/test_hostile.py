@@ -245,10 +245,11 @@ def test_a_hostile_sweep_is_data(world, texts, name):
     lab.write()
     for sweep in sweeps:
         (lab.saev_dir / "sweep.py").write_text(sweep)
-        code, out, told = run("extract-ids", "tiny", stdin=b"", env=lab.settings)
-        ids = run_ids(out.decode())
-        assert (code, set(ids)) in ((1, set()), (0, {"aaaaaaaa"})) or name == "option"
-        assert code == 0 or told.startswith(f"extract-ids: {lab.saev_dir}/sweep.py:")
+        done = run("extract-ids", "tiny", env=lab.settings)
+        found = done.code, set(run_ids(done.out))
+        assert found in ((1, set()), (0, {"aaaaaaaa"})) or name == "option"
+        where = f"extract-ids: {lab.saev_dir}/sweep.py:"
+        assert done.code == 0 or done.err.startswith(where)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,9 +261,9 @@ def test_a_hostile_catalog_is_refused_or_data(world, texts, name):
         entry = put(lab.entry | {"layers": [6]}, path, texts[name])
         catalog = json.dumps({"repos": [entry], "collections": []})
         (lab.dpath / "catalog.json").write_text(catalog)
-        code, out, _ = run("extract-ids", "--all", stdin=b"", env=lab.settings)
-        if code == 0:
-            assert run_ids(out.decode()) == ["aaaaaaaa"]
+        done = run("extract-ids", "--all", env=lab.settings)
+        if done.code == 0:
+            assert run_ids(done.out) == ["aaaaaaaa"]
         if path in (("slug",), ("sweep",)):  # make reads them too
             seen = lab.program("make", "-n", lab.build / "tiny/candidates.jsonl")
             assert all(line.isprintable() for line in seen.err.splitlines())
@@ -270,7 +271,7 @@ def test_a_hostile_catalog_is_refused_or_data(world, texts, name):
         collection = {"namespace": "lab", "title": "Ours"} | {key: texts[name]}
         catalog = json.dumps({"repos": [], "collections": [collection]})
         (lab.dpath / "catalog.json").write_text(catalog)
-        run("extract-ids", "--all", stdin=b"", env=lab.settings)
+        run("extract-ids", "--all", env=lab.settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -335,8 +336,8 @@ def test_a_hostile_line_is_refused_or_data(
     for key in (*line, "")[NAMES.index(name) % step :: step]:
         hostile = put(line, (key,), texts[name])
         stdin = "\n".join([json.dumps(hostile), *rest]) + "\n"
-        code, out, told = run(stage, *argv, stdin=stdin.encode(), env=lab.settings)
-        if stage == "render" and code == 0:
+        done = run(stage, *argv, stdin=stdin, env=lab.settings)
+        if stage == "render" and done.code == 0:
             card = (lab.stage_dpath / "README.md").read_text()
             told_apart = key in ("loader", "aux") or (key, name) == ("run_id", "option")
             assert card == own_card or told_apart, key

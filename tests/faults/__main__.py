@@ -1,6 +1,6 @@
-"""The table of faults: one row a fault, each brought about for real. `make faults` prints it.
+"""The table of faults: one row per fault, each brought about for real. `make faults` prints it.
 
-The rows stand in weights.py, files.py, text.py, machine.py, told.py and hub.py;
+The rows are in weights.py, files.py, text.py, machine.py, told.py and hub.py;
 test_faults.py makes a test of each.
 """
 
@@ -35,7 +35,7 @@ ROWS = [row for rows in TABLE.values() for row in rows]
 
 
 def problems(row: Row, seen: Done) -> list[str]:
-    """All that is wrong with what was seen when the row's fault was brought about."""
+    """Everything wrong with what was seen when the row's fault was brought about."""
     told = seen.err.splitlines()
     found = []
     if seen.code != row.code:
@@ -58,7 +58,7 @@ def problems(row: Row, seen: Done) -> list[str]:
 
 
 def shown(row: Row, seen: Done, dpath: pathlib.Path) -> str:
-    """The line of what was seen that the table shows."""
+    """The line that the table shows of what was seen."""
     told = [*seen.err.splitlines(), *seen.out.splitlines()]
     line = next((line for line in told if row.says in line), " / ".join(told[:2]))
     line = re.sub(rf"{re.escape(str(dpath))}/lab\d+/", "", line)

@@ -47,7 +47,7 @@ def refused(world: World) -> tuple[Lab, Measured]:
 
 
 def hostile(i: int):
-    """What is told of one of `FILES`."""
+    """What preflight says about one of `FILES`."""
 
     def bring(world: World) -> Measured:
         lab, seen = refused(world)
@@ -129,7 +129,7 @@ def tail_of_a_terabyte(lab: Lab) -> None:
 
 
 def with_pickle(old: bytes, new: bytes):
-    """Good weights, but for what their pickle says in one place."""
+    """Good weights, except for what their pickle says in one place."""
 
     def edit(members: dict) -> dict:
         text = members["archive/data.pkl"]
@@ -154,7 +154,7 @@ def cut(sixteenth: int):
 
 
 def flipped(name: str, d_model: int = 8, d_sae: int = 32):
-    """One byte in the middle of a tensor's values is another."""
+    """One byte in the middle of a tensor's values is changed."""
 
     def make(lab: Lab) -> bytes:
         state = util.weights(d_model, d_sae)
@@ -176,7 +176,7 @@ K_AUX = {"cls": "AuxK", "params": {"k_aux": -1}}
 
 
 def deep(n: int):
-    """A good header, with something so deep in it that saev never looks at."""
+    """A good header, with something nested deeply where saev never looks."""
     return lambda lab: in_header(json.loads("[" * n + "]" * n))
 
 
@@ -201,7 +201,7 @@ def half(lab: Lab) -> bytes:
 
 
 def place(make):
-    """Something else than a file, put in the checkpoint's place."""
+    """Something other than a file in the checkpoint's place."""
 
     def put(lab: Lab) -> None:
         make(lab.fpath())

@@ -1,4 +1,4 @@
-"""Faults: a Hub that is, or answers, otherwise than a release needs; and what keeps it away."""
+"""Faults: a Hub that is not, or answers not, as a release needs it; and a Hub out of reach."""
 
 import dataclasses
 import http.server
@@ -18,7 +18,7 @@ Spoil = tp.Callable[[tp.Any], object]
 
 
 def push(lab: Lab, **env: object) -> Done:
-    """The stage that all of a release depends on, without the programs around it."""
+    """The stage that a whole release depends on, without the programs around it."""
     stdin = (lab.build / "tiny/rendered.jsonl").read_text()
     return lab.program("bin/push", stdin=stdin, **env)
 
@@ -28,7 +28,7 @@ def release(lab: Lab, **env: object) -> Done:
 
 
 def no_release(spoil: Spoil, *faults: Fault, how=push):
-    """A release to a Hub where the repo is there already, after `spoil(hub)`."""
+    """A release to a Hub that has the repo already, after `spoil(hub)`."""
 
     def bring(world: World) -> Done:
         lab = world.copy()
@@ -96,7 +96,7 @@ def with_setting(goal: str, **env: object):
 
 
 def rehearsal_behind_a_proxy(world: World) -> Done:
-    """Nothing of a network's settings reaches a Hub on this machine."""
+    """A network's settings don't affect a Hub on this machine."""
     env = {"ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     env |= {"SSL_CERT_FILE": "/gone", "HF_TOKEN": ""}
     lab = world.copy()

@@ -209,7 +209,7 @@ def edit_card(lab: Lab) -> None:
 
 
 def edited_card(world: World) -> Done:
-    """And the command that the message names makes it good."""
+    """And the command that the message names repairs it."""
     seen = after_preflight(edit_card, "push", "rendered")(world)
     lab = world.copy()
     edit_card(lab)
@@ -269,7 +269,7 @@ def wait_for(is_there, process: subprocess.Popen) -> None:
 
 
 def clock_set_back(world: World) -> Done:
-    """All that make made has times to come; then the sweep and the catalog change."""
+    """All that make made is dated in the future; then the sweep and the catalog change."""
     lab = world.copy()
     later = time.time() + YEAR
     for fpath in lab.build.rglob("*"):

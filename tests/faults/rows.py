@@ -47,9 +47,9 @@ class Row(tp.NamedTuple):
 
     fault: str
     says: str
-    """Stands in a line of stderr, or of the dry run's report where `code` is 0."""
+    """Found in a line of stderr, or of the dry run's report where `code` is 0."""
     bring: tp.Callable[[World], Done]
-    """Raises AssertionError where something else is not as it must be, and NotHere."""
+    """Raises NotHere, and AssertionError where something else is not as it must be."""
     code: int = 1
     is_file: bool = False
     """A hostile file: refused within SECONDS and N_KBYTES, in one line that names it."""

@@ -15,7 +15,7 @@ CHANGES = (
     "for ids in run_ids.values(): ids.clear()",
     "add_more(run_ids)",
 )
-"""Statements behind `ONE` that change what it says, or may."""
+"""Statements after `ONE` that change, or may change, what it says."""
 
 
 def in_sweep(name: str):

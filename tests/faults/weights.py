@@ -100,7 +100,7 @@ def odd_lab(world: World) -> Lab:
     lab.touch("newer", MTIME + 8 * DAY)
     add("older", 16)
     lab.touch("older", MTIME - 9 * DAY)
-    # Weights that are not those that the numbers were logged of.
+    # Weights other than those whose numbers were logged.
     add("random", 17)["config"]["val_data"] = {"shards": "/scratch/val"}
     lab.measured("random", "val", l0=4, nmse=31.5)
     add("another", 17, l0=4.0, nmse=0.2)
@@ -131,7 +131,7 @@ def report_of_good_runs(world: World) -> Done:
 
 
 def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
-    """Runs a to e of one layer, of which W&B has the NMSE of some, the disk of some."""
+    """Runs a to e of one layer: W&B has the NMSE of some, the disk that of others."""
 
     def bring(world: World) -> Done:
         lab = world.lab()

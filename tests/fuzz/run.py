@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def fuzz(name: str, target, args: argparse.Namespace) -> int:
-    """Feed a target until its time or its cases are over; how many kinds of finding."""
+    """Feed a target until its time is up or its cases are done; how many kinds of finding."""
     rng = random.Random(f"{args.seed} {name}")
     start, n_cases = time.monotonic(), 0
     n_most = args.cases // 10 if target.is_slow else args.cases

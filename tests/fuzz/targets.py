@@ -74,7 +74,7 @@ def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
         stdin: bytes = b"",
         **more: object,
     ) -> Target:
-        """A stage that reads a file besides stdin, which is then as it was."""
+        """A stage that reads a file besides stdin, with stdin unchanged."""
 
         def feed(data: bytes) -> None:
             before = fpath.read_bytes() if fpath.exists() else None
@@ -170,7 +170,7 @@ JQ = {"facts": "runs", "classify": "metrics"}
 
 def of_jq(name: str, seeds: list[bytes], mutator: Mutate = mutate.of_lines) -> Target:
     env = {"PATH": os.environ["PATH"], "EXCLUDE": "run2"}
-    # Of the CPU's time: how long it waits for a busy machine says nothing.
+    # CPU time, since how long it waits for a busy machine says nothing.
     argv = ["sh", "-c", 'ulimit -t 20 && exec "$0"', ROOT / "bin" / name]
 
     def feed(data: bytes) -> None:

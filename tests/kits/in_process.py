@@ -16,7 +16,7 @@ import matplotlib.font_manager  # noqa: F401  It creates directories of its own,
 
 from saepub import cli
 
-from .programs import in_environment
+from .programs import Done, in_environment
 
 PASS_ON_LINES = ("extract-ids", "fetch-metrics", "settle", "select", "preflight")
 PASS_ON_LINES += ("stage", "render", "measure", "plan", "push", "verify", "collect")
@@ -60,11 +60,11 @@ class Watch:
 def run(
     name: str,
     *argv: str,
-    stdin: bytes,
+    stdin: str | bytes = b"",
     env: dict[str, object],
     seconds: int = 100,
     writes: tp.Sequence[pathlib.Path] = (),
-) -> tuple[int, bytes, str]:
+) -> Done:
     """Run a stage as its program in bin/ does.
 
     Args:
@@ -72,13 +72,11 @@ def run(
         seconds: How long it may take.
         writes: What else it may write to.
 
-    Returns:
-        Exit code, stdout and stderr.
-
     Raises:
         Finding: It took too long, wrote elsewhere, ran a program, or broke a promise that
             `judge` checks.
     """
+    stdin = stdin.encode() if isinstance(stdin, str) else stdin
     out, err = io.BytesIO(), io.BytesIO()
     streams = {
         "stdin": io.TextIOWrapper(io.BytesIO(stdin)),
@@ -106,7 +104,7 @@ def run(
             raise Finding(f"{name}: hangs") from None
     told = err.getvalue().decode()
     judge(name, code, out.getvalue(), told, stdin.count(b"\n"))
-    return code, out.getvalue(), told
+    return Done(code, out.getvalue().decode(), told)
 
 
 def judge(name: str, code: int | None, out: bytes, told: str, n_lines: int) -> None:

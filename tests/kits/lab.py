@@ -145,11 +145,10 @@ class Lab:
         done = in_process.run(
             name,
             *map(str, argv),
-            stdin=text_of(rows).encode(),
+            stdin=text_of(rows),
             env=self.settings | env,
             writes=writes,
         )
-        done = Done(done[0], done[1].decode(), done[2])
         assert done.code == code, done.err
         return done
 

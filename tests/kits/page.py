@@ -8,7 +8,7 @@ import pytest
 
 from kits import in_process
 from kits.checkpoints import entry
-from kits.programs import Done, text_of
+from kits.programs import text_of
 
 DATE = "2025-12-01T03:04:05Z"
 
@@ -79,8 +79,7 @@ def report(build_dpath: pathlib.Path, *argv: object, **settings: object):
         "CATALOG": build_dpath / "catalog.json",
     } | settings
     args = [str(arg) for arg in argv or ["vits-relu"]]
-    code, out, err = in_process.run("report", *args, stdin=b"", env=settings)
-    done = Done(code, out.decode(), err)
+    done = in_process.run("report", *args, env=settings)
     fpath = build_dpath / "report.html"
     done.html = fpath.read_text() if fpath.is_file() else None
     return done
