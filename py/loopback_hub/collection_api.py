@@ -3,7 +3,6 @@
 import json
 import re
 import secrets
-import typing as tp
 
 from .access import find_repo, need_right, need_user
 from .repos import page
@@ -52,7 +51,6 @@ class Collections:
             "title": title,
             "description": description,
             "private": private,
-            "theme": "orange",
             "last_updated": now(),
             "items": [],
         }
@@ -85,7 +83,7 @@ def _shown(collection: Json, position: int, *, listed: bool = False) -> Json:
         "items": [_shown_item(item, i) for i, item in enumerate(items)],
         "lastUpdated": collection["last_updated"],
         "private": collection["private"],
-        "theme": collection["theme"],
+        "theme": "orange",
         "upvotes": 0,
     }
     # A listing is in order of position, so the client counts for itself.
@@ -118,13 +116,6 @@ def _find(req: Handler, slug: str) -> tuple[Json, int]:
         ):
             return collection, i
     raise HubError(404, "Collection not found")
-
-
-def _find_writable(req: Handler, slug: str) -> tuple[Json, int]:
-    need_user(req)
-    collection, i = _find(req, slug)
-    need_right(req, "collection.write", collection["namespace"])
-    return collection, i
 
 
 def _check_text(data: Json) -> None:
@@ -175,20 +166,10 @@ def create(req: Handler) -> Response:
     return Response(_shown(collection, len(shelf.all) - 1))
 
 
-def update(req: Handler, slug: str) -> Response:
-    collection, i = _find_writable(req, slug)
-    data = req.json()
-    _check_text(data)
-    keys = ("title", "description", "private", "theme")
-    changes: dict[str, tp.Any] = {key: data[key] for key in keys if key in data}
-    with req.server.hub.store.lock:
-        collection |= changes | {"last_updated": now()}
-        req.server.hub.shelf.save()
-    return Response({"success": True, "data": _shown(collection, i)})
-
-
 def add_item(req: Handler, slug: str) -> Response:
-    collection, i = _find_writable(req, slug)
+    need_user(req)
+    collection, i = _find(req, slug)
+    need_right(req, "collection.write", collection["namespace"])
     data = req.json()
     item, note = data.get("item") or {}, data.get("note")
     if item.get("type") not in ITEM_TYPES or not isinstance(item.get("id"), str):

@@ -38,10 +38,8 @@ ROUTES: list[tuple[str, str, str, tp.Callable[..., Response]]] = [
     ("GET", "/api/collections", "collection_list", collection_api.list_all),
     ("POST", "/api/collections", "collection_create", collection_api.create),
     ("GET", COLLECTION, "collection_get", collection_api.get),
-    ("PATCH", COLLECTION, "collection_update", collection_api.update),
     ("POST", f"{COLLECTION}/items", "collection_add", collection_api.add_item),
 ]
-KINDS = tuple(dict.fromkeys(kind for _, _, kind, _ in ROUTES))
 
 
 class Fault:
@@ -69,7 +67,7 @@ class LoopbackHub:
 
     Attributes:
         endpoint: Its URL, for `HfApi(endpoint=…)` or HF_ENDPOINT.
-        requests: (method, kind) of every request since the start; `KINDS` has the kinds.
+        requests: (method, kind) of every request since the start; `ROUTES` has the kinds.
         errors: Tracebacks of the Hub's own mistakes. A test ends by checking that there are none.
 
     Raises:

@@ -237,7 +237,7 @@ def _read_operations(req: Handler, repo: Repo) -> tuple[Json, list[tuple[str, Js
         if key == "header":
             header = value
             continue
-        check_path(value.get("path", "").removesuffix("/" * (key == "deletedFolder")))
+        check_path(value.get("path"))
         if key == "file":
             value["entry"] = repo.add_regular(_content(value))
         operations.append((key, value))
@@ -288,9 +288,6 @@ def _apply(repo: Repo, operations: list[tuple[str, Json]]) -> dict[str, Json]:
             if files.pop(path, None) is None:
                 message = f"A file with this name doesn't exist: {path}"
                 raise HubError(404, message, code="EntryNotFound")
-        elif key == "deletedFolder":
-            folder = path.rstrip("/") + "/"
-            files = {p: files[p] for p in files if not p.startswith(folder)}
         else:
             raise HubError(400, f'No such operation: "{key}"')
     for path in files:

@@ -44,7 +44,7 @@ VARIANTS = {SLUG: {"few": 2, "more": 4}, OTHER: {"other": 2, "many": 25}}
 
 WRITES = (
     *("create_repo", "preupload", "lfs_batch", "lfs_put", "lfs_verify", "xet_token"),
-    *("commit", "collection_create", "collection_update", "collection_add"),
+    *("commit", "collection_create", "collection_add"),
 )
 """Kinds of requests that change something."""
 
