@@ -547,10 +547,10 @@ def test_the_demo_is_made_at_the_first_call_also_where_set_up_came_before(
 
 def test_a_release_that_cannot_succeed_ends_before_anything_is_made(bare):
     before = bare.files()
-    demo = bare.make("release", code=2).stderr
+    demo = bare.make("release", code=2).err
     assert "*** this is the demo; set SAEV_DIR and RUNS_ROOT for your own" in demo
     bare.dotenv()
-    told = bare.make("release", code=2).stderr
+    told = bare.make("release", code=2).err
     assert "*** HF_TOKEN is not set; create a token with write access" in told
     (bare.dpath / ".env").unlink()
     assert bare.files() == before
