@@ -70,6 +70,11 @@ def test_a_rehearsal_is_a_release_that_stays_here(
     assert tree.times() == before, "it settled on numbers again, by other records"
     assert f"{repo_id}: nothing to do" in again.err
     assert again.err.count(": has all") == 2
+    page_fpath = tree.dpath / "build/demo/saev/docs/src/users/inference.md"
+    page = page_fpath.read_text()
+    shown = tree.make("rehearse", f"REPO={slug}", "DO=docs", **env).out
+    assert f"+| [`{repo_id}`](https://huggingface.co/{repo_id}) " in shown
+    assert page_fpath.read_text() == page, "docs of what is only rehearsed"
 
 
 def is_gone(endpoint: str) -> bool:

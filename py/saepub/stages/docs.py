@@ -48,12 +48,8 @@ class Repo(tp.NamedTuple):
 def main(argv: list[str]) -> None:
     p = parser(
         "Write the section on released repos in the docs of the saev in SAEV_DIR.",
-        "# what would be written after a rehearsal, on a made-up page\n"
         "make rehearse REPO=vitl-topk\n"
-        "mkdir -p build/saev/docs/src/users\n"
-        "echo '## Download a Checkpoint' > build/saev/docs/src/users/inference.md\n"
-        "RELEASES=build/hub/records CATALOG=build/demo/catalog.json SAEV_DIR=build/saev"
-        " bin/docs --dry-run",
+        "make rehearse REPO=vitl-topk DO=docs   # show what would be written after it",
     )
     p.add_argument("slugs", nargs="*", metavar="SLUG", help="only these repos")
     p.add_argument(
