@@ -21,6 +21,7 @@ from .cli import UsageError, UserError, fail_on
 from .jsonl import ID
 from .kinds import ACTIVATIONS, OBJECTIVES
 from .places import CHECKPOINT
+from .text import clipped
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,95}"
 REPO_ID = re.compile(rf"{NAME}/{NAME}")
@@ -552,8 +553,7 @@ def _explain(raw: dict[str, tp.Any], error: tp.Any) -> str:
         near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return f"{_path(raw, loc)}: unknown key; {hint}"
-    found = json.dumps(error["input"], default=str)
-    found = found if len(found) <= 60 else found[:57] + "..."
+    found = clipped(json.dumps(error["input"], default=str))
     why = error["msg"]
     if kind != "saepub":
         why = why.replace("Input should be ", "not ", 1)

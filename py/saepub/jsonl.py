@@ -1,6 +1,6 @@
 """The lines that travel between stages: JSON Lines, one training run a line.
 
-`KEYS` is the whole vocabulary. A stage names the keys that it needs, and `read` checks them
+`ADDED_BY` is the whole vocabulary. A stage names the keys that it needs, and `read` checks them
 on every line, so a stage never sees a line that it can't process.
 """
 
@@ -12,18 +12,28 @@ import sys
 import typing as tp
 
 from .cli import UserError
-from .text import excerpt, say
+from .text import clipped, excerpt, say
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The form of a run id or slug. Both become parts of paths."""
 
+IN_REPO = re.compile(rf"layer_(\d{{1,3}})/{ID.pattern}/sae\.pt", re.ASCII)
+"""A checkpoint's path in its model repo."""
+
 SOURCE = re.compile(rf"wandb|(measured|disk):{ID.pattern}")
 """Where a line's L0 and NMSE come from."""
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+NANOSECONDS = re.compile(r"-?\d{1,20}", re.ASCII)
 
 CHOSEN, PINNED = "chosen", "pinned"
 NOT_NEEDED, OFF_FRONTIER, DROPPED = "not needed", "off the frontier", "dropped"
 FATES = (CHOSEN, PINNED, NOT_NEEDED, OFF_FRONTIER, DROPPED)
 """What became of a candidate. A pinned run was chosen by a person, not by the rule."""
+
+BUILTIN = "builtin"
+"""The `loader` of a checkpoint that saev can't load: only our own reader has."""
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 """How W&B, and therefore a line, writes the numbers that JSON lacks."""
@@ -33,39 +43,8 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and ID.fullmatch(value) is not None
 
 
-def _is_id_or_null(value: object) -> bool:
-    return value is None or is_id(value)
-
-
-def _is_measure(value: object) -> bool:
+def _is_measure(value: float | str) -> bool:
     return type(value) is not str or value in NOT_FINITE
-
-
-def _is_source(value: str | None) -> bool:
-    return value is None or SOURCE.fullmatch(value) is not None
-
-
-def _is_sha256(value: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _is_commit(value: str | None) -> bool:
-    return value is None or re.fullmatch(r"[0-9a-f]{40}", value) is not None
-
-
-def _is_path_in_repo(value: str) -> bool:
-    return (
-        re.fullmatch(rf"layer_\d{{1,3}}/{ID.pattern}/sae\.pt", value, re.ASCII)
-        is not None
-    )
-
-
-def _is_nanoseconds(value: str) -> bool:
-    return re.fullmatch(r"-?\d{1,20}", value, re.ASCII) is not None
-
-
-def _is_layer(value: int) -> bool:
-    return 0 <= value < 1000
 
 
 def _is_documents(value: dict[str, tp.Any]) -> bool:
@@ -74,7 +53,7 @@ def _is_documents(value: dict[str, tp.Any]) -> bool:
         isinstance(document, dict)
         and type(document.get("bytes")) is int
         and isinstance(document.get("sha256"), str)
-        and _is_sha256(document["sha256"])
+        and SHA256.fullmatch(document["sha256"])
         for document in value.values()
     )
 
@@ -84,155 +63,113 @@ def _is_all_text(value: list[tp.Any] | dict[str, tp.Any]) -> bool:
     return all(isinstance(x, str) or x is None for x in values)
 
 
+# ---- the keys --------------------------------------------------------------------------------
+
+
 class Kind(tp.NamedTuple):
     """The type of a key's value. Types are compared exactly: JSON's true is not a number."""
 
     what: str
     types: frozenset[type]
-    check: tp.Callable[[tp.Any], bool] | None = None
+    check: tp.Callable[[tp.Any], object] | None = None
+    """Whether a value of these types is right, unless it is null."""
+
+    def holds(self, value: object) -> bool:
+        if type(value) not in self.types:
+            return False
+        return value is None or self.check is None or bool(self.check(value))
+
+    def or_null(self) -> "Kind":
+        types = self.types | {type(None)}
+        return self._replace(what=f"{self.what} or null", types=types)
 
 
 def _kind(
-    what: str,
-    *types: type,
-    check: tp.Callable[[tp.Any], bool] | None = None,
-    null: bool = False,
+    what: str, *types: type, check: tp.Callable[[tp.Any], object] | None = None
 ) -> Kind:
-    if null:
-        return Kind(f"{what} or null", frozenset((*types, type(None))), check)
     return Kind(what, frozenset(types), check)
 
 
-KEYS: dict[str, Kind] = {
-    # extract-ids
-    "repo": _kind("a slug", str, check=is_id),
-    "layer": _kind("a layer", int, check=_is_layer),
-    "run_id": _kind("a run id", str, check=is_id),
-    "commented": _kind("true or false", bool),
-    "source": _kind("text", str),
-    "expected": _kind("an object", dict),
-    # fetch-metrics; facts replaces "wandb" with what it reads from it
-    "wandb": _kind("a run's record", dict, null=True),
-    # facts; settle overwrites l0 and nmse
-    "l0": _kind("a number", int, float, str, check=_is_measure, null=True),
-    "nmse": _kind("a number", int, float, str, check=_is_measure, null=True),
-    "objective": _kind("text", str, null=True),
-    "n_prefixes": _kind("a whole number", int, null=True),
-    "n_dead": _kind("a number", int, float, null=True),
-    "activation": _kind("an object", dict, null=True),
-    "aux": _kind("text", str, null=True),
-    "d_model": _kind("a whole number", int, null=True),
-    "d_sae": _kind("a whole number", int, null=True),
-    "train_layer": _kind("a whole number", int, null=True),
-    "scaling": _kind("text", str, null=True),
-    "shard": _kind("a shard's name", str, check=_is_id_or_null, null=True),
-    "shard_metadata": _kind("an object", dict, null=True),
-    "state": _kind("text", str, null=True),
-    "created_at": _kind("text", str, null=True),
-    "wandb_url": _kind("text", str, null=True),
-    "fault": _kind("text", str, null=True),
-    # classify
-    "drop": _kind("text", str, null=True),
-    # settle
-    "numbers": _kind(
-        "measured:<shard>, wandb or disk:<shard>", str, check=_is_source, null=True
-    ),
-    "l0_logged": _kind("a number", int, float, str, check=_is_measure, null=True),
-    "nmse_logged": _kind("a number", int, float, str, check=_is_measure, null=True),
-    "n_tokens": _kind("a whole number", int, null=True),
-    # select, in its account
-    "fate": _kind(f"one of {', '.join(FATES)}", str, check=FATES.__contains__),
-    # preflight
-    "checkpoint": _kind("a path", str, check=str.isprintable),
-    "bytes": _kind("a whole number", int),
-    # Text, because jq 1.6 rounds numbers above 2^53.
-    "mtime_ns": _kind("nanoseconds as text", str, check=_is_nanoseconds),
-    "sha256": _kind("64 hex digits", str, check=_is_sha256),
-    "schema": _kind("a whole number", int, null=True),
-    "activation_config": _kind("an object", dict),
-    "loader": _kind("text", str),
-    "saev": _kind("an object of texts", dict, check=_is_all_text),
-    "probe": _kind("a path", str, check=str.isprintable),
-    "warnings": _kind("a list of texts", list, check=_is_all_text),
-    # stage
-    "path": _kind("layer_<N>/<run_id>/sae.pt", str, check=_is_path_in_repo),
-    # render
-    "documents": _kind("sizes and hashes by name", dict, check=_is_documents),
-    # push
-    "commit": _kind("a commit", str, check=_is_commit, null=True),
-    "seconds": _kind("a number", int, float),
-}
+TEXT = _kind("text", str)
+WHOLE = _kind("a whole number", int)
+NUMBER = _kind("a number", int, float)
+MEASURE = _kind("a number", int, float, str, check=_is_measure).or_null()
+OBJECT = _kind("an object", dict)
+PATH = _kind("a path", str, check=str.isprintable)
+SHARD = _kind("a shard's name", str, check=ID.fullmatch)
+FATE = _kind(f"one of {', '.join(FATES)}", str, check=FATES.__contains__)
 
-CHOSEN_MEASURE = _kind("a number", int, float)
-"""The L0 and NMSE of a chosen run."""
-
-MEANINGS: dict[str, dict[str, str]] = {
+ADDED_BY: dict[str, dict[str, tuple[Kind, str]]] = {
     "extract-ids": {
-        "repo": "the repo, by its slug in the catalog",
-        "layer": "the layer that the sweep lists it under",
-        "run_id": "the run's id in W&B",
-        "commented": "whether it is commented out in the sweep file",
-        "source": 'where the sweep lists it, "path:line"',
-        "expected": "what the catalog says about the repo's runs",
+        "repo": (_kind("a slug", str, check=ID.fullmatch), "the repo, by its slug in the catalog"),
+        "layer": (_kind("a layer", int, check=range(1000).__contains__), "the layer that the sweep lists it under"),
+        "run_id": (_kind("a run id", str, check=ID.fullmatch), "the run's id in W&B"),
+        "commented": (_kind("true or false", bool), "whether it is commented out in the sweep file"),
+        "source": (TEXT, 'where the sweep lists it, "path:line"'),
+        "expected": (OBJECT, "what the catalog says about the repo's runs"),
     },
     "fetch-metrics": {
-        "wandb": "the run's record in W&B: state, createdAt, url, config, summary; removed by facts",
+        "wandb": (_kind("a run's record", dict).or_null(), "the run's record in W&B: state, createdAt, url, config, summary; removed by facts"),
     },
     "facts": {
-        "l0": "mean number of non-zero features per token: as training logged it, after settle the number that counts",
-        "nmse": "squared error of the reconstruction divided by that of the mean: likewise",
-        "objective": '"matryoshka" or "vanilla"',
-        "n_prefixes": "the number of prefixes that Matryoshka training was configured with",
-        "n_dead": "how many features never fired",
-        "activation": 'the activation\'s config: "key", "top_k", …',
-        "aux": "the auxiliary loss, by its key",
-        "d_model": "the width of an activation",
-        "d_sae": "the number of features",
-        "train_layer": "the layer that the run was trained on",
-        "scaling": "how activations were scaled before training, as early saev could",
-        "shard": "the shard that the run was evaluated on",
-        "shard_metadata": "saev's metadata of that shard",
-        "state": "the run's state in W&B: finished, crashed, …",
-        "created_at": "when the run started (ISO 8601)",
-        "wandb_url": "the run's page in W&B",
-        "fault": "what is malformed in its record",
+        "l0": (MEASURE, "mean number of non-zero features per token: as training logged it, after settle the number that counts"),
+        "nmse": (MEASURE, "squared error of the reconstruction divided by that of the mean: likewise"),
+        "objective": (TEXT.or_null(), '"matryoshka" or "vanilla"'),
+        "n_prefixes": (WHOLE.or_null(), "the number of prefixes that Matryoshka training was configured with"),
+        "n_dead": (NUMBER.or_null(), "how many features never fired"),
+        "activation": (OBJECT.or_null(), 'the activation\'s config: "key", "top_k", …'),
+        "aux": (TEXT.or_null(), "the auxiliary loss, by its key"),
+        "d_model": (WHOLE.or_null(), "the width of an activation"),
+        "d_sae": (WHOLE.or_null(), "the number of features"),
+        "train_layer": (WHOLE.or_null(), "the layer that the run was trained on"),
+        "scaling": (TEXT.or_null(), "how activations were scaled before training, as early saev could"),
+        "shard": (SHARD.or_null(), "the shard that the run was evaluated on"),
+        "shard_metadata": (OBJECT.or_null(), "saev's metadata of that shard"),
+        "state": (TEXT.or_null(), "the run's state in W&B: finished, crashed, …"),
+        "created_at": (TEXT.or_null(), "when the run started (ISO 8601)"),
+        "wandb_url": (TEXT.or_null(), "the run's page in W&B"),
+        "fault": (TEXT.or_null(), "what is malformed in its record"),
     },
     "classify": {
-        "drop": "why the run can't be released, or null",
+        "drop": (TEXT.or_null(), "why the run can't be released, or null"),
     },
     "settle": {
-        "numbers": "where L0 and NMSE come from",
-        "l0_logged": "L0 as training logged it",
-        "nmse_logged": "NMSE as training logged it",
-        "n_tokens": "how many tokens they were measured on",
+        "numbers": (_kind("measured:<shard>, wandb or disk:<shard>", str, check=SOURCE.fullmatch).or_null(), "where L0 and NMSE come from"),
+        "l0_logged": (MEASURE, "L0 as training logged it"),
+        "nmse_logged": (MEASURE, "NMSE as training logged it"),
+        "n_tokens": (WHOLE.or_null(), "how many tokens they were measured on"),
     },
     "select": {
-        "fate": "what became of the candidate",
+        "fate": (FATE, "what became of the candidate"),
     },
     "preflight": {
-        "checkpoint": "the checkpoint's path on disk",
-        "bytes": "the checkpoint's size",
-        "mtime_ns": "when the checkpoint was last modified, in ns since 1970",
-        "sha256": "the checkpoint's sha256",
-        "schema": "the schema of the checkpoint's header",
-        "activation_config": "the header's activation",
-        "loader": "what loaded the checkpoint",
-        "saev": "how to install the saev that loaded it",
-        "probe": "a file with what the SAE computes from a few activations",
-        "warnings": "what looks wrong but doesn't prevent a release",
+        "checkpoint": (PATH, "the checkpoint's path on disk"),
+        "bytes": (WHOLE, "the checkpoint's size"),
+        # Text, because jq 1.6 rounds numbers above 2^53.
+        "mtime_ns": (_kind("nanoseconds as text", str, check=NANOSECONDS.fullmatch), "when the checkpoint was last modified, in ns since 1970"),
+        "sha256": (_kind("64 hex digits", str, check=SHA256.fullmatch), "the checkpoint's sha256"),
+        "schema": (WHOLE.or_null(), "the schema of the checkpoint's header"),
+        "activation_config": (OBJECT, "the header's activation"),
+        "loader": (TEXT, "what loaded the checkpoint"),
+        "saev": (_kind("an object of texts", dict, check=_is_all_text), "how to install the saev that loaded it"),
+        "probe": (PATH, "a file with what the SAE computes from a few activations"),
+        "warnings": (_kind("a list of texts", list, check=_is_all_text), "what looks wrong but doesn't prevent a release"),
     },
     "stage": {
-        "path": "the checkpoint's path in the repo on the Hub",
+        "path": (_kind("layer_<N>/<run_id>/sae.pt", str, check=IN_REPO.fullmatch), "the checkpoint's path in the repo on the Hub"),
     },
     "render": {
-        "documents": "size and sha256 of every other file in the repo",
+        "documents": (_kind("sizes and hashes by name", dict, check=_is_documents), "size and sha256 of every other file in the repo"),
     },
     "push": {
-        "commit": "the commit on the Hub that contains it",
-        "seconds": "how long the push took",
+        "commit": (_kind("a commit", str, check=COMMIT.fullmatch).or_null(), "the commit on the Hub that contains it"),
+        "seconds": (NUMBER, "how long the push took"),
     },
-}
-"""Each key and its meaning, by the stage that adds it. The source of README's table."""
+}  # fmt: skip
+"""The type and meaning of each key, by the stage that adds it: README's table. facts replaces
+"wandb" with what it reads from it, and settle overwrites `l0` and `nmse`."""
+
+KEYS = {key: kind for keys in ADDED_BY.values() for key, (kind, _) in keys.items()}
 
 Line = dict[str, tp.Any]
 
@@ -292,15 +229,13 @@ def check(
         if key not in line:
             raise UserError(f'{where}: no "{key}"')
         value, kind = line[key], _kind_of(key, is_chosen)
-        if type(value) in kind.types and (kind.check is None or kind.check(value)):
-            continue
-        found = json.dumps(value)
-        found = found if len(found) <= 60 else found[:57] + "..."
-        raise UserError(f'{where}: "{key}" is {found}, not {kind.what}')
+        if not kind.holds(value):
+            found = clipped(json.dumps(value))
+            raise UserError(f'{where}: "{key}" is {found}, not {kind.what}')
 
 
 def _kind_of(key: str, is_chosen: bool) -> Kind:
-    return CHOSEN_MEASURE if is_chosen and key in ("l0", "nmse") else KEYS[key]
+    return NUMBER if is_chosen and key in ("l0", "nmse") else KEYS[key]
 
 
 def read_with_text(
@@ -333,7 +268,9 @@ def read_with_text(
             raise UserError(f"{name}:{i}: not JSON: {err}: {excerpt(text)}") from None
         for key, types, is_right, missing in wanted:
             value = line.get(key, missing)
-            if type(value) not in types or (is_right and not is_right(value)):
+            if type(value) not in types or (
+                is_right and value is not None and not is_right(value)
+            ):
                 try:
                     check(line, keys, f"{name}:{i}", also=also, is_chosen=is_chosen)
                 except UserError as err:

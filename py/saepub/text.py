@@ -40,6 +40,12 @@ def n_of(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
+def layers_text(layers: tp.Collection[int]) -> str:
+    """`layers_text({8, 6})` is "layers 6, 8"."""
+    noun = "layer" if len(layers) == 1 else "layers"
+    return f"{noun} {', '.join(map(str, sorted(layers)))}"
+
+
 def human(n_bytes: int) -> str:
     """A number of bytes in decimal units, as the Hub shows it."""
     if n_bytes < 1000:
@@ -57,10 +63,14 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))[:200]
 
 
+def clipped(text: str, n_most: int = 60) -> str:
+    """`text`, or its beginning followed by "..." if it is longer than `n_most`."""
+    return text if len(text) <= n_most else text[: n_most - 3] + "..."
+
+
 def excerpt(text: bytes) -> str:
     """The beginning of a line, to identify it in a message."""
-    line = printable(text.decode("utf-8", "replace").strip())
-    return line if len(line) <= 80 else line[:77] + "..."
+    return clipped(printable(text.decode("utf-8", "replace").strip()), 80)
 
 
 def l0_text(l0: float) -> str:
@@ -79,18 +89,15 @@ SECONDS_BETWEEN = 15
 Item = tp.TypeVar("Item")
 
 
-def progress(
-    items: tp.Iterable[Item], n_items: int, label: str, unit: str = "run"
-) -> tp.Iterator[Item]:
-    """Yield `items` and show progress on stderr, with the time left.
+def progress(items: tp.Iterable[Item], n_items: int, label: str) -> tp.Iterator[Item]:
+    """Yield `items`, one for each run, and show progress on stderr, with the time left.
 
     Args:
         items: What to yield.
         n_items: How many there will be.
-        label: The work under way, such as "preflight vitl-topk".
-        unit: What an item is called.
+        label: The work under way, such as "preflight".
     """
-    with meter(n_items, label, unit) as count:
+    with meter(n_items, label, "run") as count:
         for item in items:
             yield item
             count(1)
@@ -98,9 +105,10 @@ def progress(
 
 @contextlib.contextmanager
 def meter(
-    n_items: int, label: str, unit: str = "run"
+    n_items: int, label: str, unit: str
 ) -> tp.Iterator[tp.Callable[[int], object]]:
-    """`progress` for items in batches: yields a function to call with each batch's size."""
+    """`progress` for items in batches, which are called `unit`: yields a function to call with
+    each batch's size."""
     from tqdm import tqdm  # slow to import
 
     if sys.stderr.isatty():

@@ -6,6 +6,8 @@ import re
 import shlex
 import typing as tp
 
+from ..text import layers_text
+
 METADATA = "shard_metadata"
 """The key of a line with saev's metadata of the evaluation shard, or else of the training shard,
 which is of the same model."""
@@ -28,7 +30,7 @@ def instructions(
     held = metadata.get("layers")
     has_all = isinstance(held, list) and set(needed) <= set(held)
     text = (
-        f"{where}: no such shard. It must have {_layers(needed)} of {_model(metadata)}"
+        f"{where}: no such shard. It must have {layers_text(needed)} of {_model(metadata)}"
         f" on {_dataset(metadata)}"
     )
     if not metadata.get("family"):
@@ -52,11 +54,6 @@ def instructions(
         command.append("--no-cls-token")
     command += _data(metadata)
     return f"{text}; to recreate it, in a saev checkout: uv run {shlex.join(command)}"
-
-
-def _layers(layers: list[int]) -> str:
-    noun = "layer" if len(layers) == 1 else "layers"
-    return f"{noun} {', '.join(map(str, layers))}"
 
 
 def _model(metadata: dict[str, tp.Any]) -> str:

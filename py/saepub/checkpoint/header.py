@@ -23,6 +23,7 @@ import math
 import typing as tp
 
 from ..kinds import ACTIVATIONS, RULES, THRESHOLD
+from ..text import clipped
 
 MAX_WIDTH = 2**24
 
@@ -85,10 +86,6 @@ class Header:
     """As in the header; {} if it has none."""
     normalize_w_dec: bool
     """Whether training kept the decoder's rows at unit norm."""
-    commit: str
-    """The saev commit that wrote it; "" if the header has none."""
-    lib: str
-    """The saev version that wrote it; "" if the header has none."""
     raw: dict[str, tp.Any]
 
     @property
@@ -202,8 +199,6 @@ def _from(raw: dict[str, tp.Any]) -> Header:
         aux=_loss("aux", params, schema),
         activation_config=activation_config,
         normalize_w_dec=normalize_w_dec,
-        commit=_text(raw, "commit"),
-        lib=_text(raw, "lib"),
         raw=raw,
     )
 
@@ -290,11 +285,6 @@ def _is_number(value: tp.Any) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
-def _text(raw: dict[str, tp.Any], key: str) -> str:
-    value = raw.get(key)
-    return value if isinstance(value, str) else ""
-
-
 def _no_duplicates(pairs: list[tuple[str, tp.Any]]) -> dict[str, tp.Any]:
     obj = dict(pairs)
     if len(obj) != len(pairs):
@@ -332,5 +322,4 @@ def _no_constant(name: str) -> tp.NoReturn:
 
 def _short(value: object) -> str:
     """A header's value, or an error about it, shortened for a message."""
-    text = str(value) if isinstance(value, Exception) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return clipped(str(value) if isinstance(value, Exception) else json.dumps(value))

@@ -12,6 +12,7 @@ import pickletools
 import re
 import typing as tp
 
+from ..text import clipped
 from .archive import MAX_PICKLE_BYTES
 from .header import Refused
 
@@ -120,15 +121,9 @@ def _rebuild(
     if len(shape) != len(strides) or offset != 0 or hooks or metadata:
         raise Refused("a tensor that is part of another")
     if math.prod(shape) != storage.n_values:
-        raise Refused(
-            f"a tensor of shape {_clip(shape)} over {storage.n_values} values"
-        )
+        text = clipped(str(shape))
+        raise Refused(f"a tensor of shape {text} over {storage.n_values} values")
     return Stored(storage.member, tuple(shape), tuple(strides))
-
-
-def _clip(shape: tuple[int, ...]) -> str:
-    text = str(shape)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 GLOBALS = {

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import typing as tp
 
 from .. import catalog, jsonl, settings
@@ -66,11 +65,8 @@ def with_tables(readme: str) -> str:
 def table(head: tuple[str, ...], rows: tp.Iterable[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in lines)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"\|", r"\\|", text)
+    cells = [[text.replace("|", r"\|") for text in row] for row in lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def catalog_keys() -> str:
@@ -83,9 +79,9 @@ def line_keys() -> str:
     """Every key of a line, with the stage that adds it."""
     head = ("key", "added by", "what it is", "type")
     rows = [
-        (f"`{key}`", by, means, jsonl.KEYS[key].what)
-        for by, keys in jsonl.MEANINGS.items()
-        for key, means in keys.items()
+        (f"`{key}`", by, means, kind.what)
+        for by, keys in jsonl.ADDED_BY.items()
+        for key, (kind, means) in keys.items()
     ]
     return table(head, rows)
 

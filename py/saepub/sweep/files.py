@@ -88,10 +88,8 @@ def _csv(fpath: pathlib.Path, text: str) -> Rows:
 def _jsonl(fpath: pathlib.Path, text: str) -> Rows:
     for lineno, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield (
-                lineno,
-                _object(_loads(f"{fpath}:{lineno}", line), f"{fpath}:{lineno}"),
-            )
+            where = f"{fpath}:{lineno}"
+            yield lineno, _object(_loads(where, line), where)
 
 
 def _json(fpath: pathlib.Path, text: str) -> Rows:

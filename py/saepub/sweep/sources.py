@@ -5,6 +5,7 @@ import typing as tp
 
 from .. import catalog, jsonl, places
 from ..cli import UserError
+from ..text import layers_text
 from ..tracking import runs as wandb_runs
 from . import Candidate, files, python
 
@@ -102,9 +103,8 @@ def checked(found: list[Candidate], repo: catalog.Repo) -> list[Candidate]:
     if empty:
         names = {pathlib.Path(c.source.rpartition(":")[0]) for c in found}
         where = f"{sorted(names)[0]}: " if names else ""
-        noun = "layer" if len(empty) == 1 else "layers"
         raise UserError(
-            f"{where}no run id under {noun} {', '.join(map(str, sorted(empty)))}, which the"
-            f" catalog lists for {repo.slug}"
+            f"{where}no run id under {layers_text(empty)}, which the catalog lists for"
+            f" {repo.slug}"
         )
     return list(first.values())
