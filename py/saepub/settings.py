@@ -36,7 +36,7 @@ SETTINGS = (
     Setting("SHARDS_ROOT", PATH, "cached activations, one directory per shard", shown="the catalog's"),
     Setting("CATALOG", PATH, "the catalog: which repos are released, and from which runs", "catalog.json"),
     Setting("REPO", TEXT, "the slug of the repo to work on", shown="all of the catalog"),
-    Setting("N", NUMBER, "checkpoints per layer, at most", "6"),
+    Setting("N", NUMBER, "checkpoints per layer, at most (2 or more: the sparsest and the densest)", "6"),
     Setting("PIN", IDS, "run ids to publish in addition to what the rule chooses"),
     Setting("EXCLUDE", IDS, "run ids to drop"),
     Setting("WANDB_ENTITY", TEXT, "the W&B entity of the runs", shown="the catalog's"),
@@ -76,6 +76,9 @@ KNOBS = (
 """Variables of single Makefile targets, for the command line only; no program reads them."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+AT_LEAST = {"N": 2}
+"""The least value of a number, if not 1."""
 
 OWN_DATA = ("SAEV_DIR", "RUNS_ROOT", "CATALOG", "METRICS_SNAPSHOT", "NMSE_SHARD")
 """Setting any of these selects the user's own data instead of the demo."""
@@ -119,12 +122,13 @@ def resolve(command_line: tp.Mapping[str, str] | None = None) -> dict[str, Value
     Raises:
         UserError: A setting has an invalid value; names the setting and its source.
     """
+    command_line = command_line or {}
     in_file = dotenv(os.path.join(ROOT, ".env"))
     found = {}
     for name, setting in BY_NAME.items():
         exported = in_environment(name)
-        if name in (command_line or {}):
-            value = Value((command_line or {})[name], "make's command line")
+        if name in command_line:
+            value = Value(command_line[name], "make's command line")
         elif exported in os.environ:
             value = Value(os.environ[exported], "the environment")
         elif name in in_file:
@@ -278,28 +282,33 @@ def in_checkout(path: str) -> str:
 # ---- for the stages ----------------------------------------------------------------------------
 
 
-def load() -> None:
-    """Resolve all settings into `os.environ`, for this process and its children.
+def load(found: tp.Mapping[str, Value] | None = None) -> None:
+    """Put all settings into `os.environ`, for this process and its children.
+
+    Args:
+        found: The settings, if already resolved.
 
     Raises:
         UserError: As `resolve`.
     """
-    for name, value in resolve().items():
+    for name, value in (resolve() if found is None else found).items():
         if value.text or not name.startswith(FOR_CLIENTS):
             os.environ[in_environment(name)] = value.text
         else:
             os.environ.pop(name, None)
 
 
-def export(found: tp.Mapping[str, Value]) -> None:
-    """Put settings into `os.environ`, even if empty, for this process and its children."""
-    for name, value in found.items():
-        os.environ[in_environment(name)] = value.text
-
-
 def in_environment(name: str) -> str:
     """The name of a setting's environment variable."""
     return f"SAEPUB_{name}" if name in MADE else name
+
+
+def value_of(name: str, found: tp.Mapping[str, Value]) -> Value:
+    """A resolved setting's value, or its default."""
+    if name in found and found[name].text:
+        return found[name]
+    text = default(name)
+    return Value(text, "the default" if text else "")
 
 
 def default(name: str) -> str:
@@ -334,20 +343,30 @@ def ids(name: str) -> list[str]:
     return split(get(name))
 
 
-def number(name: str, at_least: int = 1) -> int | None:
-    """A setting's value as a whole number; None if it is not set.
+def number(name: str) -> int | None:
+    """A setting's value as a whole number; None if it is not set. Raises as `whole_number`."""
+    text = get(name).strip()
+    return whole_number(name, text) if text else None
+
+
+def whole_number(name: str, text: str, source: str = "") -> int:
+    """The number that a text says.
+
+    Args:
+        name: The setting that it is for.
+        text: The text.
+        source: Where it comes from, for the message.
 
     Raises:
-        UsageError: It is not a whole number of at least `at_least`.
+        UsageError: It is not a whole number, or too small for the setting.
     """
-    text = get(name).strip()
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal()) or int(text) < at_least:
-        raise UsageError(
-            f"{name} is {text!r}; it takes a whole number, {at_least} or more"
-        )
-    return int(text)
+    least = AT_LEAST.get(name, 1)
+    if text.isascii() and text.isdecimal() and int(text) >= least:
+        return int(text)
+    where = f" ({source})" if source else ""
+    raise UsageError(
+        f"{name} is {text!r}{where}; it takes a whole number, {least} or more"
+    )
 
 
 def is_demo_fpath(fpath: "str | pathlib.Path") -> bool:

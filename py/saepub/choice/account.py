@@ -13,6 +13,9 @@ FEW = 3
 N_NAMED = 8
 """How many run ids a sentence names. build/<slug>/account.jsonl has all of them."""
 
+EXCLUDED = "excluded by hand"
+"""classify's reason for a run that EXCLUDE names."""
+
 ADVICE = {
     "no NMSE": "measure them: make measure",
     "no L0": "measure them: make measure",
@@ -21,7 +24,7 @@ ADVICE = {
     "not in W&B": "check WANDB_ENTITY and WANDB_PROJECT",
     "no state in W&B": "look at the run in W&B",
     "still running": "wait for it to end, then make refresh",
-    "excluded by hand": "EXCLUDE names them",
+    EXCLUDED: "EXCLUDE names them",
     "at odds with the catalog": "check CATALOG",
     "wrong activation": "check CATALOG",
     "wrong objective": "check CATALOG",
@@ -73,6 +76,14 @@ def equation(n: tp.Mapping[str, int]) -> str:
     )
 
 
+def by_layer(account: list[Line]) -> dict[int, list[Line]]:
+    """One repo's candidates by layer, in ascending order."""
+    layers: dict[int, list[Line]] = {run["layer"]: [] for run in account}
+    for run in account:
+        layers[run["layer"]].append(run)
+    return dict(sorted(layers.items()))
+
+
 def left_out(account: list[Line]) -> list[str]:
     """One repo's candidates by fate, then the runs left out by reason, one line each."""
     groups: dict[str, list[Line]] = collections.defaultdict(list)
@@ -85,12 +96,9 @@ def left_out(account: list[Line]) -> list[str]:
             groups[run["fate"]].append(run)
     out = [equation(collections.Counter(run["fate"] for run in account))]
     for why, runs in sorted(groups.items()):
-        by_layer: dict[int, list[str]] = collections.defaultdict(list)
-        for run in runs:
-            by_layer[run["layer"]].append(run["run_id"])
         layers = "; ".join(
-            f"layer {layer}: {some(sorted(ids))}"
-            for layer, ids in sorted(by_layer.items())
+            f"layer {layer}: {some(sorted(run['run_id'] for run in of_layer))}"
+            for layer, of_layer in by_layer(runs).items()
         )
         out.append(f"  {len(runs):>3} {why} ({layers})")
     return out
@@ -124,8 +132,7 @@ def warnings(rows: list[Line], account: list[Line]) -> list[str]:
         account: Every candidate with its fate.
     """
     out: list[str] = []
-    for layer in sorted({run["layer"] for run in account}):
-        panel = [r for r in account if r["layer"] == layer and frontier.has_place(r)]
+    for layer, panel in by_layer(account).items():
         n = len(frontier.of_account(panel))
         if n < FEW:
             out.append(f"layer {layer}: a frontier of only {n_of(n, 'run')}")

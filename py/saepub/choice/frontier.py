@@ -30,11 +30,10 @@ def split(runs: tp.Iterable[Run]) -> tuple[list[Run], list[Run]]:
 
 
 def of_account(account: list[Line]) -> list[Line]:
-    """The frontier among one panel's candidates (see `has_place`), dropped ones excluded."""
+    """The frontier among those of one panel's candidates that weren't dropped."""
     front: list[Line] = []
-    for run in sorted(account, key=lambda r: (r["l0"], r["nmse"])):
-        if run["fate"] == DROPPED:
-            continue
+    eligible = [run for run in account if run["fate"] != DROPPED and has_place(run)]
+    for run in sorted(eligible, key=lambda r: (r["l0"], r["nmse"])):
         if not front or run["nmse"] < front[-1]["nmse"]:
             front.append(run)
     return front
@@ -42,10 +41,11 @@ def of_account(account: list[Line]) -> list[Line]:
 
 def has_place(run: Line) -> bool:
     """Whether a candidate can be drawn: finite measures and a positive L0."""
-    measures = (run["l0"], run["nmse"])
-    if not all(type(m) in (int, float) and math.isfinite(m) for m in measures):
-        return False
-    return bool(run["l0"] > 0)
+    return _is_finite(run["l0"]) and _is_finite(run["nmse"]) and run["l0"] > 0
+
+
+def _is_finite(measure: float | str | None) -> tp.TypeGuard[float]:
+    return isinstance(measure, int | float) and math.isfinite(measure)
 
 
 def pick(front: list[Run], n: int) -> list[Run]:

@@ -22,12 +22,9 @@ class Panel:
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
+        """Those that were not dropped."""
         self.dropped: dict[str, list[str]] = collections.defaultdict(list)
         """Run ids by the reason that they were dropped for."""
-
-    @property
-    def n_candidates(self) -> int:
-        return len(self.runs) + sum(map(len, self.dropped.values()))
 
     def choose(self, n: int, pins: tp.Collection[str] = ()) -> Choice:
         """Decide the fate of every run that was not dropped.
@@ -37,22 +34,15 @@ class Panel:
             pins: Run ids to choose in addition.
         """
         front, off = frontier.split(self.runs)
-        by_rule = set(frontier.pick(front, n))
-        fates: dict[str, list[str]] = {
-            fate: [] for fate in (CHOSEN, PINNED, NOT_NEEDED, OFF_FRONTIER)
+        by_rule = frontier.pick(front, n)
+        taken = {run.run_id for run in by_rule}
+        pinned = [r for r in self.runs if r.run_id in pins and r.run_id not in taken]
+        taken |= {run.run_id for run in pinned}
+        of_fate = {
+            CHOSEN: sorted(by_rule),
+            PINNED: sorted(pinned),
+            NOT_NEEDED: [run for run in front if run.run_id not in taken],
+            OFF_FRONTIER: [run for run in off if run.run_id not in taken],
         }
-        chosen = []
-        for run in sorted(self.runs):
-            if run in by_rule:
-                fate = CHOSEN
-            elif run.run_id in pins:
-                fate = PINNED
-            else:
-                fate = ""
-            if fate:
-                chosen.append(run)
-                fates[fate].append(run.run_id)
-        taken = {run.run_id for run in chosen}
-        for fate, runs in ((NOT_NEEDED, front), (OFF_FRONTIER, off)):
-            fates[fate] = [run.run_id for run in runs if run.run_id not in taken]
-        return Choice(chosen, fates)
+        fates = {fate: [run.run_id for run in runs] for fate, runs in of_fate.items()}
+        return Choice(sorted(by_rule + pinned), fates)

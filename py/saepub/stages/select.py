@@ -11,9 +11,9 @@ import sys
 
 from .. import jsonl, settings
 from ..choice import account
-from ..choice.frontier import Run
+from ..choice.frontier import Run, has_place
 from ..choice.panel import Choice, Panel
-from ..cli import UsageError, UserError, fail_on, parser
+from ..cli import UserError, fail_on, parser
 from ..files import write_aside
 from ..jsonl import DROPPED, PINNED, Line
 from ..numbers import advice, is_lacking
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     )
     args = p.parse_args(argv)
     settings.load()
-    n = whole_number(args.n if args.n is not None else settings.get("N"))
+    n = settings.whole_number("N", settings.get("N") if args.n is None else args.n)
     pins = set(settings.ids("PIN") if args.pin is None else settings.split(args.pin))
 
     gc.disable()  # a million lines form no cycles, and searching for them takes seconds
@@ -53,18 +53,6 @@ def main(argv: list[str]) -> None:
         say(f"select: {repo} layer {layer}: {describe(panels[repo, layer], choice)}")
         for run in choice.chosen:
             sys.stdout.buffer.write(run.text)
-
-
-def whole_number(text: str) -> int:
-    """N as a number. Raises UsageError unless it is a whole number of at least 2."""
-    if not (text.isascii() and text.isdecimal()):
-        raise UsageError(f"N is {text!r}, not a whole number")
-    n = int(text)
-    if n < 2:
-        raise UsageError(
-            f"N is {n}; it must be at least 2 (the sparsest and the densest)"
-        )
-    return n
 
 
 def read_panels(
@@ -90,7 +78,7 @@ def read_panels(
                 raise UserError(f"PIN {run_id} can't be chosen, it was dropped: {drop}")
             panel.dropped[drop].append(run_id)
             continue
-        if not _is_finite(l0) or not _is_finite(nmse) or l0 <= 0:
+        if not has_place(line):
             raise UserError(
                 f"{run_id} of {repo} has L0 {l0} and NMSE {nmse} but no drop reason;"
                 " run bin/settle before bin/select"
@@ -98,10 +86,6 @@ def read_panels(
         age = -(timestamp(created_at) or -math.inf)
         panel.runs.append(Run(l0, nmse, age, run_id, text))
     return panels, texts
-
-
-def _is_finite(measure: float | str | None) -> bool:
-    return isinstance(measure, float | int) and math.isfinite(measure)
 
 
 def check(
@@ -142,7 +126,7 @@ def check(
 def describe(panel: Panel, choice: Choice) -> str:
     """What became of a panel's candidates, in one line of bounded length."""
     counts = {fate: len(ids) for fate, ids in choice.fates.items()}
-    counts[DROPPED] = panel.n_candidates - len(panel.runs)
+    counts[DROPPED] = sum(map(len, panel.dropped.values()))
     text = account.equation(counts)
     if pinned := choice.fates[PINNED]:
         text += f"; pinned: {account.some(pinned)}"

@@ -27,8 +27,6 @@ LINE_END = "¶"
 FOR_MAKE = r"[\w./+@,-]+"
 """A path that can be a target: without characters that are special to make or a shell."""
 
-AT_LEAST = {"N": 2}
-
 
 class Call(tp.NamedTuple):
     """How make was called."""
@@ -68,39 +66,25 @@ def main(argv: list[str]) -> None:
     )
     args = p.parse_args(argv)
     if args.make is not None:
-        print(
-            LINE_END.join(
-                for_make(Call(**dict(word.split("=", 1) for word in args.make)))
-            )
-        )
+        call = Call(**dict(word.split("=", 1) for word in args.make))
+        print(LINE_END.join(for_make(call)))
     elif args.claim:
         settings.load()
         settings.claim(args.claim)
         print(settings.get(args.claim))
     elif args.value:
-        print(value_of(args.value))
+        if args.value not in settings.BY_NAME:
+            hint = settings.suggestion(args.value, settings.BY_NAME)
+            raise UsageError(f"{args.value} is not a setting; {hint}")
+        print(settings.value_of(args.value, settings.resolve()).text)
     else:
         show()
-
-
-def value_of(name: str) -> str:
-    if name not in settings.BY_NAME:
-        raise UsageError(
-            f"{name} is not a setting; {settings.suggestion(name, settings.BY_NAME)}"
-        )
-    found = settings.resolve()
-    return (found[name].text if name in found else "") or settings.default(name)
 
 
 def show() -> None:
     found = settings.resolve()
     for name, setting in settings.BY_NAME.items():
-        text, source = found.get(name, settings.Value("", ""))
-        if not text:
-            text, source = (
-                settings.default(name),
-                "the default" if setting.default else "",
-            )
+        text, source = settings.value_of(name, found)
         if setting.kind == settings.SECRET and text:
             text = "(set)"
         print(f"{name:24} {text:40}  {source}".rstrip())
@@ -124,7 +108,7 @@ def for_make(call: Call) -> tp.Iterator[str]:
             name: found[name].text if name in found else text
             for name, text in given.items()
         }
-        settings.export(found)
+        settings.load(found)
         if "release" in goals and not call.changes_nothing:
             check_release()
         yield from assignments(found, given)
@@ -170,12 +154,8 @@ def command_line(overrides: str) -> dict[str, str]:
 def check(found: tp.Mapping[str, settings.Value]) -> None:
     """Raise UserError if a value is invalid, before anything is built."""
     for name, (text, source) in found.items():
-        least = AT_LEAST.get(name, 1)
-        is_number = text.isascii() and text.isdecimal() and int(text) >= least
-        if settings.BY_NAME[name].kind == settings.NUMBER and text and not is_number:
-            raise UserError(
-                f"{name} is {text!r} ({source}); it takes a whole number, {least} or more"
-            )
+        if settings.BY_NAME[name].kind == settings.NUMBER and text:
+            settings.whole_number(name, text, source)
         if name in settings.MADE and not re.fullmatch(FOR_MAKE, text):
             raise UserError(
                 f"{name} is {text} ({source}); it may have letters, digits and . / _ + @ , - only,"
@@ -363,13 +343,9 @@ def files_of(entry: object) -> list[str]:
         roots = (settings.get("SAEV_DIR"), os.path.dirname(settings.get("CATALOG")))
         paths = [os.path.join(root, entry) for root in roots if entry]
         return [path for path in paths if os.path.isfile(path)]
-    parts = (
-        entry.values()
-        if isinstance(entry, dict)
-        else entry
-        if isinstance(entry, list)
-        else ()
-    )
+    if isinstance(entry, dict):
+        entry = list(entry.values())
+    parts = entry if isinstance(entry, list) else []
     return [path for part in parts for path in files_of(part)]
 
 
@@ -432,7 +408,6 @@ def tidy() -> None:
                 say(f"make: {fpath} is dated in the future; rebuilding it")
                 os.utime(fpath, None if ".settings" in fpath else (0, 0))
     for fpath in glob.glob(os.path.join(build, "*/staged.jsonl")):
-        if not os.path.exists(
-            os.path.join(os.path.dirname(fpath), "stage/manifest.jsonl")
-        ):
+        manifest = os.path.join(os.path.dirname(fpath), "stage/manifest.jsonl")
+        if not os.path.exists(manifest):
             os.utime(fpath, (0, 0))  # the stage was removed by hand

@@ -1,13 +1,13 @@
 """summary: print what each repo would publish, and what became of every candidate."""
 
-import collections
 import sys
 import typing as tp
 
 from .. import catalog, jsonl, settings
-from ..choice.account import aux_of, left_out, warnings
+from ..choice.account import aux_of, by_layer, left_out, warnings
 from ..cli import parser
 from ..numbers import advice, describe, is_lacking
+from ..release import staged
 from ..text import human, l0_text, n_of, nmse_text
 
 
@@ -25,10 +25,8 @@ def main(argv: list[str]) -> None:
     rows = list(jsonl.read(*keys.split(), is_chosen=True))
     keys = "repo layer run_id l0 nmse numbers n_tokens drop fate"
     account = jsonl.read_file(args.account, *keys.split())
-    by_repo = collections.defaultdict(list)
-    for row in sorted(rows, key=lambda r: (r["layer"], r["l0"])):
-        by_repo[row["repo"]].append(row)
-    for slug, published in by_repo.items():
+    rows.sort(key=lambda row: (row["layer"], row["l0"]))
+    for slug, published in staged.by_repo(rows).items():
         runs = [run for run in account if run["repo"] == slug]
         sys.stdout.write(summary(cat.get(slug), published, runs))
 
@@ -36,7 +34,7 @@ def main(argv: list[str]) -> None:
 def summary(
     repo: catalog.Repo, rows: list[jsonl.Line], account: list[jsonl.Line]
 ) -> str:
-    dpath = settings.build_dpath() / repo.slug / "stage"
+    dpath = staged.dpath_of(repo.slug)
     extra = [f for f in sorted(dpath.iterdir()) if f.is_file()]
     n_bytes = sum(row["bytes"] for row in rows) + sum(f.stat().st_size for f in extra)
     n_files = len(rows) + len(extra)
@@ -91,15 +89,13 @@ def table(rows: list[jsonl.Line]) -> list[str]:
 
 def sources(rows: list[jsonl.Line], account: list[jsonl.Line]) -> list[str]:
     """Where the numbers of each layer come from; how many files saev has not loaded."""
-    by_layer = collections.defaultdict(list)
-    for run in account:
-        by_layer[run["layer"]].append(run)
-    out = [f"layer {i}: {describe(runs)}" for i, runs in sorted(by_layer.items())]
+    layers = by_layer(account)
+    out = [f"layer {layer}: {describe(runs)}" for layer, runs in layers.items()]
     if lacking := [run for run in account if is_lacking(run["drop"])]:
         from ..activations import estimate  # numpy: slow to import
 
         out.append(advice(lacking, estimate.of(lacking)))
-    n_builtin = sum(row["loader"] == "builtin" for row in rows)
+    n_builtin = sum(row["loader"] == jsonl.BUILTIN for row in rows)
     if n_builtin:
         out.append(
             f"{n_of(n_builtin, 'file')} checked only by the built-in reader;"
