@@ -100,7 +100,7 @@ $(BUILD)/%/summary.txt: $(BUILD)/%/rendered.jsonl $(BUILD)/%/account.jsonl \
 
 # The chosen repos, and others that have a complete earlier dry run.
 $(BUILD)/report.html: $(call joint,summary.txt) $(wildcard templates/report.*) \
-        $(call module,report page panel plane account frontier numbers) \
+        $(call module,report page panel templating plane account frontier numbers) \
         $(call setting,CATALOG REPO N PIN EXCLUDE LOADER)
 	@bin/report --others --out $@ $(CHOSEN)
 

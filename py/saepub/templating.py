@@ -5,18 +5,17 @@ import pathlib
 import typing as tp
 
 from . import settings
-from .text import human, l0_text, nmse_text, plural
+from .text import human, l0_text, n_of, nmse_text, plural
 
 
-def environment() -> tp.Any:
-    """The Jinja environment of templates/, with the filters that escape data."""
+def environment(**options: tp.Any) -> tp.Any:
+    """The Jinja environment of templates/, with our filters and `options`."""
     import jinja2
 
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(settings.ROOT) / "templates"),
         undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
+        **options,
     )
     env.filters |= {
         "yaml": json.dumps,  # a JSON string is a YAML one
@@ -24,6 +23,7 @@ def environment() -> tp.Any:
         "l0": l0_text,
         "nmse": nmse_text,
         "human": human,
+        "n_of": n_of,
         "plural": plural,
         "listed": listed,
     }

@@ -9,14 +9,12 @@ import re
 import typing as tp
 import urllib.parse
 
-from .. import catalog, jsonl, settings
+from .. import catalog, jsonl, settings, templating
 from ..choice import plane
-from ..jsonl import CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
-from ..text import human, l0_text, n_of, nmse_text, one_line
+from ..choice.account import EXCLUDED, by_layer
+from ..jsonl import BUILTIN, CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
+from ..text import l0_text, n_of, nmse_text, one_line
 from .panel import Panel, panel
-
-BY_HAND = "excluded by hand"
-"""classify's drop reason for a run that EXCLUDE names."""
 
 KINDS = {CHOSEN: "c", PINNED: "p", NOT_NEEDED: "n", OFF_FRONTIER: "o", DROPPED: "d"}
 """The CSS class of a run's row and mark, by its fate. A run excluded by hand also has "h"."""
@@ -102,11 +100,8 @@ def section(
     """
     pin, exclude = in_force(account)
     warnings_of = {row["run_id"]: row["warnings"] for row in rows}
-    by_layer = collections.defaultdict(list)
-    for run in account:
-        by_layer[run["layer"]].append(run)
     layers = []
-    for number, runs in sorted(by_layer.items()):
+    for number, runs in by_layer(account).items():
         drawn = panel(number, runs)
         count = collections.Counter(run["fate"] for run in runs)
         notes = [f"{n_of(len(runs), 'candidate')}: {counts(count)}.", *drawn.notes]
@@ -133,7 +128,7 @@ def counts(n_of_fate: collections.Counter[str]) -> str:
 
 
 def _loader(loader: str) -> str:
-    return "the built-in reader" if loader == "builtin" else one_line(loader)
+    return "the built-in reader" if loader == BUILTIN else one_line(loader)
 
 
 def in_force(account: list[jsonl.Line]) -> tuple[list[str], list[str]]:
@@ -144,7 +139,7 @@ def in_force(account: list[jsonl.Line]) -> tuple[list[str], list[str]]:
     """
     known = {run["run_id"] for run in account}
     pin = [run["run_id"] for run in account if run["fate"] == PINNED]
-    exclude = [run["run_id"] for run in account if run["drop"] == BY_HAND]
+    exclude = [run["run_id"] for run in account if run["drop"] == EXCLUDED]
 
     def named(name: str, found: list[str]) -> list[str]:
         named_now = dict.fromkeys(settings.ids(name) + found)
@@ -157,7 +152,7 @@ def _row(run: jsonl.Line, warnings: list[str]) -> Row:
     kind, fate = KINDS[run["fate"]], run["fate"]
     if fate == DROPPED:
         fate = f"{DROPPED}: {one_line(run['drop'])}"
-        kind += " h" if run["drop"] == BY_HAND else ""
+        kind += " h" if run["drop"] == EXCLUDED else ""
     logged = run["l0_logged"], run["nmse_logged"]
     is_other = run["numbers"] not in (None, "wandb") and logged != (None, None)
     return Row(
@@ -213,22 +208,14 @@ def html(
         missing: Advice on each repo that can't be shown.
         is_demo: Whether they are the demo's.
     """
-    import jinja2  # slow to import
-
+    options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": True}
+    template = templating.environment(**options).get_template("report.html")
     templates_dpath = pathlib.Path(settings.ROOT) / "templates"
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_dpath),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
-    env.filters |= {"human": human, "n_of": n_of}
     css = (templates_dpath / "report.css").read_text(encoding="utf-8")
     js = (templates_dpath / "report.js").read_text(encoding="utf-8")
     fates = [f for f in LEGEND if any(s.n_of_fate[f] for s in sections)]
     n = settings.get("N")
-    return env.get_template("report.html").render(
+    html = template.render(
         sections=sections,
         missing=missing,
         is_demo=is_demo,
@@ -252,6 +239,7 @@ def html(
         css_hash=_csp_hash(css),
         js_hash=_csp_hash(js),
     )
+    return str(html)
 
 
 def _csp_hash(text: str) -> str:

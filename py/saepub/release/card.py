@@ -6,15 +6,12 @@ import typing as tp
 
 from .. import catalog, templating
 from ..choice import frontier
+from ..choice.account import EXCLUDED, by_layer
 from ..cli import UserError
-from ..jsonl import DROPPED, PINNED, Line
+from ..jsonl import BUILTIN, DROPPED, PINNED, Line
 from ..kinds import ACTIVATIONS, OBJECTIVES
 from ..text import human, l0_text, nmse_text, plural
 
-BUILTIN = "builtin"
-"""The loader of checkpoints that saev has not loaded."""
-EXCLUDED = "excluded by hand"
-"""classify's reason for a run that EXCLUDE names."""
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 ADDRESS = re.compile(r"https?://[\w.:/?=&%~-]+", re.ASCII)
 N_NAMED = 20
@@ -71,7 +68,9 @@ def text(
     """
     last = [row for row in rows if row["layer"] == rows[-1]["layer"]]
     example = last[len(last) // 2]
-    template = templating.environment().get_template("card.md")
+    template = templating.environment(keep_trailing_newline=True).get_template(
+        "card.md"
+    )
     return str(
         template.render(
             repo=repo,
@@ -197,13 +196,10 @@ def _source_words(repo: catalog.Repo, row: Line) -> str:
 
 def choice(account: list[Line]) -> Choice:
     """How many runs were compared, and where a person overrode the rule."""
-    panels: dict[int, list[Line]] = {}
-    for run in account:
-        panels.setdefault(run["layer"], []).append(run)
     front = {
-        (run["layer"], run["run_id"])
-        for panel in panels.values()
-        for run in frontier.of_account([r for r in panel if frontier.has_place(r)])
+        (layer, run["run_id"])
+        for layer, panel in by_layer(account).items()
+        for run in frontier.of_account(panel)
     }
     account = sorted(account, key=lambda run: (run["layer"], run["run_id"]))
     pinned = [run for run in account if run["fate"] == PINNED]

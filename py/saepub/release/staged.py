@@ -12,22 +12,16 @@ from .. import files as files_
 from .. import settings
 from ..cli import UserError
 from ..hub.files import File, RemoteFile, Status
-from ..jsonl import Line
+from ..jsonl import BUILTIN, Line
+from ..text import n_of
 from . import manifest
 
 DOCUMENTS = ("README.md", "manifest.jsonl", "pareto.png", "check.npz", "config.json")
 """The files of a repo besides checkpoints."""
 
 KEYS = (
-    "repo",
-    "layer",
-    "run_id",
-    "checkpoint",
-    "bytes",
-    "mtime_ns",
-    "sha256",
-    "path",
-    "documents",
+    *("repo", "layer", "run_id", "checkpoint", "bytes", "mtime_ns", "sha256"),
+    *("path", "documents"),
 )
 """The keys that a line must have to check its stage against it."""
 
@@ -138,6 +132,17 @@ def problems(slug: str, rows: list[Line]) -> list[str]:
     if "manifest.jsonl" in found and fpath.read_text() != manifest.text(rows):
         out.append(f"{fpath}: doesn't match the lines; {advice}")
     return out
+
+
+def not_loaded(rows: list[Line]) -> list[str]:
+    """Why checkpoints that saev has not loaded can't be published, unless LOADER=builtin."""
+    n_builtin = sum(row["loader"] == BUILTIN for row in rows)
+    if not n_builtin or settings.get("LOADER") == BUILTIN:
+        return []
+    return [
+        f"saev has not loaded {n_of(n_builtin, 'checkpoint')}; set SAEV_DIR to a saev that"
+        " can, or set LOADER=builtin to publish them as they are"
+    ]
 
 
 @contextlib.contextmanager

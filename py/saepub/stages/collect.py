@@ -4,7 +4,7 @@ from .. import catalog, jsonl, settings
 from ..cli import UserError, fail_on, parser
 from ..hub import collections as hub_collections
 from ..release import staged
-from ..text import n_of, say
+from ..text import layers_text, n_of, say
 
 
 def main(argv: list[str]) -> None:
@@ -71,9 +71,5 @@ def fill(wanted: catalog.Collection, notes: dict[str, str]) -> None:
 
 
 def note(repo: catalog.Repo, rows: list[jsonl.Line]) -> str:
-    layers = sorted({row["layer"] for row in rows})
-    noun = "layer" if len(layers) == 1 else "layers"
-    return (
-        f"{n_of(len(rows), 'SAE checkpoint')} for {repo.base_model},"
-        f" {noun} {', '.join(map(str, layers))}"
-    )
+    layers = layers_text({row["layer"] for row in rows})
+    return f"{n_of(len(rows), 'SAE checkpoint')} for {repo.base_model}, {layers}"

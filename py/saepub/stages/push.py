@@ -15,7 +15,7 @@ from ..hub import repo as hub_repo
 from ..hub import rights as hub_rights
 from ..hub.files import Changes, Remote
 from ..release import manifest, staged
-from ..text import n_of, one_line, say
+from ..text import layers_text, n_of, one_line, say
 
 KEYS = (*staged.KEYS, *manifest.NEEDS, "loader")
 
@@ -135,14 +135,8 @@ def check_there(
 
 def check_stage(slug: str, rows: list[jsonl.Line]) -> list[str]:
     """Why a repo can't be published, according to this machine."""
-    problems = staged.problems(slug, rows)
-    n_builtin = sum(row["loader"] == "builtin" for row in rows)
-    if n_builtin and settings.get("LOADER") != "builtin":
-        problems.append(
-            f"{slug}: saev has not loaded {n_of(n_builtin, 'checkpoint')}; set SAEV_DIR to a"
-            " saev that can, or set LOADER=builtin to publish them as they are"
-        )
-    return problems
+    not_loaded = [f"{slug}: {problem}" for problem in staged.not_loaded(rows)]
+    return staged.problems(slug, rows) + not_loaded
 
 
 def same_files(repos: dict[str, list[jsonl.Line]]) -> list[str]:
@@ -279,11 +273,8 @@ def check_sent(repo: catalog.Repo, rows: list[jsonl.Line], commit: str) -> None:
 
 def describe(changes: Changes, rows: list[jsonl.Line], prune: bool) -> str:
     """The commit's message."""
-    layers = sorted({row["layer"] for row in rows})
-    noun = "layer" if len(layers) == 1 else "layers"
-    what = (
-        f"{n_of(len(rows), 'SAE checkpoint')} of {noun} {', '.join(map(str, layers))}"
-    )
+    layers = layers_text({row["layer"] for row in rows})
+    what = f"{n_of(len(rows), 'SAE checkpoint')} of {layers}"
     if not changes.change and not changes.keep and not (prune and changes.extra):
         return f"Release {what}"
     counts = {"added": len(changes.add), "changed": len(changes.change)}

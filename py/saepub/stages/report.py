@@ -1,13 +1,12 @@
 """report: write one page with plots and tables of every candidate, to choose by eye."""
 
-import collections
-
 from .. import catalog, jsonl, numbers, settings
-from ..choice.account import warnings
+from ..choice.account import by_layer, warnings
 from ..cli import UserError, parser
 from ..files import write_aside
 from ..jsonl import CHOSEN, PINNED
 from ..page import page
+from ..release import staged
 from ..text import human, n_of, say
 
 JOINTS = (
@@ -84,18 +83,16 @@ def advice(slug: str) -> str:
 
 def section(repo: catalog.Repo) -> page.Section:
     rows, account = read(repo.slug)
-    by_layer = collections.defaultdict(list)
-    for run in account:
-        by_layer[run["layer"]].append(run)
+    layers = by_layer(account)
     texts = warnings(rows, account)
-    for layer, runs in sorted(by_layer.items()):
+    for layer, runs in layers.items():
         if n := sum(numbers.is_lacking(run["drop"]) for run in runs):
             texts.append(
                 f"layer {layer}: {n_of(n, 'run')} dropped for lack of numbers;"
                 " to measure them: make measure"
             )
-    sources = {layer: numbers.describe(runs) for layer, runs in by_layer.items()}
-    return page.section(repo, rows, account, sources, stops(rows), texts)
+    sources = {layer: numbers.describe(runs) for layer, runs in layers.items()}
+    return page.section(repo, rows, account, sources, staged.not_loaded(rows), texts)
 
 
 def is_whole(slug: str) -> bool:
@@ -135,14 +132,3 @@ def read(slug: str) -> tuple[list[jsonl.Line], list[jsonl.Line]]:
             f"{dpath}: rendered.jsonl and account.jsonl don't match; {hint}"
         )
     return sorted(rows, key=lambda row: (row["layer"], row["l0"])), account
-
-
-def stops(rows: list[jsonl.Line]) -> list[str]:
-    """What would stop a push of these lines now."""
-    n_builtin = sum(row["loader"] == "builtin" for row in rows)
-    if n_builtin and settings.get("LOADER") != "builtin":
-        return [
-            f"saev has not loaded {n_of(n_builtin, 'checkpoint')}; set SAEV_DIR to a saev"
-            " that can, or set LOADER=builtin to publish them as they are"
-        ]
-    return []
