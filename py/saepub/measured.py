@@ -11,14 +11,16 @@ import typing as tp
 
 import pydantic
 
-from . import settings
+from . import jsonl, settings
 from .cli import UserError
-from .files import write_aside
+from .files import remove_leftovers, write_aside
 
 if tp.TYPE_CHECKING:
     import pathlib
 
-Id = tp.Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Id = tp.Annotated[str, pydantic.Field(pattern=f"^{jsonl.ID.pattern}$")]
+Sha256 = tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+Text = tp.Annotated[str, pydantic.Field(min_length=1)]
 Count = tp.Annotated[int, pydantic.Field(ge=0)]
 Positive = tp.Annotated[int, pydantic.Field(ge=1)]
 NotNegative = tp.Annotated[float, pydantic.Field(ge=0)]
@@ -56,7 +58,7 @@ class Record(pydantic.BaseModel):
 
     run_id: Id
     shard: Id
-    sha256: tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     """The measured checkpoint's."""
     bytes: Positive
     """The checkpoint's size."""
@@ -74,7 +76,7 @@ class Record(pydantic.BaseModel):
     """Features that fired on none of the tokens."""
     subtracts_b_dec: bool
     """Whether b_dec was subtracted from x before encoding, as the saev that trained it did."""
-    device: tp.Annotated[str, pydantic.Field(min_length=1)]
+    device: Text
     versions: dict[str, str]
     date: tp.Annotated[
         str, pydantic.Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
@@ -119,8 +121,7 @@ def write(record: Record) -> "pathlib.Path":
 
 def tidy(run_id: str, shard: str) -> None:
     """Remove what killed writers left. Nobody else may be writing."""
-    for leftover in dpath().glob(f".{run_id}@{shard}.json.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(dpath(), fpath_of(run_id, shard).name, is_locked=True)
 
 
 def read(fpath: "pathlib.Path") -> Record:

@@ -9,22 +9,16 @@ import typing as tp
 
 import pydantic
 
-from .. import __version__, jsonl, settings
+from .. import __version__, catalog, jsonl, settings
 from ..cli import UserError
 from ..files import write_aside
 from ..hub.files import File
-from ..measured import explain
+from ..measured import CHECKED, Count, Id, Sha256, Text, explain
 from . import staged
 
-CHECKED = pydantic.ConfigDict(
-    strict=True, extra="forbid", frozen=True, allow_inf_nan=False
-)
+RepoId = tp.Annotated[str, pydantic.Field(pattern=f"^{catalog.REPO_ID.pattern}$")]
+Commit = tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{40}$")]
 
-Sha256 = tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
-Count = tp.Annotated[int, pydantic.Field(ge=0)]
-Text = tp.Annotated[str, pydantic.Field(min_length=1)]
-
-CHECKPOINT = re.compile(rf"layer_[0-9]{{1,3}}/{jsonl.ID.pattern}/sae\.pt")
 DOCUMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -43,7 +37,7 @@ class FileRecord(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _is_whole(self) -> tp.Self:
-        if CHECKPOINT.fullmatch(self.path):
+        if jsonl.IN_REPO.fullmatch(self.path):
             if self.loader is None or self.l0 is None:
                 raise ValueError(f"{self.path} has no loader, or no l0")
             if self.bytes == 0:
@@ -70,11 +64,9 @@ class Record(pydantic.BaseModel):
 
     model_config = CHECKED
 
-    repo: tp.Annotated[str, pydantic.Field(pattern=rf"^{jsonl.ID.pattern}$")]
-    repo_id: tp.Annotated[
-        str, pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")
-    ]
-    commit: tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{40}$")]
+    repo: Id
+    repo_id: RepoId
+    commit: Commit
     time: Text
     seconds: tp.Annotated[float, pydantic.Field(ge=0)]
     endpoint: Text
@@ -87,7 +79,7 @@ class Record(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _adds_up(self) -> tp.Self:
         paths = [file.path for file in self.files]
-        if not any(CHECKPOINT.fullmatch(path) for path in paths):
+        if not any(jsonl.IN_REPO.fullmatch(path) for path in paths):
             raise ValueError("files has no checkpoint")
         if len(set(paths)) != len(paths):
             raise ValueError("files has a path twice")

@@ -11,7 +11,7 @@ import re
 import sys
 import typing as tp
 
-from .. import catalog, settings, templating
+from .. import catalog, jsonl, settings, templating
 from ..cli import UserError, parser
 from ..files import write_aside
 from ..release import record as release
@@ -25,15 +25,13 @@ PART, BY_HAND = "Download a Checkpoint", "Multi-checkpoint repos"
 START = "<!-- repos with many checkpoints: start (written by saepub's `make docs`) -->"
 END = "<!-- repos with many checkpoints: end -->"
 
-CHECKPOINT = re.compile(r"layer_(\d+)/[A-Za-z0-9_-]+/sae\.pt")
-
 
 class Repo(tp.NamedTuple):
     """A released repo, for the section."""
 
     repo_id: str
     paths: dict[int, list[str]]
-    """Its checkpoints' paths by layer, in order; within a layer, by L0 if recorded."""
+    """Its checkpoints' paths by layer, in order; within a layer, by L0."""
     l0s: dict[str, float]
 
     @property
@@ -102,18 +100,10 @@ def released(slugs: list[str], cat: catalog.Catalog) -> list[Repo]:
 
 
 def _repo(record: release.Release) -> Repo:
-    fpath = release.fpath_of(record.slug)
-    if not isinstance(record.repo_id, str) or not catalog.REPO_ID.fullmatch(
-        record.repo_id
-    ):
-        raise UserError(f"{fpath}: its repo_id is none of the Hub's")
     paths: dict[int, list[str]] = {}
-    for path in sorted(record.files, key=lambda path: (record.l0s.get(path, 0), path)):
-        found = CHECKPOINT.fullmatch(path)
-        if found is not None:
+    for path in sorted(record.l0s, key=lambda path: (record.l0s[path], path)):
+        if found := jsonl.IN_REPO.fullmatch(path):
             paths.setdefault(int(found[1]), []).append(path)
-    if not paths:
-        raise UserError(f"{fpath}: a release without a checkpoint")
     return Repo(record.repo_id, dict(sorted(paths.items())), record.l0s)
 
 
@@ -123,8 +113,7 @@ def section(repos: list[Repo]) -> str:
     Its examples use the middle checkpoint of the first repo's last layer.
     """
     layer, paths = list(repos[0].paths.items())[-1]
-    path = paths[len(paths) // 2]
-    l0 = round(repos[0].l0s.get(path, 32), 1)
+    l0 = round(repos[0].l0s[paths[len(paths) // 2]], 1)
     example = {"repo_id": repos[0].repo_id, "layer": layer, "l0": l0}
     template = templating.environment().get_template("docs_section.md")
     text = template.render(repos=repos, example=example)
