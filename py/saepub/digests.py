@@ -20,33 +20,39 @@ def sha256(fpath: "pathlib.Path") -> str:
     Raises:
         OSError: The file can't be read.
     """
-    stamp = _stamp(fpath)
+    status = os.stat(fpath)
     kept = _recall(fpath)
-    if kept.get("stamp") == stamp and isinstance(digest := kept.get("sha256"), str):
+    if kept.get("stamp") == _stamp(status) and isinstance(
+        digest := kept.get("sha256"), str
+    ):
         return digest
     with open(fpath, "rb") as fd:
         digest = hashlib.file_digest(fd, "sha256").hexdigest()
-    if _stamp(fpath) == stamp:  # else it changed while being read
-        _keep(fpath, stamp, digest)
+    if _stamp(os.stat(fpath)) == _stamp(status):  # else it changed while being read
+        remember(fpath, status, digest)
     return digest
 
 
+def is_of(fpath: "pathlib.Path", n_bytes: int, digest: str) -> bool:
+    """Whether a file has this size and sha256. Raises as `sha256` does."""
+    return fpath.stat().st_size == n_bytes and sha256(fpath) == digest
+
+
 def remember(fpath: "pathlib.Path", status: os.stat_result, digest: str) -> None:
-    """Cache a sha256 that the caller has computed.
+    """Cache a file's sha256.
 
     Args:
         fpath: The file.
         status: The stat of the open file that was read.
         digest: Its sha256.
     """
-    _keep(fpath, _stamp_of(status), digest)
+    kept = {"path": str(fpath), "stamp": _stamp(status), "sha256": digest}
+    settings.claim_new("BUILD")
+    with write_aside(_kept_fpath(fpath)) as fd:
+        json.dump(kept, fd)
 
 
-def _stamp(fpath: "pathlib.Path") -> str:
-    return _stamp_of(os.stat(fpath))
-
-
-def _stamp_of(status: os.stat_result) -> str:
+def _stamp(status: os.stat_result) -> str:
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
@@ -61,9 +67,3 @@ def _recall(fpath: "pathlib.Path") -> dict[str, tp.Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _keep(fpath: "pathlib.Path", stamp: str, digest: str) -> None:
-    settings.claim_new("BUILD")
-    with write_aside(_kept_fpath(fpath)) as fd:
-        json.dump({"path": str(fpath), "stamp": stamp, "sha256": digest}, fd)

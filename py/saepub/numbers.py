@@ -14,7 +14,7 @@ import typing as tp
 
 from . import digests, jsonl, places, settings
 from .cli import UserError
-from .text import human, n_of
+from .text import human, layers_text, n_of
 
 if tp.TYPE_CHECKING:
     import pathlib
@@ -62,10 +62,6 @@ class Run:
     numbers: str | None = None
     n_tokens: int | None = None
 
-    @property
-    def is_eligible(self) -> bool:
-        return self.drop is None
-
 
 class Found(tp.NamedTuple):
     """A run's numbers from one source."""
@@ -82,6 +78,14 @@ class Source(tp.NamedTuple):
     found: dict[str, Found]
     why_not: dict[str, str]
     """Why to drop each eligible run that the source lacks, by id."""
+
+
+def logged(line: jsonl.Line) -> dict[str, tp.Any]:
+    """A line's `l0_logged` and `nmse_logged`: what training logged, even if settle or measure
+    has replaced it."""
+    return {
+        f"{key}_logged": line.get(f"{key}_logged", line[key]) for key in ("l0", "nmse")
+    }
 
 
 def is_lacking(drop: str | None) -> bool:
@@ -112,7 +116,7 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
         UserError: NMSE_SHARD is not a name, or it is set and the runs root is not a directory.
     """
     nmse_shard = _nmse_shard()
-    eligible = [run for run in runs if run.is_eligible]
+    eligible = [run for run in runs if run.drop is None]
     shard = expected.get("shard")
     if not jsonl.is_id(shard):
         shard = most_named(run.shard for run in eligible)
@@ -137,10 +141,8 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     for run in eligible:
         run.numbers = best.name
         if run.run_id not in best.found:
-            logged = (
-                _why_impossible(Found(run.l0, run.nmse)) if _has_diverged(run) else None
-            )
-            run.drop = logged or best.why_not[run.run_id]
+            why = _why_impossible(Found(run.l0, run.nmse)) if _has_diverged(run) else ""
+            run.drop = why or best.why_not[run.run_id]
             continue
         found = best.found[run.run_id]
         run.l0, run.nmse, run.n_tokens = found.l0, found.nmse, found.n_tokens
@@ -221,8 +223,7 @@ def _recorded(run_id: str, shard: str) -> "measured.Record | None":
 def _not_of(record: "measured.Record", fpath: "pathlib.Path") -> str:
     """Why a measurement doesn't count for a checkpoint; "" if it does."""
     try:
-        is_same = fpath.stat().st_size == record.bytes
-        is_same = is_same and digests.sha256(fpath) == record.sha256
+        is_same = digests.is_of(fpath, record.bytes, record.sha256)
     except OSError as err:
         return f"measured on {record.shard}, but its checkpoint: {err.strerror}"
     return "" if is_same else f"measured on {record.shard}, but the file has changed"
@@ -262,8 +263,7 @@ def _on_disk(
     for run in runs:
         nmse, why = None, ""
         if shard:
-            dpath = places.run_dpath(place | {"run_id": run.run_id})
-            nmse, why = read(dpath / "inference" / shard / "metrics.json")
+            nmse, why = read(runs_root / run.run_id / f"inference/{shard}/metrics.json")
         if why:
             refused[why].append(run.run_id)
         if run.l0 is None:
@@ -305,7 +305,7 @@ def read(fpath: "pathlib.Path") -> tuple[float | None, str]:
             text = file.read(MAX_METRICS_BYTES + 1)
         if len(text) > MAX_METRICS_BYTES:
             return None, f"is over {human(MAX_METRICS_BYTES)}"
-        return _nmse_of(json.loads(text))
+        return _nmse_of(json.loads(text, parse_int=float))
     except FileNotFoundError:
         return None, ""
     except OSError as err:
@@ -315,7 +315,7 @@ def read(fpath: "pathlib.Path") -> tuple[float | None, str]:
 
 
 def _nmse_of(metrics: object) -> tuple[float | None, str]:
-    """The NMSE in a metrics.json, or why it can't be trusted."""
+    """The NMSE in a metrics.json, whose numbers are floats, or why it can't be trusted."""
     if not isinstance(metrics, dict):
         return None, "is not a JSON object"
     if "sse_sae" in metrics:
@@ -323,11 +323,9 @@ def _nmse_of(metrics: object) -> tuple[float | None, str]:
     keys = ("normalized_mse", "sse_recon", "sse_baseline")
     for key in keys:
         value = metrics.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not isinstance(value, float) or not math.isfinite(value):
             return None, f'has no number "{key}"'
-        if not math.isfinite(value):
-            return None, f'has no number "{key}"'
-    nmse, sse_recon, sse_baseline = (float(metrics[key]) for key in keys)
+    nmse, sse_recon, sse_baseline = (metrics[key] for key in keys)
     if sse_baseline <= 0 or not math.isclose(
         nmse, sse_recon / sse_baseline, rel_tol=SAME_RATIO
     ):
@@ -425,10 +423,8 @@ def advice(lacking: list[jsonl.Line], how_long: str = "") -> str:
     """
     first: jsonl.Line = {"expected": {}} | lacking[0]
     slug = first["repo"]
-    layers = sorted({line["layer"] for line in lacking})
-    layers_text = ", ".join(map(str, layers))
-    what = f"{slug} layer{'s' if layers[1:] else ''} {layers_text}"
-    text = f"{what}: no numbers for {n_of(len(lacking), 'run')}"
+    layers = layers_text({line["layer"] for line in lacking})
+    text = f"{slug} {layers}: no numbers for {n_of(len(lacking), 'run')}"
     text += f"; to measure them: make measure REPO={slug}"
     shard = first["expected"].get("shard")
     shard = shard or most_named(line.get("shard") for line in lacking)

@@ -26,11 +26,6 @@ def shards_root(line: Line) -> pathlib.Path:
     return _root(line, "SHARDS_ROOT", "shards_root")
 
 
-def run_dpath(line: Line) -> pathlib.Path:
-    """A run's own directory."""
-    return runs_root(line) / str(line["run_id"])
-
-
 def checkpoint_fpath(line: Line) -> pathlib.Path:
     """A run's checkpoint, whether or not it exists."""
     template = line["expected"].get("checkpoint") or CHECKPOINT

@@ -127,8 +127,7 @@ def record_of(
         return None, ""
     fpath = pathlib.Path(job.checkpoint_fpath)
     try:
-        is_same = fpath.stat().st_size == record.bytes
-        is_same = is_same and digests.sha256(fpath) == record.sha256
+        is_same = digests.is_of(fpath, record.bytes, record.sha256)
     except OSError:
         return None, ""
     return (record if is_same else None), ""

@@ -7,6 +7,7 @@ shard and these tokens is not measured again.
 
 import collections
 import contextlib
+import functools
 import math
 import pathlib
 import re
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
     if n_before:
         say(f"measure: {n_of(n_before, 'run')} already measured")
     if todo:
-        do = apart(kind, n_tasks) if kind else here
+        do = functools.partial(apart, kind, n_tasks) if kind else here
         found |= dict(measure(lines, todo, do))
         n_measured = sum(one.is_new for one in found.values())
         say(f"measure: {n_of(n_measured, 'run')} measured")
@@ -83,11 +84,8 @@ def main(argv: list[str]) -> None:
 
 def with_numbers(line: Line, record: measured.Record) -> Line:
     """A line with the measured numbers, and the logged ones under other keys."""
-    logged = {
-        f"{key}_logged": line.get(f"{key}_logged", line[key]) for key in ("l0", "nmse")
-    }
     own = {key: getattr(record, key) for key in ("l0", "nmse", "n_tokens", "n_dead")}
-    return line | logged | own | {"numbers": f"measured:{record.shard}"}
+    return line | numbers.logged(line) | own | {"numbers": f"measured:{record.shard}"}
 
 
 # ---- what to measure, on which activations ---------------------------------------------------
@@ -245,36 +243,32 @@ def here(lines: list[Line], todo: Todo) -> tp.Iterator[tuple[int, Found]]:
                 yield from zip(batch, found, strict=True)
 
 
-def apart(kind: str, n_tasks: int | None) -> Do:
+def apart(
+    kind: str, n_tasks: int | None, lines: list[Line], todo: Todo
+) -> tp.Iterator[tuple[int, Found]]:
     """Measure with the EXECUTOR, whose tasks write each pass's records when it ends."""
-
-    def do(lines: list[Line], todo: Todo) -> tp.Iterator[tuple[int, Found]]:
-        n_todo = sum(map(len, todo.values()))
-        n_shared = n_tasks or (executor.N_TASKS if kind == tasks.SLURM else 1)
-        n_at_once = math.ceil(n_todo / (n_shared * PASSES_A_TASK))
-        shared = [
-            (s, batch) for s, of in todo.items() for batch in batched(of, n_at_once)
-        ]
-        n_gpus = settings.number("SLURM_GPUS") or 0
-        parts, n_bytes = [], 0
-        for source, batch in shared:
-            jobs = jobs_of(lines, batch)
-            fpaths = [pathlib.Path(job.checkpoint_fpath) for job in jobs]
-            parts.append(Part((source, jobs), fpaths, len(batch)))
-            n_bytes = max(n_bytes, passes.memory_bytes(source, jobs, n_gpus))
-        n_cpus = settings.number("SLURM_CPUS")
-        needs = tasks.Needs(n_bytes, n_cpus, n_gpus)
-        outcomes = executor.run(
-            passes.as_task, parts, needs, n_tasks, env=environment(n_cpus)
-        )
-        for (source, batch), outcome in zip(shared, outcomes, strict=True):
-            why = outcome.reason or f"not done: {outcome.lost}"
-            found = [Found(None, why)] * len(batch)
-            if outcome.result:
-                found = passes.from_task(source, outcome.result)
-            yield from zip(batch, found, strict=True)
-
-    return do
+    n_todo = sum(map(len, todo.values()))
+    n_shared = n_tasks or (executor.N_TASKS if kind == tasks.SLURM else 1)
+    n_at_once = math.ceil(n_todo / (n_shared * PASSES_A_TASK))
+    shared = [(s, batch) for s, of in todo.items() for batch in batched(of, n_at_once)]
+    n_gpus = settings.number("SLURM_GPUS") or 0
+    parts, n_bytes = [], 0
+    for source, batch in shared:
+        jobs = jobs_of(lines, batch)
+        fpaths = [pathlib.Path(job.checkpoint_fpath) for job in jobs]
+        parts.append(Part((source, jobs), fpaths, len(batch)))
+        n_bytes = max(n_bytes, passes.memory_bytes(source, jobs, n_gpus))
+    n_cpus = settings.number("SLURM_CPUS")
+    needs = tasks.Needs(n_bytes, n_cpus, n_gpus)
+    outcomes = executor.run(
+        passes.as_task, parts, needs, n_tasks, env=environment(n_cpus)
+    )
+    for (source, batch), outcome in zip(shared, outcomes, strict=True):
+        why = outcome.reason or f"not done: {outcome.lost}"
+        found = [Found(None, why)] * len(batch)
+        if outcome.result:
+            found = passes.from_task(source, outcome.result)
+        yield from zip(batch, found, strict=True)
 
 
 def environment(n_cpus: int | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ import typing as tp
 
 from .. import jsonl, settings
 from ..cli import parser
-from ..numbers import Run, settle
+from ..numbers import Run, logged, settle
 from ..text import say
 
 KEYS = ("repo", "layer", "run_id", "expected", "l0", "nmse", "n_dead", "shard", "drop")
@@ -27,10 +27,11 @@ def main(argv: list[str]) -> None:
     panels: dict[tuple[str, int], list[Run]] = collections.defaultdict(list)
     expected: dict[tuple[str, int], dict[str, tp.Any]] = {}
     for line, text in jsonl.read_with_text(KEYS):
+        l0, nmse = logged(line).values()
         run = Run(
-            **{key: line[key] for key in ("run_id", "drop", "n_dead")},
-            **logged(line),
-            shard=line["shard"],
+            **{key: line[key] for key in ("run_id", "drop", "n_dead", "shard")},
+            l0=l0,
+            nmse=nmse,
             fault=line.get("fault"),
         )
         runs.append(run)
@@ -43,11 +44,6 @@ def main(argv: list[str]) -> None:
             say(f"settle: {repo} layer {layer}: {sentence}")
     for run, text in zip(runs, texts, strict=True):
         line = jsonl.loads(text)
-        line |= {f"{key}_logged": value for key, value in logged(line).items()}
         keys = ("l0", "nmse", "numbers", "n_tokens", "n_dead", "drop")
-        jsonl.write(line | {key: getattr(run, key) for key in keys})
-
-
-def logged(line: jsonl.Line) -> dict[str, tp.Any]:
-    """What training logged, even if bin/measure has replaced it."""
-    return {key: line.get(f"{key}_logged", line[key]) for key in ("l0", "nmse")}
+        settled = {key: getattr(run, key) for key in keys}
+        jsonl.write(line | logged(line) | settled)
