@@ -60,7 +60,7 @@ def keep_freed_memory() -> None:
 def free_bytes() -> int:
     """The memory still available to this process: the machine's, or what its cgroup leaves."""
     try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", _text(PROC / "meminfo"))
+        found = re.search(r"MemAvailable:\s*(\d+) kB", (PROC / "meminfo").read_text())
         assert found is not None, "no MemAvailable in /proc/meminfo"
         free = int(found[1]) * 1024
     except OSError:  # not Linux
@@ -74,7 +74,7 @@ def _cgroup_free_bytes() -> list[int]:
     A cgroup counts cached file pages as used, but the kernel reclaims them on demand.
     """
     try:
-        text = _text(PROC / "self/cgroup")
+        text = (PROC / "self/cgroup").read_text()
     except OSError:
         return []
     free = []
@@ -85,10 +85,9 @@ def _cgroup_free_bytes() -> list[int]:
         inner = CGROUP_ROOT / name / found[1].lstrip("/")
         for dpath in (inner, *inner.parents):
             with contextlib.suppress(OSError, ValueError):  # no limit here, or "max"
-                limit, used = (int(_text(dpath / file)) for file in kind.files)
-                stat = dict(
-                    row.split() for row in _text(dpath / "memory.stat").splitlines()
-                )
+                limit, used = (int((dpath / file).read_text()) for file in kind.files)
+                rows = (dpath / "memory.stat").read_text().splitlines()
+                stat = dict(row.split() for row in rows)
                 free.append(limit - used + sum(int(stat[key]) for key in kind.cache))
     return free
 
@@ -115,7 +114,3 @@ CGROUPS = {
     ),
 }
 """By the directory below `CGROUP_ROOT`: version 2, and version 1."""
-
-
-def _text(fpath: pathlib.Path) -> str:
-    return fpath.read_text()

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import checkpoint
 from ..cli import UserError
+from ..jsonl import BUILTIN
 from ..text import one_line
 from . import probe as checkpoint_probe
 from . import saev as saev_loader
@@ -20,7 +21,6 @@ TOLERANCE = 1e-5
 FLOAT32_MAX = 3.4028234e38
 
 UNIT_NORM_TOLERANCE = 1e-3
-BUILTIN = "builtin"
 
 
 class Loaded(tp.NamedTuple):

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import hashlib
 import io
+import math
 import mmap
 import os
 import stat
@@ -163,7 +164,7 @@ class File:
         return head
 
     def _read_into_memory(self) -> "Memory":
-        n_values = sum(_n_values(shape) for shape in self.header.shapes.values())
+        n_values = sum(map(math.prod, self.header.shapes.values()))
         n_most = self.n_header_bytes + 4 * n_values + MAX_ARCHIVE_OVERHEAD_BYTES
         if self.n_bytes > n_most:
             raise Refused(
@@ -292,10 +293,3 @@ def _open(fpath: str) -> io.FileIO:
         kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise Refused(f"a {kind}, not a file")
     return io.FileIO(fd, "rb")
-
-
-def _n_values(shape: tuple[int, ...]) -> int:
-    n_values = 1
-    for size in shape:
-        n_values *= size
-    return n_values

@@ -142,7 +142,8 @@ def available() -> Saev:
         name = commit(src_dpath)
         label = f"saev {name[:12]}{DIRTY * name.endswith(DIRTY)}" if name else UNKNOWN
         return Saev(nn, label, True, _source_of(src_dpath, name))
-    return Saev(nn, *_installed())
+    label, source = _installed()
+    return Saev(nn, label, False, source)
 
 
 def identity() -> list[tp.Any]:
@@ -173,9 +174,8 @@ def checkout_src() -> pathlib.Path | None:
 def commit(src_dpath: pathlib.Path) -> str:
     """The checkout's commit, with "-dirty" if src/ differs from it; "" if git can't say."""
     try:
-        if pathlib.Path(_git(src_dpath, "rev-parse", "--show-toplevel")) != (
-            src_dpath.parent
-        ):
+        top = _git(src_dpath, "rev-parse", "--show-toplevel")
+        if pathlib.Path(top) != src_dpath.parent:
             return ""  # a copy inside another project's checkout
         name = _git(src_dpath, "rev-parse", "HEAD")
         status = ("status", "--porcelain", "--untracked-files=no", "--", ".")
@@ -228,31 +228,28 @@ def public_url(remote: str) -> str:
     return f"https://{found[1]}/{found[2].removesuffix('.git')}" if found else ""
 
 
-def _installed() -> tuple[str, bool, Source]:
-    """The installed saev's label, False for "not a checkout", and its source."""
+def _installed() -> tuple[str, Source]:
+    """The installed saev's label and source."""
     from importlib import metadata  # slow to import
 
     try:
         package = metadata.distribution("saev")
     except metadata.PackageNotFoundError:  # it is on PYTHONPATH
-        return UNKNOWN, False, Source(None, None, "is not installed as a package")
+        return UNKNOWN, Source(None, None, "is not installed as a package")
     metadata_of: tp.Any = package.metadata
     python = metadata_of.get("Requires-Python")
     origin = json.loads(package.read_text("direct_url.json") or "{}")
     name = origin.get("vcs_info", {}).get("commit_id")
     url = public_url(str(origin.get("url", "")))
     if name and url:
-        return f"saev {name[:12]}", False, Source(f"saev @ git+{url}@{name}", python)
+        return f"saev {name[:12]}", Source(f"saev @ git+{url}@{name}", python)
     label = f"saev {one_line(package.version)}"
     if origin:
-        return label, False, Source(None, python, "was installed from a directory")
+        return label, Source(None, python, "was installed from a directory")
     if package.version == "0.1.0":
-        return (
-            label,
-            False,
-            Source(None, python, "is a release whose forward differs from today's"),
-        )
-    return label, False, Source(f"saev=={package.version}", python)
+        why_not = "is a release whose forward differs from today's"
+        return label, Source(None, python, why_not)
+    return label, Source(f"saev=={package.version}", python)
 
 
 def _quiet_stdout() -> contextlib.AbstractContextManager[tp.Any]:
@@ -270,13 +267,11 @@ def _no_draws() -> contextlib.AbstractContextManager[tp.Any]:
 
     init = torch.nn.init
     draws: set[tp.Any] = {
-        torch.Tensor.uniform_,
-        torch.Tensor.normal_,
-        init.uniform_,
-        init.normal_,
+        *(torch.Tensor.uniform_, init.uniform_),
+        *(init.kaiming_uniform_, init.xavier_uniform_),
+        *(torch.Tensor.normal_, init.normal_),
+        *(init.kaiming_normal_, init.xavier_normal_),
     }
-    draws |= {init.kaiming_uniform_, init.kaiming_normal_}
-    draws |= {init.xavier_uniform_, init.xavier_normal_}
 
     class NoDraws(torch.overrides.TorchFunctionMode):
         def __torch_function__(
