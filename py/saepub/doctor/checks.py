@@ -68,23 +68,18 @@ def make() -> Found:
     versions = {}
     for name in ("make", "gmake"):
         if shutil.which(name):
-            found = re.search(
-                r"GNU Make (\d+)\.(\d+)", _first_line([name, "--version"])
-            )
+            text = _first_line([name, "--version"])
+            found = re.search(r"GNU Make (\d+)\.(\d+)", text)
             versions[name] = (int(found[1]), int(found[2])) if found else (0, 0)
     for name, version in versions.items():
         if version >= (4, 3):
-            yield (
-                OK,
-                ".".join(map(str, version))
-                + (f", as {name}" if name != "make" else ""),
-            )
+            alias = "" if name == "make" else f", as {name}"
+            yield OK, f"{version[0]}.{version[1]}{alias}"
             return
-    yield (
-        BAD,
-        "no GNU make 4.3 or later; apt install make, brew install make (then type"
-        " gmake) or conda install make",
+    advice = (
+        "apt install make, brew install make (then type gmake) or conda install make"
     )
+    yield BAD, f"no GNU make 4.3 or later; {advice}"
 
 
 def _first_line(argv: list[str]) -> str:
@@ -149,10 +144,8 @@ def _repo(cat: catalog.Catalog, repo: catalog.Repo) -> Found:
     if repo.wandb is not None:
         text = f"{repo.slug}: W&B lists the candidates"
     elif not root.is_dir():
-        yield (
-            BAD,
-            f"{repo.slug}: {root}: no such directory; check RUNS_ROOT, or runs_root in the catalog",
-        )
+        advice = "check RUNS_ROOT, or runs_root in the catalog"
+        yield BAD, f"{repo.slug}: {root}: no such directory; {advice}"
         return
     elif not n_there:
         where = places.checkpoint_fpath(lines[0])
@@ -204,7 +197,7 @@ def saev() -> Found:
     if not refuses:
         yield OK, f"{text} of every schema"
         return
-    advice = (
+    newer = (
         "a newer checkout" if available.is_checkout else "SAEV_DIR set to a checkout"
     )
     loads = [
@@ -212,7 +205,7 @@ def saev() -> Found:
         for s in reads
     ]
     text += f" {' and '.join(loads) or 'of no schema'} only;"
-    text += f" those of schema {', '.join(refuses)} need {advice}"
+    text += f" those of schema {', '.join(refuses)} need {newer}"
     yield OK if is_demo() else TODO, text
 
 
@@ -320,16 +313,11 @@ def wandb() -> Found:
 
 def hub() -> Found:
     if is_demo():
-        yield (
-            OK,
-            "the demo can only be rehearsed; make rehearse needs no token",
-        )
+        yield OK, "the demo can only be rehearsed; make rehearse needs no token"
         return
     if not settings.get("HF_TOKEN"):
-        yield (
-            TODO,
-            "HF_TOKEN is not set; to release, create a token with write access and export it",
-        )
+        advice = "to release, create a token with write access and export it"
+        yield TODO, f"HF_TOKEN is not set; {advice}"
         return
     from ..hub import rights as hub_rights
 

@@ -25,7 +25,6 @@ class Found(tp.NamedTuple):
     """A collection on the Hub, with all its model repos."""
 
     slug: str
-    title: str
     url: str
     repo_ids: frozenset[str]
 
@@ -72,7 +71,7 @@ def _find(wanted: Collection) -> list[Found]:
 
 def _whole(collection: tp.Any) -> Found:
     repo_ids = {i.item_id for i in collection.items if i.item_type == "model"}
-    return Found(collection.slug, collection.title, collection.url, frozenset(repo_ids))
+    return Found(collection.slug, collection.url, frozenset(repo_ids))
 
 
 def create(wanted: Collection) -> Found:

@@ -129,9 +129,8 @@ def namesakes(repo_id: str) -> list[str]:
     """The other kinds of repo that exist under that name: "dataset", "space"."""
     found = []
     for kind in ("dataset", "space"):
-        with contextlib.suppress(
-            Exception
-        ):  # usually there is none, and it is only for a warning
+        # Usually there is none, and it is only for a warning.
+        with contextlib.suppress(Exception):
             hub.api().repo_info(repo_id, repo_type=kind)
             found.append(kind)
     return found

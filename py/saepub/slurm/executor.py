@@ -20,8 +20,6 @@ from . import tasks as executor_tasks
 from .tasks import Needs
 from .work import Function, Outcome, Part, read
 
-__all__ = ["Needs", "Outcome", "Part", "fail_on_lost", "kind", "n_jobs", "run"]
-
 N_TASKS, N_LINES = 16, 4
 """If JOBS is not set: the most tasks in an array, and the fewest lines per task that are worth
 the seconds its imports take."""

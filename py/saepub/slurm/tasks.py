@@ -219,11 +219,8 @@ def _refresh(dpath: pathlib.Path) -> None:
 def _path_of(function: Function) -> str:
     """The directory that a function's package is imported from."""
     module = sys.modules[function.__module__]
-    return str(
-        pathlib.Path(module.__file__ or "")
-        .resolve()
-        .parents[module.__name__.count(".")]
-    )
+    fpath = pathlib.Path(module.__file__ or "").resolve()
+    return str(fpath.parents[module.__name__.count(".")])
 
 
 def _environment(kind: str, n_tasks: int, function: Function) -> dict[str, str]:

@@ -70,18 +70,14 @@ def from_sweep(
     layer_at = place_of_layer(keys)
     found = python.read(sweep, variable, [0], layer_at).candidates
     facts = facts_of([c.run_id for c in found])
-    layers = sorted({c.layer for c in found})
     layer_of = {line["run_id"]: line["train_layer"] for line in facts}
-    repo: dict[str, tp.Any] = {
-        "slug": slug_of(sweep.stem),
-        "sweep": relative(sweep, fpath),
-        "variable": variable,
-    }
-    if not keys:
-        layers = sorted({layer for layer in layer_of.values() if layer is not None})
-    if not keys and len(layers) > 1:
+    known = {c.layer for c in found} if keys else set(layer_of.values()) - {None}
+    layers = sorted(known)
+    repo: dict[str, tp.Any] = {"slug": slug_of(sweep.stem)}
+    if keys or len(layers) < 2:
+        repo |= {"sweep": relative(sweep, fpath), "variable": variable}
+    else:
         # A plain list has no layers but its runs have several, so the catalog lists the runs.
-        del repo["sweep"], repo["variable"]
         repo["run_ids"] = {
             str(layer): [c.run_id for c in found if layer_of.get(c.run_id) == layer]
             for layer in layers
@@ -173,11 +169,8 @@ def entry(repo: dict[str, tp.Any], facts: list[jsonl.Line]) -> dict[str, tp.Any]
     made = {"slug": repo["slug"], **{name: to_write(name) for name in texts}}
     made |= {name: value for name, value in repo.items() if name not in made}
     made["objective"] = common(facts, "objective") or to_write("objective")
-    made["activation"] = (
-        (activations if len(activations) > 1 else activations[0])
-        if activations
-        else to_write("activation")
-    )
+    one_or_all = activations[0] if len(activations) == 1 else activations
+    made["activation"] = one_or_all or to_write("activation")
     made |= {name: n or to_write(name) for name, n in numbers.items()}
     if shard := common(facts, "shard"):
         made["shard"] = shard
@@ -215,10 +208,11 @@ def slug_of(name: str) -> str:
 
 def relative(sweep: pathlib.Path, fpath: pathlib.Path) -> str:
     """The sweep's path relative to SAEV_DIR if it is in there, else to the catalog."""
-    saev_dir = settings.get("SAEV_DIR")
-    if saev_dir and sweep.resolve().is_relative_to(pathlib.Path(saev_dir).resolve()):
-        return os.path.relpath(sweep.resolve(), pathlib.Path(saev_dir).resolve())
-    return os.path.relpath(sweep.resolve(), fpath.parent.resolve())
+    sweep, root = sweep.resolve(), fpath.parent.resolve()
+    if saev_dir := settings.get("SAEV_DIR"):
+        checkout = pathlib.Path(saev_dir).resolve()
+        root = checkout if sweep.is_relative_to(checkout) else root
+    return os.path.relpath(sweep, root)
 
 
 def schema_path(fpath: pathlib.Path) -> str:

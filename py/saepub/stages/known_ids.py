@@ -42,10 +42,10 @@ def main(argv: list[str]) -> None:
 
 def run_ids(slugs: list[str]) -> set[str] | None:
     """The candidates of other repos; None if their sources can't be read."""
-    program = os.path.join(settings.ROOT, "bin/extract-ids")
-    done = subprocess.run([program, *slugs], stdout=subprocess.PIPE) if slugs else None
-    if done is None:
+    if not slugs:
         return set()
+    program = os.path.join(settings.ROOT, "bin/extract-ids")
+    done = subprocess.run([program, *slugs], stdout=subprocess.PIPE)
     if done.returncode:
         return None
     return {json.loads(text)["run_id"] for text in done.stdout.splitlines()}

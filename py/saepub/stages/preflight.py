@@ -12,22 +12,14 @@ import typing as tp
 
 import numpy as np
 
-from .. import (
-    checkpoint,
-    files,
-    jsonl,
-    machine,
-    numbers,
-    places,
-    settings,
-    witnesses,
-)
+from .. import checkpoint, files, jsonl, machine, numbers, places, settings, witnesses
 from ..activations import shards
 from ..checkpoint import check as checkpoint_check
 from ..checkpoint import probe as checkpoint_probe
 from ..checkpoint import saev as saev_loader
 from ..cli import UserError, parser
-from ..slurm import executor, pool
+from ..slurm import executor, pool, tasks
+from ..slurm.work import Part
 from ..text import n_of, progress, say
 
 COPIES = 5
@@ -117,7 +109,7 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
         SetupError: No line can be checked.
     """
     parts = [
-        executor.Part(
+        Part(
             (line, str(fpath), probes_dpath(line)),
             [fpath, checkpoint_probe.inputs_fpath(probes_dpath(line), line["layer"])],
         )
@@ -127,7 +119,7 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
     n_bytes = memory_bytes(given)
     if kind:
         identity, env = saev_loader.identity(), saev_loader.environment()
-        needs = executor.Needs(n_bytes)
+        needs = tasks.Needs(n_bytes)
         outcomes = executor.run(
             check, parts, needs, at_once, depends_on=identity, env=env
         )
@@ -248,12 +240,8 @@ def report(results: list[Result]) -> None:
     for r in results:
         for warning in [] if r.reason else r.line["warnings"]:
             say(f"preflight: warning: {jsonl.name_of(r.line)}: {warning}")
-    builtin = [
-        r.line
-        for r in results
-        if not r.reason and r.line["loader"] == checkpoint_check.BUILTIN
-    ]
-    if builtin:
+    checked = [r.line for r in results if not r.reason]
+    if builtin := [line for line in checked if line["loader"] == jsonl.BUILTIN]:
         advice = "set SAEV_DIR to load them with saev"
         if saev_loader.checkout_src():
             advice = "the saev in SAEV_DIR can't load them"
