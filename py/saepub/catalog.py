@@ -4,7 +4,6 @@ The models below read a catalog and report all its errors at once. From them and
 descriptions, `bin/tables` generates catalog.schema.json and README's table of keys.
 """
 
-import difflib
 import functools
 import glob
 import json
@@ -369,8 +368,7 @@ class Catalog(_Model):
         slugs = [repo.slug for repo in self.repos]
         if slug in slugs:
             return self.repos[slugs.index(slug)]
-        near = difflib.get_close_matches(slug, slugs, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(slugs)}"
+        hint = settings.suggestion(slug, slugs, f"it has {', '.join(slugs)}")
         raise UsageError(f'{self.fpath} has no repo "{slug}"; {hint}')
 
     def source(self, path: str) -> pathlib.Path:
@@ -484,16 +482,14 @@ DEFAULTS = {"tokens": "token", "links": (), "tags": (), "datasets": ()}
 
 
 def _with_defaults(repo: Repo, lab: Lab, fpath: pathlib.Path) -> Repo:
-    own = {name: getattr(repo, name) for name in Lab.model_fields}
-    taken = {name: getattr(lab, name) for name, value in own.items() if value is None}
-    defaults = {
-        name: DEFAULTS.get(name) for name, value in taken.items() if value is None
-    }
-    taken |= defaults
+    values: dict[str, tp.Any] = {}
+    for name in Lab.model_fields:
+        choices = (getattr(repo, name), getattr(lab, name), DEFAULTS.get(name))
+        values[name] = next((value for value in choices if value is not None), None)
     for name in ("runs_root", "shards_root"):
-        root = taken.get(name, own[name])
-        taken[name] = root and str(fpath.parent / pathlib.Path(root).expanduser())
-    return repo.model_copy(update=taken)
+        if root := values[name]:
+            values[name] = str(fpath.parent / pathlib.Path(root).expanduser())
+    return repo.model_copy(update=values)
 
 
 SOURCES = ("sweep", "run_ids", "run_ids_file", "wandb")
@@ -550,8 +546,7 @@ def _explain(raw: dict[str, tp.Any], error: tp.Any) -> str:
         return f'{_path(raw, loc[:-1])}: no "{loc[-1]}"{of}'.removeprefix(": ")
     if kind == "extra_forbidden":
         known = known_keys(loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]).lower(), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        hint = settings.suggestion(str(loc[-1]), known, f"known: {', '.join(known)}")
         return f"{_path(raw, loc)}: unknown key; {hint}"
     found = clipped(json.dumps(error["input"], default=str))
     why = error["msg"]

@@ -42,7 +42,6 @@ def remember(fpath: "pathlib.Path", status: os.stat_result, digest: str) -> None
     """Cache a file's sha256.
 
     Args:
-        fpath: The file.
         status: The stat of the open file that was read.
         digest: Its sha256.
     """

@@ -242,18 +242,12 @@ def suggestion(name: str, names: tp.Iterable[str], otherwise: str = IN_README) -
 
 
 def _dotenv_value(binding: re.Match[str], above: dict[str, Value], where: str) -> str:
-    if binding["single"] is not None:
-        return _from_checkout(binding, binding["single"])
-    if binding["double"] is not None:
-        text, escapes = binding["double"], True
-    else:
-        # A comment starts behind a space, as in a shell.
-        text, escapes = re.sub(r"\s#.*", "", binding["bare"]).strip(), False
     is_path = BY_NAME[binding["name"]].kind == PATH
+    has_escapes = binding["double"] is not None
 
     def put(match: re.Match[str]) -> str:
         if match[1]:
-            return match[1] if escapes else match[0]
+            return match[1] if has_escapes else match[0]
         name = match[2] or match[3]
         if not is_path:
             return match[0]
@@ -265,12 +259,13 @@ def _dotenv_value(binding: re.Match[str], above: dict[str, Value], where: str) -
             )
         return os.environ[name]
 
-    return _from_checkout(binding, _VARIABLE.sub(put, text))
-
-
-def _from_checkout(binding: re.Match[str], text: str) -> str:
-    """Resolve a relative path in the checkout's `.env` against the checkout."""
-    is_path = BY_NAME[binding["name"]].kind == PATH
+    if binding["single"] is not None:
+        text = binding["single"]
+    elif binding["double"] is not None:
+        text = _VARIABLE.sub(put, binding["double"])
+    else:
+        # A comment starts behind a space, as in a shell.
+        text = _VARIABLE.sub(put, re.sub(r"\s#.*", "", binding["bare"]).strip())
     return in_checkout(text) if is_path and text and text[0] != "~" else text
 
 
@@ -353,8 +348,6 @@ def whole_number(name: str, text: str, source: str = "") -> int:
     """The number that a text says.
 
     Args:
-        name: The setting that it is for.
-        text: The text.
         source: Where it comes from, for the message.
 
     Raises:

@@ -23,26 +23,21 @@ GPU_FPATH = "/dev/nvidiactl"
 
 
 def seconds(
-    widths: tp.Iterable[tuple[int, int]], n_tokens: int, n_layers: int = 1
+    widths: tp.Sequence[tuple[int, int]], n_tokens: int, n_layers: int
 ) -> float:
     """How long measuring SAEs takes on this machine.
 
     Args:
-        widths: d_model and d_sae of each SAE.
+        widths: d_model and d_sae of each SAE; at least one.
         n_tokens: How many tokens each is measured on.
         n_layers: How many layers of activations must be read.
     """
-    shapes = list(widths)
-    if not shapes:
-        return 0.0
     rate = GPU_FLOPS if os.path.exists(GPU_FPATH) else cpu_flops()
     # Two matrix products, each with a multiplication and an addition per weight.
-    n_flops = sum(4 * d_model * d_sae for d_model, d_sae in shapes) * n_tokens
-    d_model = max(d for d, _ in shapes)
-    n_bytes = 4 * d_model * n_tokens * n_layers
-    n_bytes_saes = sum(8 * d_model * d_sae for d_model, d_sae in shapes)
-    reading = n_bytes / READ_BYTES + n_bytes_saes / READ_BYTES
-    return LOAD_S + max(n_flops / rate, reading)
+    n_flops = sum(4 * d_model * d_sae for d_model, d_sae in widths) * n_tokens
+    n_bytes = 4 * max(d_model for d_model, _ in widths) * n_tokens * n_layers
+    n_bytes += sum(8 * d_model * d_sae for d_model, d_sae in widths)
+    return LOAD_S + max(n_flops / rate, n_bytes / READ_BYTES)
 
 
 def of(lines: list[Line]) -> str:

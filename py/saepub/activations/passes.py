@@ -106,9 +106,7 @@ def record_of(
     """The record of a run on these tokens, if its checkpoint hasn't changed since.
 
     Args:
-        source: The activations.
-        shard: The same, open; None if they don't exist, so that only a record can help.
-        job: The run.
+        shard: The activations, open; None if they don't exist, so that only a record can help.
 
     Returns:
         The record, or None; and an error message if it can't be read.
@@ -141,8 +139,7 @@ def run(
     """Measure some runs in one pass, and write their records.
 
     Args:
-        source: The activations.
-        jobs: The runs, as many as fit in memory.
+        jobs: As many runs as fit in memory.
         count: Called with the number of tokens measured since its last call.
 
     Raises:
@@ -302,7 +299,6 @@ def claimed(source: Source, *, waits: bool) -> tp.Iterator[bool]:
     """Lock a layer's activations among all `measure` processes that share a build directory.
 
     Args:
-        source: The activations.
         waits: Whether to wait for another process that has the lock.
 
     Yields:

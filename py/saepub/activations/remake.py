@@ -36,12 +36,8 @@ def instructions(
     if not metadata.get("family"):
         return f"{text}; to recreate it with saev: launch.py shards (see --help)"
     command = ["launch.py", "shards", "--shards-root", where.rpartition("/")[0]]
-    command += [
-        "--family",
-        str(metadata["family"]),
-        "--ckpt",
-        str(metadata.get("ckpt")),
-    ]
+    command += ["--family", str(metadata["family"])]
+    command += ["--ckpt", str(metadata.get("ckpt"))]
     command += ["--d-model", str(metadata.get("d_model")), "--layers"]
     command += map(str, held if has_all and held else needed)
     for key, option in (

@@ -55,8 +55,6 @@ def find(dpath: pathlib.Path, slug: str, layer: int) -> Shard:
     Args:
         dpath: A directory with layer_<N>.npy files, a saev shard with metadata.json, or an
             .npy file.
-        slug: The repo.
-        layer: The layer.
 
     Raises:
         UserError: There are none, or they can't be read.

@@ -29,7 +29,6 @@ def write(fpath: str | os.PathLike[str], probes: dict[Key, Probe]) -> None:
     """Write check.npz. The same probes give the same bytes.
 
     Args:
-        fpath: The file to write.
         probes: By layer and run id. All probes of a layer have the same activations.
     """
     n, n_dims = _fit(probes)

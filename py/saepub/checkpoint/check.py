@@ -40,7 +40,6 @@ def check_file(
     """Check a checkpoint by itself, such as a downloaded one.
 
     Args:
-        fpath: The file.
         loader: The line's `loader`, from preflight. If saev loaded it then, the available saev
             must load it too.
         probe: What it must compute, if known.

@@ -129,7 +129,6 @@ def difference(probe: Probe, f_x: tp.Any, x_hat: tp.Any) -> str:
     """How a loaded SAE's results on the probe's x differ from the probe's; "" if they agree.
 
     Args:
-        probe: The probe.
         f_x: Features, (n, d_sae), a tensor.
         x_hat: Reconstructions, (n, d_model), a tensor.
     """

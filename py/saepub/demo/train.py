@@ -5,7 +5,6 @@ mild nonlinearity; other directions for each (repo, layer). Training is saev's i
 datapoint init, Matryoshka objective, Adam, decoder rows of unit norm.
 """
 
-import io
 import itertools
 import json
 import math
@@ -18,7 +17,7 @@ import saev.nn
 import torch
 from torch import Tensor
 
-from .table import N_HELD_OUT, N_PREFIXES, N_TRAIN, Repo, Run
+from .table import N_HELD_OUT, N_TRAIN, Repo, Run
 
 N_DIRECTIONS = 64
 N_STEPS = 80
@@ -35,22 +34,16 @@ torch.set_num_threads(1)
 class TopK(saev.nn.SparseAutoencoder):  # type: ignore[misc]  # saev has no types
     """An SAE that keeps each token's k largest features, as in current saev.
 
-    saev 0.1.0 has only ReLU. Unlike 0.1.0's, this forward doesn't subtract b_dec from x.
+    saev 0.1.0 has only ReLU.
     """
 
     top_k: int
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
-        """As saev's: x_hat and f_x, float32 of shapes (n, d_model) and (n, d_sae)."""
-        f_x = encode(self, x)
-        return self.decode(f_x), f_x, None
 
 
 def encode(sae: saev.nn.SparseAutoencoder, x: Tensor) -> Tensor:
     """f_x, float32 of shape (n, d_sae), of activations x of shape (n, d_model).
 
-    The same as saev's forward (0.1.0 subtracts b_dec, which is zero here), but without the
-    reconstruction, which training doesn't need.
+    As in current saev's forward. 0.1.0's subtracts b_dec from x, which is zero for ReLU here.
     """
     h_x = x @ sae.W_enc + sae.b_enc
     if not isinstance(sae, TopK):
@@ -91,7 +84,9 @@ def seed_of(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def train_and_dump(run: Run, x: Tensor, fpath: pathlib.Path) -> None:
+def train_and_dump(
+    run: Run, x: Tensor, fpath: pathlib.Path
+) -> saev.nn.SparseAutoencoder:
     """Train the run's SAE on the rows of `x`, float32 of shape (n, d_model), and write it."""
     sae = train(run, x)
     with torch.no_grad():
@@ -105,6 +100,7 @@ def train_and_dump(run: Run, x: Tensor, fpath: pathlib.Path) -> None:
         dump_schema5(fpath, sae)
     else:
         saev.nn.dump(str(fpath), sae)
+    return sae
 
 
 def train(run: Run, x: Tensor) -> saev.nn.SparseAutoencoder:
@@ -219,29 +215,10 @@ def dump_schema5(fpath: pathlib.Path, sae: TopK) -> None:
         torch.save({name: tensors[name] for name in names}, fd)
 
 
-def load(fpath: pathlib.Path) -> saev.nn.SparseAutoencoder:
-    """Read back a checkpoint of the demo."""
-    with open(fpath, "rb") as fd:
-        header = json.loads(fd.readline())
-        body = io.BytesIO(fd.read())
-    if "schema" not in header:
-        return saev.nn.load(str(fpath))
-    cfg = header["cfg"]
-    exp_factor = cfg["d_sae"] // cfg["d_model"]
-    sae = TopK(
-        saev.nn.config.SparseAutoencoder(d_vit=cfg["d_model"], exp_factor=exp_factor)
-    )
-    sae.top_k = cfg["activation"]["params"]["top_k"]
-    sae.load_state_dict(torch.load(body, weights_only=True))
-    return sae
-
-
 def dump_shard(dpath: pathlib.Path, repo: Repo, held_out: dict[int, Tensor]) -> None:
     """Write held-out activations as saev caches them, each example after a [CLS] token.
 
     Args:
-        dpath: The shard's directory.
-        repo: The repo.
         held_out: By layer, float32 of shape (500, d_model).
     """
     meta = repo.metadata
@@ -262,9 +239,9 @@ def dump_shard(dpath: pathlib.Path, repo: Repo, held_out: dict[int, Tensor]) -> 
 
 @torch.no_grad()
 def measure(
-    fpath: pathlib.Path, x: Tensor, n_prefixes: int = N_PREFIXES
+    sae: saev.nn.SparseAutoencoder, x: Tensor, n_prefixes: int
 ) -> dict[str, tp.Any]:
-    """The W&B summary for the checkpoint in `fpath`, measured on the file as written.
+    """The W&B summary of a trained SAE.
 
     L0 is the mean number of non-zero features per token. NMSE is the full-prefix
     reconstruction's sum of squared errors divided by the sum of squared deviations from the
@@ -274,10 +251,9 @@ def measure(
         x: Held-out activations, float32 of shape (n, d_model).
         n_prefixes: How many prefixes the run's objective has.
     """
-    sae = load(fpath)
-    x_hat, f_x, _ = sae(x)
+    f_x = encode(sae, x)
     x64 = x.double()
-    sse = ((x_hat.double() - x64) ** 2).sum()
+    sse = ((sae.decode(f_x).double() - x64) ** 2).sum()
     sse_baseline = ((x64 - x64.mean(dim=0)) ** 2).sum()
     rng = torch.Generator().manual_seed(0)
     prefixes = sample_prefixes(sae.cfg.d_sae, n_prefixes, rng)

@@ -27,6 +27,10 @@ class RemoteFile(tp.NamedTuple):
     """git's hash of the blob."""
 
 
+Compared = tuple[File | RemoteFile, Status]
+"""A file as it should be, or an extra one as it is on the Hub; and the result."""
+
+
 class Remote(tp.NamedTuple):
     """A repo as it is on the Hub. `commit` is None if it doesn't exist."""
 
@@ -56,7 +60,7 @@ class Changes(tp.NamedTuple):
         """Whether a push would have nothing to do."""
         return not self.add and not self.change and not (prune and self.extra)
 
-    def by_file(self) -> tp.Iterator[tuple[File | RemoteFile, Status]]:
+    def by_file(self) -> list[Compared]:
         """Every file of the release and of the repo, with its status."""
         parts: tuple[tuple[tp.Sequence[File | RemoteFile], Status], ...] = (
             (self.keep, "match"),
@@ -65,4 +69,4 @@ class Changes(tp.NamedTuple):
             (self.extra, "extra"),
         )
         found = [(file, status) for files, status in parts for file in files]
-        yield from sorted(found, key=lambda pair: pair[0].path)
+        return sorted(found, key=lambda pair: pair[0].path)

@@ -318,7 +318,9 @@ def _interrupted_at_once() -> tp.Iterator[None]:
         os.close(wakeup)
 
 
-def download(repo_id: str, path: str, revision: str, cache_dpath: str) -> str:
+def download(
+    repo_id: str, path: str, revision: str, cache_dpath: pathlib.Path
+) -> pathlib.Path:
     """Download one file as a user of the repo would; return its path on disk.
 
     Raises:
@@ -331,6 +333,6 @@ def download(repo_id: str, path: str, revision: str, cache_dpath: str) -> str:
         )
 
     try:
-        return hub.retrying(f"{repo_id}: {path}", fetch)
+        return pathlib.Path(hub.retrying(f"{repo_id}: {path}", fetch))
     except Exception as err:
         raise UserError(f"can't download it: {hub.explain(err)}") from err

@@ -91,7 +91,6 @@ def section(
     """Everything that the page shows of one repo.
 
     Args:
-        repo: The repo.
         rows: The lines to publish.
         account: Every candidate with its fate.
         sources: Where the numbers of each layer come from, in words.

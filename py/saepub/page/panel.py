@@ -48,7 +48,6 @@ def panel(layer: int, account: list[jsonl.Line]) -> Panel:
     """The panel of one layer.
 
     Args:
-        layer: The layer.
         account: All its candidates with l0, nmse, run_id and fate, in any order.
     """
     runs = sorted(account, key=_order)

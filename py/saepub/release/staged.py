@@ -11,7 +11,7 @@ import typing as tp
 from .. import files as files_
 from .. import settings
 from ..cli import UserError
-from ..hub.files import File, RemoteFile, Status
+from ..hub.files import Compared, File
 from ..jsonl import BUILTIN, Line
 from ..text import n_of
 from . import manifest
@@ -60,9 +60,7 @@ def add_files_option(p: argparse.ArgumentParser) -> None:
     )
 
 
-def file_lines(
-    slug: str, found: tp.Iterable[tuple[File | RemoteFile, Status]]
-) -> list[Line]:
+def file_lines(slug: str, found: list[Compared]) -> list[Line]:
     """The result of a comparison, one line per file: size and sha256 as released, or for an
     extra file as on the Hub (`sha256` null if it is stored in git)."""
     return [

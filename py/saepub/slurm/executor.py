@@ -66,7 +66,6 @@ def run(
         function: Called as function(*part.args) by a task. Its UserError becomes the part's
             reason; its SetupError ends the task.
         parts: At least one.
-        needs: The resources of each task.
         n_tasks: How many tasks share the parts; None to decide automatically.
         depends_on: What every result depends on besides the part, its files and this
             package; JSON. If it has changed, everything is redone.
@@ -80,17 +79,15 @@ def run(
     common = [depends_on, files.facts(files.package())]
     fpaths = [dpath / f"{key(function, part, common)}.json" for part in parts]
     todo: dict[pathlib.Path, Part] = {}
+    n_done = 0
     for fpath, part in zip(fpaths, parts, strict=True):
         kept = read(fpath)
-        # A refused part may succeed now: a disk came back, or a node had too little memory.
-        if kept is None or kept.reason:
+        if kept and not kept.reason:
+            n_done += part.n_lines
+        else:
+            # A refused part may succeed now: a disk came back, or a node had too little memory.
             fpath.unlink(missing_ok=True)
             todo[fpath] = part
-    n_done = sum(
-        part.n_lines
-        for part, fpath in zip(parts, fpaths, strict=True)
-        if fpath not in todo
-    )
     if n_done:
         say(f"{sys.argv[0]}: {n_of(n_done, 'line')} already done")
     lost: dict[pathlib.Path, str] = {}

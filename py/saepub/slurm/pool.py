@@ -19,8 +19,6 @@ def each(
 
     Args:
         function: Called as function(*part.args) by a process.
-        parts: The work.
-        n_jobs: How many processes share it.
         prepare: Called once by each process.
 
     Raises:

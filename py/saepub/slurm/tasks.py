@@ -79,7 +79,6 @@ def do(
         function: As for `executor.run`.
         todo: The parts, by the files for their outcomes.
         n_tasks: From 1 to the number of parts.
-        needs: The resources of each task.
         env: Additional environment for the function.
         dpath: Its logs/ gets a directory for these tasks, which is kept if one of them fails.
 

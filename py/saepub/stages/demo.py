@@ -146,8 +146,8 @@ def build_panel(
         summary = {}
         if run.has_checkpoint:
             fpath = checkpoint_fpath(root, run.run_id)
-            demo_train.train_and_dump(run, x.train, fpath)
-            summary = demo_train.measure(fpath, x.held_out, run.n_prefixes)
+            sae = demo_train.train_and_dump(run, x.train, fpath)
+            summary = demo_train.measure(sae, x.held_out, run.n_prefixes)
             _finish(run, fpath)
         snapshot.append(_snapshot(run, summary))
     return snapshot

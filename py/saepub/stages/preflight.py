@@ -101,8 +101,6 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
     """Each line's result, in the lines' order.
 
     Args:
-        given: The lines.
-        kind: The EXECUTOR.
         at_once: How many processes or tasks share them; None to decide automatically.
 
     Raises:

@@ -19,7 +19,7 @@ from ..cli import UsageError, UserError, fail_on, parser
 from ..files import scratch
 from ..hub import client as hub
 from ..hub import repo as hub_repo
-from ..hub.files import NEVER_EXTRA, File, Remote, RemoteFile, Status
+from ..hub.files import NEVER_EXTRA, Compared, Remote, Status
 from ..release import record as release
 from ..release import staged
 from ..release.record import Release
@@ -33,7 +33,7 @@ class Found(tp.NamedTuple):
     """The result of checking a repo."""
 
     problems: list[str]
-    files: list[tuple[File | RemoteFile, Status]]
+    files: list[Compared]
     verified: dict[str, tp.Any]
     """What was checked besides hashes, for the record."""
 
@@ -149,8 +149,7 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
         download: Compare every byte of every file, and load every checkpoint.
     """
     if there.commit is None:
-        missing: list[tuple[File | RemoteFile, Status]]
-        missing = [(file, "missing") for file in released.files.values()]
+        missing: list[Compared] = [(f, "missing") for f in released.files.values()]
         text = f"{released.repo_id}: no such repo, or this token has no access to it"
         return Found([text], missing, {})
     where = f"{released.repo_id} at {there.commit[:12]}"
@@ -185,7 +184,7 @@ def check(released: Release, there: Remote, download: bool = False) -> Found:
         if problem:
             wrong[path] = problem
     problems += [f"{where}: {path}: {text}" for path, text in wrong.items()]
-    files: list[tuple[File | RemoteFile, Status]]
+    files: list[Compared]
     files = [(f, status(p, there, wrong)) for p, f in released.files.items()]
     files += [(file, "extra") for file in extra]
     verified = {
@@ -251,12 +250,12 @@ def fetch(
     Raises:
         UserError: It can't be downloaded.
     """
-    fpath = hub_repo.download(released.repo_id, path, commit, str(cache_dpath))
+    fpath = hub_repo.download(released.repo_id, path, commit, cache_dpath)
     with open(fpath, "rb") as fd:
         found = hashlib.file_digest(fd, "sha256").hexdigest()
     expected = released.files[path].sha256
     differs = f"expected sha256 {expected}, downloaded {found}"
-    return pathlib.Path(fpath), differs if found != expected else ""
+    return fpath, differs if found != expected else ""
 
 
 def load_problem(
