@@ -395,7 +395,7 @@ def describe(lines: list[jsonl.Line]) -> str:
         for line in lines
         if line["numbers"]
         and not is_lacking(line["drop"])
-        # A diverged run has no measurement, on whichever source its layer is.
+        # A diverged run has no measurement, whatever source its layer is on.
         and (line["n_tokens"] or not line["numbers"].startswith("measured:"))
     ]
     n_lacking = sum(is_lacking(line["drop"]) for line in lines)

@@ -39,7 +39,9 @@ os.environ |= {
 
 try:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of older settings that do nothing any more
+        warnings.simplefilter(
+            "ignore"
+        )  # about older settings that have no effect any more
         import huggingface_hub as huggingface_hub  # for our other modules, as below
         from huggingface_hub import constants
 except ValueError as err:
@@ -62,7 +64,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: E402
 
 if not sys.stderr.isatty():
     with warnings.catch_warnings():
-        # A warning that HF_HUB_DISABLE_PROGRESS_BARS says otherwise.
+        # It warns if HF_HUB_DISABLE_PROGRESS_BARS says otherwise.
         warnings.simplefilter("ignore")
         disable_progress_bars()
 # The client logs two lines about each of its retries, with signed URLs. We report our own
@@ -77,7 +79,7 @@ TransportError = errors.HfHubHTTPError.__bases__[0]
 NETWORK = (TransportError, ConnectionError, TimeoutError)
 
 NOT_SENT = {"LocalProtocolError", "UnsupportedProtocol", "TooManyRedirects"}
-"""Errors of that library, by name, that no other try would mend: a header that can't be, say."""
+"""Errors of that library, by name, that a retry can't fix, such as an invalid header."""
 
 PAUSES = (2.0, 4.0, 8.0, 16.0)
 """Seconds between our attempts at a call, each of which includes the client's own retries."""

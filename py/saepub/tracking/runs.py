@@ -37,16 +37,11 @@ CLIENT_SETTINGS = {
 }
 
 OF_A_RUN = (
-    "MODE",
-    "DISABLED",
-    "CONSOLE",
-    "RESUME",
-    "RUN_ID",
-    "SWEEP_ID",
+    *("MODE", "DISABLED", "CONSOLE", "RESUME", "RUN_ID", "SWEEP_ID"),
     "START_METHOD",
 )
-"""Settings of the client, after WANDB_, for runs that are being logged. A job may leave them in
-the environment, and the client stops at one that it can't read, though it reads runs only."""
+"""The client's settings for logging a run, without WANDB_. A job may leave them in the
+environment, and the client fails on an invalid one even though we only read runs."""
 
 PAUSES = (0.5, 1, 2, 4)
 """Seconds between our attempts."""
@@ -136,7 +131,7 @@ def _quiet() -> tp.Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_closed() -> tp.Iterator[None]:
-    """Keep to itself what the client, and the process that it starts, say of its own files."""
+    """Silence what the client, and the process that it starts, print about their own files."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
