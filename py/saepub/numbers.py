@@ -117,9 +117,7 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     """
     nmse_shard = _nmse_shard()
     eligible = [run for run in runs if run.drop is None]
-    shard = expected.get("shard")
-    if not jsonl.is_id(shard):
-        shard = most_named(run.shard for run in eligible)
+    shard = shard_of(expected, (run.shard for run in eligible))
     place = {"repo": repo, "expected": expected}
     sound = {run.run_id for run in eligible if not _has_diverged(run)}
     sound = sound or {run.run_id for run in eligible}
@@ -152,12 +150,21 @@ def settle(runs: list[Run], repo: str, expected: dict[str, tp.Any]) -> list[str]
     return notes
 
 
-def most_named(shards: tp.Iterable[str | None]) -> str | None:
-    """The shard that most runs were evaluated on, according to W&B; None if none is named.
+def shard_of(
+    expected: dict[str, tp.Any], shards: tp.Iterable[str | None]
+) -> str | None:
+    """The shard that the runs of one (repo, layer) are measured on: the catalog's, else the one
+    that most of them were evaluated on; None if neither the catalog nor W&B names one.
 
     Args:
+        expected: What the catalog says about the runs.
         shards: The `shard` of each line.
     """
+    shard = expected.get("shard")
+    return shard if jsonl.is_id(shard) else _most_named(shards)
+
+
+def _most_named(shards: tp.Iterable[str | None]) -> str | None:
     n_of_shard = collections.Counter(shard for shard in shards if shard)
     return min(n_of_shard, key=lambda shard: (-n_of_shard[shard], shard), default=None)
 
@@ -236,7 +243,7 @@ def _logged(
     source = Source("wandb", {}, {})
     complete = [run for run in runs if None not in (run.l0, run.nmse)]
     if shard not in {run.shard for run in complete}:
-        shard = most_named(run.shard for run in complete)
+        shard = _most_named(run.shard for run in complete)
     for run in runs:
         fault = f" ({run.fault})" if run.fault else ""
         if run.l0 is None:
@@ -426,8 +433,7 @@ def advice(lacking: list[jsonl.Line], how_long: str = "") -> str:
     layers = layers_text({line["layer"] for line in lacking})
     text = f"{slug} {layers}: no numbers for {n_of(len(lacking), 'run')}"
     text += f"; to measure them: make measure REPO={slug}"
-    shard = first["expected"].get("shard")
-    shard = shard or most_named(line.get("shard") for line in lacking)
+    shard = shard_of(first["expected"], (line.get("shard") for line in lacking))
     if not shard:
         return f'{text} (W&B names no shard; write "shard" in the catalog first)'
     try:

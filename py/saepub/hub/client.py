@@ -39,9 +39,8 @@ os.environ |= {
 
 try:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about older settings that have no effect any more
+        # It warns about older settings that have no effect any more.
+        warnings.simplefilter("ignore")
         import huggingface_hub as huggingface_hub  # for our other modules, as below
         from huggingface_hub import constants
 except ValueError as err:

@@ -133,9 +133,8 @@ def find_source(
     shards_dpath: pathlib.Path | None,
 ) -> Source:
     """The activations of one (repo, layer), whether or not they exist."""
-    shard = lines[0]["expected"].get("shard")
-    if not jsonl.is_id(shard):
-        shard = numbers.most_named(line["shard"] for line in lines)
+    expected = lines[0]["expected"]
+    shard = numbers.shard_of(expected, (line["shard"] for line in lines))
     root = shards_dpath or places.shards_root(lines[0])
     if shard and (shards_dpath is None or (root / shard).exists()):
         return Source(str(root / shard), "", shard, layer, n_asked, is_kept=True)
