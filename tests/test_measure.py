@@ -575,7 +575,7 @@ def test_killed_in_the_middle_and_run_again_it_continues(lab):
         process.wait()
     before = dates(lab)
     assert sorted(before) == ["a@one.json", "ccc@one.json"]
-    leftover = records_dpath(lab) / ".bb@two.json.4711.tmp"
+    leftover = records_dpath(lab) / ".bb@two.json.node7-4711.tmp"
     leftover.write_text('{"run_id": ')
     found, told = measure_all(lab, *lines)
     assert "2 runs already measured" in told and "1 run measured" in told

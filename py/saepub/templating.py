@@ -5,7 +5,7 @@ import pathlib
 import typing as tp
 
 from . import settings
-from .text import human, l0_text, n_of, nmse_text, plural
+from .text import human, n_of, plural
 
 
 def environment(**options: tp.Any) -> tp.Any:
@@ -20,12 +20,9 @@ def environment(**options: tp.Any) -> tp.Any:
     env.filters |= {
         "yaml": json.dumps,  # a JSON string is a YAML one
         "md": escape_markdown,
-        "l0": l0_text,
-        "nmse": nmse_text,
         "human": human,
         "n_of": n_of,
         "plural": plural,
-        "listed": listed,
     }
     return env
 

@@ -211,7 +211,7 @@ def upload(
     parent_commit: str,
     message: str,
     *,
-    description: str = "",
+    description: str,
     prune: bool,
     check: tp.Callable[[], None],
 ) -> str:

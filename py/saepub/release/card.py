@@ -32,7 +32,6 @@ class Column(tp.NamedTuple):
 
     title: str
     cell: tp.Callable[[Line], str]
-    rule: str = "---"
 
 
 class Source(tp.NamedTuple):
