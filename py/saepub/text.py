@@ -1,6 +1,7 @@
 """Values formatted for people, and text made safe for a terminal."""
 
 import contextlib
+import re
 import sys
 import time
 import typing as tp
@@ -71,6 +72,14 @@ def clipped(text: str, n_most: int = 60) -> str:
 def excerpt(text: bytes) -> str:
     """The beginning of a line, to identify it in a message."""
     return clipped(printable(text.decode("utf-8", "replace").strip()), 80)
+
+
+WEB_URL = re.compile(r"https?://[\w.:/?=&%~-]+", re.ASCII)
+
+
+def web_url(text: str | None) -> str:
+    """`text` if it is a web address that is safe in a link on a page or a card, else ""."""
+    return text if text and WEB_URL.fullmatch(text) else ""
 
 
 def l0_text(l0: float) -> str:

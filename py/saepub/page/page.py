@@ -7,13 +7,12 @@ import hashlib
 import pathlib
 import re
 import typing as tp
-import urllib.parse
 
 from .. import catalog, jsonl, settings, templating
 from ..choice import plane
 from ..choice.account import EXCLUDED, by_layer
 from ..jsonl import BUILTIN, CHOSEN, DROPPED, NOT_NEEDED, OFF_FRONTIER, PINNED
-from ..text import l0_text, n_of, nmse_text, one_line
+from ..text import l0_text, n_of, nmse_text, one_line, web_url
 from .panel import Panel, panel
 
 KINDS = {CHOSEN: "c", PINNED: "p", NOT_NEEDED: "n", OFF_FRONTIER: "o", DROPPED: "d"}
@@ -184,17 +183,6 @@ def _date(created_at: str | None) -> str:
     if re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", created_at):
         return created_at[:10]
     return one_line(created_at)
-
-
-def web_url(text: str | None) -> str:
-    """`text` if it is a safe web address, else ""."""
-    if text is None or not text.isascii() or not text.isprintable():
-        return ""
-    try:
-        parts = urllib.parse.urlsplit(text)
-    except ValueError:
-        return ""
-    return text if parts.scheme in ("http", "https") and parts.netloc else ""
 
 
 def html(

@@ -10,10 +10,9 @@ from ..choice.account import EXCLUDED, by_layer
 from ..cli import UserError
 from ..jsonl import BUILTIN, DROPPED, PINNED, Line
 from ..kinds import ACTIVATIONS, OBJECTIVES
-from ..text import human, l0_text, nmse_text, plural
+from ..text import human, l0_text, nmse_text, plural, web_url
 
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-ADDRESS = re.compile(r"https?://[\w.:/?=&%~-]+", re.ASCII)
 N_NAMED = 20
 """The most runs that a sentence names."""
 
@@ -150,9 +149,8 @@ def columns(repo: catalog.Repo, rows: list[Line]) -> list[Column]:
 
 
 def _run_cell(row: Line) -> str:
-    url = row.get("wandb_url")
-    is_safe = isinstance(url, str) and ADDRESS.fullmatch(url) is not None
-    return f"[{row['run_id']}]({url})" if is_safe else row["run_id"]
+    url = web_url(row.get("wandb_url"))
+    return f"[{row['run_id']}]({url})" if url else row["run_id"]
 
 
 def _or_dash(value: object) -> str:
