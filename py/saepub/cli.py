@@ -91,7 +91,7 @@ def main(name: str) -> tp.NoReturn:
     except Exception as err:
         if debug:
             raise
-        print(f"{name}: {_one_line(err)}", file=sys.stderr)
+        print(f"{name}: {message_of(err)}", file=sys.stderr)
         code = 2 if isinstance(err, UsageError) else 1
     if is_quiet:
         with contextlib.suppress(KeyboardInterrupt):  # it may arrive right now
@@ -128,7 +128,8 @@ def _exit(code: int) -> tp.NoReturn:
     sys.exit(code)
 
 
-def _one_line(err: Exception) -> str:
+def message_of(err: Exception) -> str:
+    """What to print about an error, in one line."""
     if isinstance(err, UserError):
         text = str(err)
     elif isinstance(err, ModuleNotFoundError):
@@ -136,17 +137,12 @@ def _one_line(err: Exception) -> str:
     elif isinstance(err, OSError) and err.errno == errno.EBADF:
         text = "stdin or stdout is closed"
     elif isinstance(err, OSError) and err.strerror:
-        text = os_error(err)
+        text = f"{err.filename}: {err.strerror}" if err.filename else err.strerror
     elif isinstance(err, MemoryError):
         text = "out of memory"
     else:
         text = f"internal error: {type(err).__name__}: {err} (--debug prints where)"
     return scrub(printable(" ".join(text.split())))
-
-
-def os_error(err: OSError) -> str:
-    """The system's message, with the file's name where it gives one."""
-    return ": ".join(filter(None, (str(err.filename or ""), err.strerror or str(err))))
 
 
 def fail_on(problems: list[str], advice: str) -> None:

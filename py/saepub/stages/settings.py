@@ -17,9 +17,9 @@ import time
 import typing as tp
 
 from .. import settings
-from ..cli import UsageError, UserError, os_error, parser, scrub
+from ..cli import UsageError, UserError, message_of, parser
 from ..files import remove_leftovers, write_aside
-from ..text import printable, say
+from ..text import say
 
 LINE_END = "¶"
 """Stands for a newline in what we pass to make: $(shell) turns newlines into spaces."""
@@ -94,7 +94,7 @@ def show() -> None:
 
 
 def for_make(call: Call) -> tp.Iterator[str]:
-    """Makefile lines. An error becomes a line too, so that make itself reports it and stops."""
+    """Makefile lines. An error becomes lines too, so that make itself reports it and stops."""
     goals = call.goals.split()
     try:
         if "t" in call.letters:
@@ -116,16 +116,9 @@ def for_make(call: Call) -> tp.Iterator[str]:
         yield f"export AGAIN := {quote(resume)}"
         if not set(goals) <= {"help", *call.need_no_data.split()}:
             yield from pipe(call.changes_nothing)
-    except UserError as err:
-        yield from error(str(err))
-    except OSError as err:
-        yield from error(os_error(err))
-
-
-def error(text: str) -> tp.Iterator[str]:
-    """Makefile lines that report an error and stop."""
-    yield f"saepub_error := {quote(scrub(printable(' '.join(text.split()))))}"
-    yield "$(error $(saepub_error))"
+    except (UserError, OSError) as err:
+        yield f"saepub_error := {quote(message_of(err))}"
+        yield "$(error $(saepub_error))"
 
 
 def command_line(overrides: str) -> dict[str, str]:
