@@ -106,18 +106,18 @@ def check(
         without = [
             run_id for why, ids in dropped.items() for run_id in ids if is_lacking(why)
         ]
-        lacking[repo] += [jsonl.loads(texts[repo, run_id]) for run_id in without]
         if without:
+            lacking[repo] += [jsonl.loads(texts[repo, run_id]) for run_id in without]
             continue
         other += dropped
         problems.append(
             f"{repo} layer {layer}: none of {n_of(sum(map(len, dropped.values())), 'run')}"
             f" can be released ({account.reasons(dropped)})"
         )
-    if any(lacking.values()):
+    if lacking:
         from ..activations import estimate  # numpy: slow to import
 
-        problems += [advice(of, estimate.of(of)) for of in lacking.values() if of]
+        problems += [advice(of, estimate.of(of)) for of in lacking.values()]
     if len(problems) == 1 and not other:
         raise UserError(problems[0])
     fail_on(problems, "; ".join(account.advice(other)) or "nothing was chosen")

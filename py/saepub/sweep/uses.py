@@ -52,7 +52,7 @@ def findings(
     while True:
         before = uses.size()
         uses.found.clear()
-        uses.block(tree, None)
+        uses.suite(tree.body, None)
         if uses.size() == before:
             return sorted(set(uses.found))
 
@@ -111,8 +111,7 @@ class _Uses:
                 if isinstance(child, FUNCTIONS):
                     self.bound[child] |= {a.arg for a in _parameters(child)}
                 self._scopes(child, child)
-                outer = _declared_outside(child)
-                self.bound[child] -= outer
+                self.bound[child] -= _declared_outside(child)
             else:
                 self._scopes(child, scope)
 
@@ -131,11 +130,7 @@ class _Uses:
 
     # ---- statements --------------------------------------------------------------------------
 
-    def block(self, node: ast.AST, scope: ast.AST | None) -> None:
-        for child in ast.iter_child_nodes(node):
-            self.statement(child, scope)
-
-    def suite(self, nodes: tp.Iterable[ast.stmt], scope: ast.AST | None) -> None:
+    def suite(self, nodes: tp.Iterable[ast.AST], scope: ast.AST | None) -> None:
         for node in nodes:
             self.statement(node, scope)
 
@@ -195,9 +190,9 @@ class _Uses:
             for below in ast.walk(node):
                 if isinstance(below, (ast.MatchAs, ast.MatchStar)) and below.name:
                     self.hold(below.name, kinds | wrap(kinds), scope)
-            self.block(node, scope)
+            self.suite(ast.iter_child_nodes(node), scope)
         else:
-            self.block(node, scope)
+            self.suite(ast.iter_child_nodes(node), scope)
 
     def assign(
         self,
@@ -220,11 +215,11 @@ class _Uses:
     def loop(self, target: ast.expr, iterable: ast.expr, scope: ast.AST | None) -> None:
         """Assign each element of an iterable to a loop's target."""
         kinds = each(self.of(iterable, scope))
-        is_pair = isinstance(target, ast.Tuple) and len(target.elts) == 2
-        if isinstance(target, ast.Tuple) and is_pair and _is_pairs(iterable):
+        parts = target.elts if isinstance(target, ast.Tuple) else []
+        if len(parts) == 2 and _is_pairs(iterable):
             # The first of a pair is a key or a number.
-            self.store(target.elts[0], NOTHING, scope)
-            self.store(target.elts[1], inner(kinds), scope)
+            self.store(parts[0], NOTHING, scope)
+            self.store(parts[1], inner(kinds), scope)
         else:
             self.store(target, kinds, scope)
 
@@ -329,13 +324,15 @@ class _Uses:
             kinds = self.of(node.value, scope)
             self.of(node.slice, scope)
             return copied(kinds) if isinstance(node.slice, ast.Slice) else inner(kinds)
-        below = [self.of(child, scope) for child in ast.iter_child_nodes(node)]
-        joined = frozenset[Kind]().union(*below)
+        children = list(ast.iter_child_nodes(node))
+        below = [self.of(child, scope) for child in children]
+        joined = NOTHING.union(*below)
         if isinstance(node, (ast.List, ast.Tuple, ast.Set, ast.Dict)):
-            stars = [
-                inner(k) if _is_star(c, node) else k for c, k in _with(node, below)
+            items = [
+                inner(kinds) if _is_star(child, node) else kinds
+                for child, kinds in zip(children, below, strict=True)
             ]
-            return wrap(frozenset[Kind]().union(*stars))
+            return wrap(NOTHING.union(*items))
         if isinstance(node, ast.BinOp):
             return copied(joined)
         if isinstance(node, (ast.BoolOp, ast.IfExp, ast.Starred, ast.Await)):
@@ -346,9 +343,9 @@ class _Uses:
         return NOTHING
 
     def call(self, node: ast.Call, scope: ast.AST | None) -> Kinds:
-        given = [(None, self.of(arg, scope)) for arg in node.args]
+        given = [self.of(arg, scope) for arg in node.args]
         named = [(k.arg, self.of(k.value, scope)) for k in node.keywords]
-        joined = frozenset[Kind]().union(*(kinds for _, kinds in (*given, *named)))
+        joined = NOTHING.union(*given, *(kinds for _, kinds in named))
         if isinstance(node.func, ast.Attribute):
             name, base = node.func.attr, self.of(node.func.value, scope)
             if _is_part(base):
@@ -379,7 +376,7 @@ class _Uses:
         if name in ("min", "max"):
             return joined | each(joined)
         if name == "sum":  # of nothing it is its start
-            return frozenset[Kind]().union(*(k for _, k in (*given[1:], *named)))
+            return NOTHING.union(*given[1:], *(kinds for _, kinds in named))
         if name in PURE:
             return inner(base)
         if name in COPIES:
@@ -406,12 +403,10 @@ class _Uses:
                 for arg in _parameters(key):
                     self.hold(arg.arg, kinds, key)
             elif name in self.functions:
-                self.own(self.functions[name], [(None, kinds)], [])
-            elif (
-                kinds
-                and not isinstance(key, (ast.Constant, ast.Call))
-                and name not in PURE
-            ):
+                self.own(self.functions[name], [kinds], [])
+            elif isinstance(key, (ast.Constant, ast.Call)) or name in PURE:
+                continue
+            elif kinds:
                 self.finding(node, f'hands a part of "{self.variable}" to its key')
 
     def is_sys_modules(self, node: ast.Attribute) -> bool:
@@ -422,15 +417,15 @@ class _Uses:
     def own(
         self,
         function: ast.FunctionDef | ast.AsyncFunctionDef,
-        given: list[tuple[None, Kinds]],
+        given: list[Kinds],
         named: list[tuple[str | None, Kinds]],
     ) -> Kinds:
         """A call of one of the file's own functions: its parameters refer to the arguments."""
         names = [a.arg for a in _parameters(function)]
         if function.args.vararg or function.args.kwarg:
-            given = [(None, kinds | wrap(kinds)) for _, kinds in given]
+            given = [kinds | wrap(kinds) for kinds in given]
             named = [(name, kinds | wrap(kinds)) for name, kinds in named]
-        for i, (_, kinds) in enumerate(given):
+        for i, kinds in enumerate(given):
             self.hold(names[min(i, len(names) - 1)] if names else "", kinds, function)
         for name, kinds in named:
             for to in [name] if name in names else names:
@@ -578,10 +573,6 @@ def _is_star(child: ast.AST, node: ast.AST) -> bool:
             for key, value in zip(node.keys, node.values, strict=True)
         )
     return isinstance(child, ast.Starred)
-
-
-def _with(node: ast.AST, kinds: list[Kinds]) -> list[tuple[ast.AST, Kinds]]:
-    return list(zip(ast.iter_child_nodes(node), kinds, strict=True))
 
 
 def _names_this_module(node: ast.Call) -> bool:
