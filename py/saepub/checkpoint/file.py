@@ -58,9 +58,9 @@ class File:
         self.stored: dict[str, checkpoint_pickle.Stored] = {}
         self._members: dict[str, memoryview] = {}
         self._memory: Memory | None = None
-        self._fd: io.FileIO | None = None
+        self._held = contextlib.ExitStack()
         with self._naming():
-            self._fd = _open(self.fpath)
+            self._fd = self._held.enter_context(_open(self.fpath))
             self._note_stat()
             self._head = self._read_head()
             self.n_header_bytes = self._head.find(b"\n") + 1
@@ -80,12 +80,8 @@ class File:
         self.close()
 
     def close(self) -> None:
-        self._members = {}
-        if self._memory is not None:
-            self._memory.give_back()
-            self._memory = None
-        if self._fd is not None:
-            self._fd.close()
+        self._members, self._memory = {}, None
+        self._held.close()
 
     def read(self) -> None:
         """Read the rest, set `sha256`, and check the archive, its CRCs and its contents.
@@ -146,13 +142,11 @@ class File:
         return f"/dev/fd/{self._memory.fd.fileno()}"
 
     def _note_stat(self) -> None:
-        assert self._fd is not None, "it is closed"
         info = os.fstat(self._fd.fileno())
         self.n_bytes, self.mtime_ns = info.st_size, info.st_mtime_ns
 
     def _read_head(self) -> bytes:
         """The file up to the end of its first line, and a little more."""
-        assert self._fd is not None, "it is closed"
         head = b""
         while b"\n" not in head[-(1 << 16) :]:
             if len(head) > MAX_HEADER_BYTES:
@@ -171,8 +165,8 @@ class File:
                 f"{human(self.n_bytes)}, but an SAE of {self.header.d_model} by"
                 f" {self.header.d_sae} has {human(4 * n_values)}"
             )
-        assert self._fd is not None, "it is closed"
         self._memory = memory = Memory.take(self.n_bytes)
+        self._held.callback(memory.give_back)
         n_read, digest = len(self._head), hashlib.sha256(self._head)
         before = self.n_bytes, self.mtime_ns
         with memory.view(self.n_bytes) as view:
