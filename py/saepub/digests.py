@@ -22,9 +22,8 @@ def sha256(fpath: "pathlib.Path") -> str:
     """
     status = os.stat(fpath)
     kept = _recall(fpath)
-    if kept.get("stamp") == _stamp(status) and isinstance(
-        digest := kept.get("sha256"), str
-    ):
+    digest = kept.get("sha256")
+    if kept.get("stamp") == _stamp(status) and isinstance(digest, str):
         return digest
     with open(fpath, "rb") as fd:
         digest = hashlib.file_digest(fd, "sha256").hexdigest()

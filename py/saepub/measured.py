@@ -19,7 +19,7 @@ if tp.TYPE_CHECKING:
     import pathlib
 
 Id = tp.Annotated[str, pydantic.Field(pattern=f"^{jsonl.ID.pattern}$")]
-Sha256 = tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = tp.Annotated[str, pydantic.Field(pattern=f"^{jsonl.SHA256.pattern}$")]
 Text = tp.Annotated[str, pydantic.Field(min_length=1)]
 Count = tp.Annotated[int, pydantic.Field(ge=0)]
 Positive = tp.Annotated[int, pydantic.Field(ge=1)]

@@ -195,14 +195,13 @@ def html(
         missing: Advice on each repo that can't be shown.
         is_demo: Whether they are the demo's.
     """
-    options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": True}
-    template = templating.environment(**options).get_template("report.html")
+    env = templating.environment(trim_blocks=True, lstrip_blocks=True, autoescape=True)
     templates_dpath = pathlib.Path(settings.ROOT) / "templates"
     css = (templates_dpath / "report.css").read_text(encoding="utf-8")
     js = (templates_dpath / "report.js").read_text(encoding="utf-8")
     fates = [f for f in LEGEND if any(s.n_of_fate[f] for s in sections)]
     n = settings.get("N")
-    html = template.render(
+    text = env.get_template("report.html").render(
         sections=sections,
         missing=missing,
         is_demo=is_demo,
@@ -226,7 +225,7 @@ def html(
         css_hash=_csp_hash(css),
         js_hash=_csp_hash(js),
     )
-    return str(html)
+    return str(text)
 
 
 def _csp_hash(text: str) -> str:

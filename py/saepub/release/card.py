@@ -66,11 +66,9 @@ def text(
     """
     last = [row for row in rows if row["layer"] == rows[-1]["layer"]]
     example = last[len(last) // 2]
-    template = templating.environment(keep_trailing_newline=True).get_template(
-        "card.md"
-    )
+    env = templating.environment(keep_trailing_newline=True)
     return str(
-        template.render(
+        env.get_template("card.md").render(
             repo=repo,
             rows=rows,
             example=example,

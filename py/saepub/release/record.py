@@ -17,7 +17,7 @@ from ..measured import CHECKED, Count, Id, Sha256, Text, explain
 from . import staged
 
 RepoId = tp.Annotated[str, pydantic.Field(pattern=f"^{catalog.REPO_ID.pattern}$")]
-Commit = tp.Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{40}$")]
+Commit = tp.Annotated[str, pydantic.Field(pattern=f"^{jsonl.COMMIT.pattern}$")]
 
 DOCUMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
