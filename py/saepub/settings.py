@@ -237,7 +237,7 @@ def suggestion(name: str, names: tp.Iterable[str], otherwise: str = IN_README) -
         return text.replace("_", "").replace("-", "").upper()
 
     by_plain = {plain(known): known for known in names}
-    close = difflib.get_close_matches(plain(name), by_plain, n=1)
+    close = difflib.get_close_matches(plain(name), by_plain, n=1, cutoff=0.5)
     return f"did you mean {by_plain[close[0]]}?" if close else otherwise
 
 
