@@ -363,6 +363,12 @@ def test_a_wrong_catalog_is_told_in_our_words(bare, content):
         assert word not in done.err
 
 
+def test_a_catalog_saved_with_a_byte_order_mark_is_read(bare):
+    bare.catalog.write_bytes(b"\xef\xbb\xbf" + bare.catalog.read_bytes())
+    bare.dotenv()
+    bare.make(ONE)
+
+
 # ---- paths, and their changes --------------------------------------------------------------------
 
 ODD = [
@@ -459,12 +465,19 @@ def test_make_n_writes_nothing_and_says_what_would_be_done(bare):
     assert bare.files() == before
 
 
-def test_make_t_is_refused_since_it_would_take_old_results_for_current_ones(bare):
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("-tj2", "make -t would take old results for current ones; leave out -t"),
+        ("-kij", "make -i would go on past a failure"),
+    ],
+)
+def test_options_of_make_that_end_in_another_release_are_refused(bare, option, told):
     bare.dotenv()
     bare.make(ONE)
     before = bare.files()
-    done = bare.make("-tj2", ONE, f"SAEV_DIR={bare.saev_dir}/.", code=2)
-    assert "make -t would take old results for current ones" in done.err
+    done = bare.make(option, ONE, f"SAEV_DIR={bare.saev_dir}/.", code=2)
+    assert told in done.err
     assert bare.files() == before
 
 

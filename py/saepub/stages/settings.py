@@ -27,6 +27,12 @@ LINE_END = "¶"
 FOR_MAKE = r"[\w./+@,-]+"
 """A path that can be a target: without characters that are special to make or a shell."""
 
+NOT_FOR_MAKE = {
+    "i": "would go on past a failure, with what an earlier run left",
+    "t": "would take old results for current ones",
+}
+"""Options of make that would lead to a release of something else."""
+
 
 class Call(tp.NamedTuple):
     """How make was called."""
@@ -97,10 +103,9 @@ def for_make(call: Call) -> tp.Iterator[str]:
     """Makefile lines. An error becomes lines too, so that make itself reports it and stops."""
     goals = call.goals.split()
     try:
-        if "t" in call.letters:
-            raise UserError(
-                "make -t would take old results for current ones; leave out -t"
-            )
+        for letter, what in NOT_FOR_MAKE.items():
+            if letter in call.letters:
+                raise UserError(f"make -{letter} {what}; leave out -{letter}")
         given = command_line(call.overrides)
         found = settings.resolve(given)
         check(found)
@@ -298,7 +303,7 @@ def of_catalog(stamps: Stamps) -> dict[str, tp.Any]:
         from .. import catalog  # slow to import
 
         catalog.load()
-    with open(fpath, encoding="utf-8") as fd:
+    with open(fpath, encoding="utf-8-sig") as fd:
         whole = json.load(fd)
     rest = {
         key: what for key, what in whole.items() if key not in ("repos", "collections")
