@@ -11,6 +11,9 @@ from .measure import MB, ROOT, measure, table
 
 SIZES = (1_000, 10_000, 100_000)
 LAYERS = range(6, 12)
+SHA256 = "0" * 64
+MAX_RENDERED = 1_000
+"""More than any repo publishes; render reads a probe of each."""
 EXPECTED = {"objective": "matryoshka", "activation": "relu", "d_model": 8, "d_sae": 32}
 
 
@@ -24,8 +27,11 @@ def scale() -> None:
     rows = []
     for stage, of_stage in costs.items():
         walls = [f"{c.wall:.2f} s, {c.rss / MB:.0f} MB" for c in of_stage]
-        first, last = of_stage[-2], of_stage[-1]
-        rows.append((stage, *walls, f"{math.log10(last.cpu / first.cpu):.2f}"))
+        walls += [""] * (len(SIZES) - len(walls))
+        exponent = ""
+        if len(of_stage) > 1:
+            exponent = f"{math.log10(of_stage[-1].cpu / of_stage[-2].cpu):.2f}"
+        rows.append((stage, *walls, exponent))
     head = ("stage", *(f"{n:,}" for n in SIZES), "exponent of the last step")
     table("Candidates", rows, head)
 
@@ -94,9 +100,24 @@ def _pipe(dpath: pathlib.Path, n: int):
     argv = ("--account", dpath / "account")
     yield "select", stage("select", str(dpath / "settle.jsonl"), *argv)
     # What staging and rendering would take if all of them were chosen.
+    _write_probe(dpath / "probe.npz")
     _write(dpath / "checked.jsonl", (_checked(dpath, i, rnd) for i in range(n)))
     yield "stage", stage("stage", str(dpath / "checked.jsonl"))
-    yield "render", stage("render", str(dpath / "stage.jsonl"))
+    if n <= MAX_RENDERED:
+        yield "render", stage("render", str(dpath / "stage.jsonl"))
+
+
+def _write_probe(fpath: pathlib.Path) -> None:
+    """The one probe of all checkpoints, which have one sha256."""
+    import numpy as np
+
+    from saepub.checkpoint import probe
+
+    x = probe.random_inputs(EXPECTED["d_model"])
+    features = np.tile(np.arange(8, dtype=np.int32), (len(x), 1))
+    margin = np.ones(len(x), np.float32)
+    of_all = probe.Probe(x, features, features.astype(np.float32), x, margin)
+    probe.write(of_all, SHA256, fpath)
 
 
 def _write(fpath: pathlib.Path, rows) -> None:
@@ -153,7 +174,8 @@ def _checked(dpath: pathlib.Path, i: int, rnd: random.Random) -> dict:
         "checkpoint": str(fpath),
         "bytes": 3,
         "mtime_ns": str(fpath.stat().st_mtime_ns),
-        "sha256": f"{i:064x}",
+        "sha256": SHA256,
+        "probe": str(dpath / "probe.npz"),
         "schema": 5,
         "activation_config": {},
         "loader": "builtin",
