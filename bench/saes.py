@@ -22,7 +22,8 @@ import bench.saes as bench
 from saepub.activations import measure
 import numpy as np
 saes = [(bench.sae("relu", 1024, 64, i), False) for i in range(int(sys.argv[2]))]
-measure.measure(saes, [np.ones((4096, 1024), np.float32) * np.arange(4096)[:, None]])
+x = np.arange(4096, dtype=np.float32)[:, None] * np.ones((4096, 1024), np.float32)
+measure.measure(saes, [x])
 """
 
 
@@ -76,7 +77,7 @@ def _all_candidates(rate: dict[int, float], n_threads: int) -> None:
     gpu = sum(n_flops.values()) / GPU_FLOPS
     rows = [
         (f"{n_threads} cores, this machine", _hours(here)),
-        ("16 cores, worked out at the same speed a core", _hours(of_16)),
+        ("16 cores, worked out at the same speed per core", _hours(of_16)),
         ("an array of 16 nodes of 16 cores, worked out", _hours(of_16 / 16)),
         (GPU, _hours(gpu)),
         (f"reading {n_bytes / 1e9:.0f} GB at 1 GB/s, meanwhile", _hours(n_bytes / 1e9)),
