@@ -37,10 +37,7 @@ def stages1(one_hub, client1):
 @pytest.fixture(params=TRANSPORTS)
 def world1(request, tmp_path, made, demo, stages1, hub):
     """A world over the 1.x client."""
-    world = World(tmp_path, made, demo, stages1, hub)
-    if request.param == "lfs":
-        world.env["HF_HUB_DISABLE_XET"] = "1"
-    return world
+    return World(tmp_path, made, demo, stages1, hub).over(request.param)
 
 
 def test_push_and_collect_once_and_again(world1):

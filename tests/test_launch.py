@@ -1,6 +1,7 @@
 """Every program behaves the same in any shell, from anywhere, under any name."""
 
 import os
+import pathlib
 import re
 import sys
 
@@ -191,14 +192,24 @@ def test_a_python_that_does_not_run_is_told_in_one_line(tmp_path):
         assert why in done.err and done.err.count("\n") == 1
 
 
-def test_an_old_python_is_told_by_any_program(tmp_path):
+def test_an_old_python_is_told_by_any_program_and_by_make(bare, tmp_path):
     old = tmp_path / "python"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1; exit 1\n')
     old.chmod(0o755)
+    env = {"VENV": tmp_path / "none", "PYTHON": old}
+    why = "Python 3.9.1 is too old; set PYTHON to python 3.11 or later\n"
     for name in ("extract-ids", "setup"):
-        done = run_program(ROOT / "bin" / name, VENV=tmp_path / "none", PYTHON=old)
-        assert done.code == 1
-        assert re.fullmatch(
-            r"[\w-]+: Python 3.9.1 is too old; set PYTHON to python 3.11 or later\n",
-            done.err,
-        )
+        done = run_program(ROOT / "bin" / name, **env)
+        assert done.code == 1 and re.fullmatch(rf"[\w-]+: {why}", done.err)
+    assert why in bare.make("setup", code=2, **env).err
+
+
+def test_a_missing_jq_is_told_with_how_to_get_it(bare, tmp_path):
+    path = tmp_path / "path"
+    path.mkdir()
+    for dpath in os.environ["PATH"].split(":"):
+        for fpath in pathlib.Path(dpath).glob("*"):
+            if fpath.name != "jq" and not (path / fpath.name).is_symlink():
+                (path / fpath.name).symlink_to(fpath)
+    done = bare.make("setup", code=2, VENV=tmp_path / "venv", PATH=path)
+    assert "setup: jq is not installed; get it with: apt install jq" in done.err

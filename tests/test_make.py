@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import shutil
 
@@ -238,29 +237,3 @@ def test_a_wandb_key_in_dotenv_is_not_written_under_build(tree):
     (tree.dpath / ".env").write_text("WANDB_API_KEY=canary0123\n")
     tree.make("dry-run")
     assert tree.run("grep", "-rl", "canary0123", "build").code == 1
-
-
-def without(name: str, tmp_path: pathlib.Path) -> str:
-    """A PATH that lacks one program."""
-    bin_dpath = tmp_path / "path"
-    bin_dpath.mkdir()
-    for dpath in os.environ["PATH"].split(":"):
-        for fpath in pathlib.Path(dpath).glob("*") if os.path.isdir(dpath) else []:
-            target = bin_dpath / fpath.name
-            if fpath.name != name and not target.is_symlink():
-                target.symlink_to(fpath)
-    return str(bin_dpath)
-
-
-def test_a_missing_jq_is_told_with_how_to_get_it(made, tmp_path):
-    env = {"VENV": tmp_path / "venv", "PATH": without("jq", tmp_path)}
-    done = made.make("setup", code=2, **env)
-    assert "setup: jq is not installed; get it with: apt install jq" in done.err
-
-
-def test_an_old_python_is_told(made, tmp_path):
-    old = tmp_path / "python"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1; exit 1\n')
-    old.chmod(0o755)
-    done = made.make("setup", code=2, VENV=tmp_path / "venv", PYTHON=old)
-    assert "Python 3.9.1 is too old; set PYTHON to python 3.11 or later" in done.err

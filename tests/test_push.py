@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from kits.hub import Fault
-from kits.programs import ROOT, rows_of, run_program, text_of
+from kits.programs import ROOT, Done, rows_of, run_program, text_of
 from kits.release import (
     LAB,
     NARROW,
@@ -736,37 +736,40 @@ def test_what_is_left_of_earlier_releases_is_named_by_the_commit(world):
 
 
 MOMENTS = [
-    (transport, kind, when)
-    for transport, kind, when in (
-        ("xet", "create_repo", "before"),
-        ("xet", "create_repo", "after"),
-        ("xet", "preupload", "before"),
-        ("xet", "xet_token", "after"),
-        ("xet", "commit", "before"),
-        ("xet", "commit", "after"),
-        ("lfs", "lfs_batch", "before"),
-        ("lfs", "lfs_put", "before"),
-        ("lfs", "lfs_put", "after"),
-        ("lfs", "lfs_verify", "before"),
-        ("lfs", "commit", "after"),
-    )
+    ("xet", "create_repo", "before"),
+    ("xet", "create_repo", "after"),
+    ("xet", "preupload", "before"),
+    ("xet", "xet_token", "after"),
+    ("xet", "commit", "before"),
+    ("xet", "commit", "after"),
+    ("lfs", "lfs_batch", "before"),
+    ("lfs", "lfs_put", "before"),
+    ("lfs", "lfs_put", "after"),
+    ("lfs", "lfs_verify", "before"),
+    ("lfs", "commit", "after"),
 ]
+
+
+def ended(world, hold: Hold, how: signal.Signals) -> Done:
+    """A push that is sent a signal while the Hub holds one of its requests."""
+    lines = world.run("plan", stdin=world.lines()).out
+    world.hub.faults.append(hold)
+    victim = world.start("push", stdin=lines)
+    assert hold.reached.wait(60)
+    os.kill(victim.pid, how)
+    done = victim.wait()
+    assert not hold.release.is_set()
+    hold.release.set()
+    world.hub.faults.clear()
+    return done
 
 
 @pytest.mark.parametrize(("transport", "kind", "when"), MOMENTS)
 def test_killed_and_run_again_the_repo_is_as_if_never_killed(
     world, transport, kind, when
 ):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
-    lines = world.run("plan", stdin=world.lines()).out
-    hold = Hold(kind, when)
-    world.hub.faults.append(hold)
-    victim = world.start("push", stdin=lines)
-    assert hold.reached.wait(60)
-    os.kill(victim.pid, 9)
-    assert victim.wait().code == -9
-    hold.release.set()
-    world.hub.faults.clear()
+    done = ended(world.over(transport), Hold(kind, when), signal.SIGKILL)
+    assert done.code == -signal.SIGKILL
     assert world.push().code == 0
     assert world.held() == world.expected()
     assert world.titles() == ["Release 4 SAE checkpoints of layers 10, 11", INITIAL]
@@ -778,18 +781,8 @@ def test_killed_and_run_again_the_repo_is_as_if_never_killed(
 def test_ctrl_c_ends_it_at_once_in_one_line_and_the_next_continues(
     world, transport, kind
 ):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
-    lines = world.run("plan", stdin=world.lines()).out
-    hold = Hold(kind)
-    world.hub.faults.append(hold)
-    victim = world.start("push", stdin=lines)
-    assert hold.reached.wait(60)
-    os.kill(victim.pid, signal.SIGINT)
-    done = victim.wait()
-    assert not hold.release.is_set()
+    done = ended(world.over(transport), Hold(kind), signal.SIGINT)
     assert (done.code, done.out, done.last) == (130, "", "push: interrupted")
-    hold.release.set()
-    world.hub.faults.clear()
     assert world.push().code == 0
     assert world.held() == world.expected()
     assert len(world.titles()) == 2
@@ -814,7 +807,7 @@ PATIENCE = {"HF_HUB_DOWNLOAD_TIMEOUT": 1, "HF_XET_CLIENT_READ_TIMEOUT": "1s"}
 @pytest.mark.parametrize("faults", FAULTS)
 @pytest.mark.parametrize(("transport", "kind"), TABLE)
 def test_a_passing_fault_is_outlasted(world, transport, kind, faults):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    world.over(transport)
     lines = world.run("plan", stdin=world.lines()).out
     world.hub.faults += [Fault(kind, **fault) for fault in FAULTS[faults]]
     done = world.run("push", stdin=lines, **PATIENCE)
@@ -831,7 +824,7 @@ def test_a_passing_fault_is_outlasted(world, transport, kind, faults):
 def test_a_lasting_fault_ends_in_one_line_with_the_command_that_continues(
     world, transport, kind
 ):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    world.over(transport)
     lines = world.run("plan", stdin=world.lines()).out
     world.hub.faults.append(Fault(kind, status=503, times=10**6))
     done = world.run("push", stdin=lines)
@@ -961,7 +954,7 @@ def test_offline_mode_is_told_at_once(world, name):
 
 @pytest.mark.parametrize("transport", ["xet", "lfs"])
 def test_progress_shows_on_a_terminal_only(world, transport):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    world.over(transport)
     lines = world.run("plan", stdin=world.lines()).out
     with Terminal() as terminal:
         assert world.run("push", stdin=lines, TTY=terminal.name).code == 0

@@ -278,7 +278,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("transport", "kind"), TABLE)
 def test_a_passing_fault_is_outlasted(world, transport, kind):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    world.over(transport)
     lines = pushed(world)
     for pair in (
         ({"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503}),
@@ -300,7 +300,7 @@ def test_a_passing_fault_is_outlasted(world, transport, kind):
 def test_a_lasting_fault_is_one_line_with_the_command_that_continues(
     world, transport, kind
 ):
-    world.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    world.over(transport)
     lines = pushed(world)
     world.hub.faults.append(Fault(kind, status=503, times=10**6))
     done = world.run("verify", stdin=lines)

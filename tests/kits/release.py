@@ -297,6 +297,12 @@ class World:
         self.set_catalog()
         self.use("few")
 
+    def over(self, transport: str) -> "World":
+        """Over "lfs" from now on, or "xet", which is the default."""
+        self.transport = transport
+        self.env |= {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+        return self
+
     def set_catalog(self, **changes: object) -> None:
         self.catalog |= changes
         (self.dpath / "catalog.json").write_text(json.dumps(self.catalog))

@@ -49,7 +49,4 @@ def world(tmp_path, made, demo, stages, hub):
 @pytest.fixture(params=TRANSPORTS)
 def either(request, world):
     """A world over each transport."""
-    if request.param == "lfs":
-        world.env["HF_HUB_DISABLE_XET"] = "1"
-    world.transport = request.param
-    return world
+    return world.over(request.param)
