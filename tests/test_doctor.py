@@ -18,6 +18,7 @@ from kits.programs import ROOT, bare_env, run_program, text_of
 from kits.terminal import Terminal
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
+from saepub.settings import MARK
 
 pytestmark = pytest.mark.programs
 
@@ -56,6 +57,7 @@ def full_lab(dpath: pathlib.Path) -> Lab:
         rows = [{"repo": slug, "run_id": i, "expected": {}} for i in run_ids]
         (lab.build / slug).mkdir(parents=True)
         (lab.build / slug / "selected.jsonl").write_text(text_of(rows))
+        (lab.build / MARK).touch()
     return lab
 
 
@@ -205,6 +207,11 @@ def test_the_kind_of_links_that_a_stage_will_hold_is_told(lab):
     finally:
         shutil.rmtree(runs)
     assert level == "ok" and "symlinks into the runs root (tmpfs)" in text
+
+
+def test_a_build_directory_that_is_somebody_elses_is_bad(lab):
+    ((level, text),) = look_at(lab, "disk", BUILD=lab.runs_root)
+    assert level == "bad" and f"BUILD is {lab.runs_root}, which" in text
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -401,11 +408,8 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
             PYTHONPATH=ROOT / "py",
         )
         code = "import sys; from saepub.stages import doctor as d; from saepub.doctor import run; run.NETWORK_SECONDS = 2; "
-        done = subprocess.run(
-            [sys.executable, "-c", code + "sys.exit(d.main([]))"],
-            env=bare_env(**settings),
-            capture_output=True,
-        )
+        argv = (sys.executable, "-c", code + "sys.exit(d.main([]))")
+        done = run_program(*argv, **settings)
         stall.release.set()
         wandb.let_go.set()
     done = told(done)
@@ -443,8 +447,11 @@ def prints():
     os.system("echo noise")
     return [("ok", "two\\nlines \\x1b[31m " + os.environ["HF_TOKEN"])]
 
+def denied():
+    open(sys.argv[1] + "/below a file")
+
 doctor.SECONDS = 2
-checks = [Check(f.__name__, f) for f in (raises, dies, hangs, prints)]
+checks = [Check(f.__name__, f) for f in (raises, dies, hangs, prints, denied)]
 for finding in doctor.examine(checks):
     show(finding)
 """
@@ -463,6 +470,7 @@ def test_no_check_can_break_hold_up_or_be_heard_beside_the_others(tmp_path):
         "bad   dies      no answer; the check died or took too long",
         "bad   hangs     no answer; the check died or took too long",
         "ok    prints    two lines  [31m <HF_TOKEN>",
+        f"bad   denied    {pid}/below a file: Not a directory",
     ]
     # And what it started doesn't outlive it, except for the moment that dying takes.
     with contextlib.suppress(ProcessLookupError):

@@ -523,6 +523,23 @@ def test_task_has_ended_when_the_queue_says_so(site, queue, is_done):
     assert tuple(squeue.is_done(name, mode="cache") for name in names) == is_done
 
 
+def test_why_a_task_waits_is_told_once(site, capsys):
+    """Some reasons last until somebody does something about them."""
+    squeue = array.Squeue(dict(os.environ))
+    for name in ("4711_0", "4711_1"):
+        squeue.register_job(name)
+    for reason in ("None", "Priority", "PartitionTimeLimit", "Priority"):
+        site.say("squeue", f"4711_[0-1]|PENDING|{reason}\n")
+        squeue.update()
+    site.say("squeue", "4711_0|RUNNING|None\n4711_1|FAILED|NonZeroExitCode\n")
+    squeue.update()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        "waiting in Slurm's queue (Priority)",
+        "waiting in Slurm's queue (PartitionTimeLimit)",
+    ]
+
+
 def test_task_that_the_queue_misses_once_has_not_ended(site):
     squeue = array.Squeue(dict(os.environ))
     squeue.register_job("4711_0")

@@ -238,6 +238,7 @@ def _chosen() -> list[jsonl.Line]:
 
 
 def disk() -> Found:
+    settings.check_made("BUILD", settings.get("BUILD"))
     build = settings.build_dpath().absolute()
     at = next(dpath for dpath in (build, *build.parents) if dpath.is_dir())
     free = shutil.disk_usage(at).free

@@ -11,7 +11,7 @@ import signal
 import time
 import typing as tp
 
-from ..cli import UserError, end_on_interrupt, interrupts_held
+from ..cli import UserError, end_on_interrupt, interrupts_held, message_of
 
 OK, TODO, BAD = "ok", "todo", "bad"
 """Nothing to do; something to do before a release; something to do before a dry run."""
@@ -72,8 +72,9 @@ def _in_child(check: Check, sender: tp.Any) -> None:
     try:
         found = list(check.run())
     except Exception as err:  # noqa: BLE001, a check that fails is a finding
-        name = "" if isinstance(err, UserError) else f"{type(err).__name__}: "
-        found = [(check.level, f"{name}{err}")]
+        is_users = isinstance(err, (UserError, OSError))
+        text = message_of(err) if is_users else f"{type(err).__name__}: {err}"
+        found = [(check.level, text)]
     sender.send(found)
 
 

@@ -179,6 +179,10 @@ def job_id(output: str) -> tuple[str, str]:
     raise UserError(f"no job id in sbatch's output: {one_line(output) or 'nothing'}")
 
 
+QUEUED = r"(\d+)(_\d+|_\[\S+\])?(?:;\S+)?\|([A-Z_]+)[^|]*(?:\|(.*))?"
+"""A line of squeue: array, task, state, and why it is pending."""
+
+
 class Squeue(core.InfoWatcher):
     """The states of this user's tasks, polled with squeue."""
 
@@ -187,6 +191,8 @@ class Squeue(core.InfoWatcher):
         self.env, self.cluster = env, cluster
         self.n_absent: collections.Counter[str] = collections.Counter()
         self.complaint = ""
+        self.reasons = {"", "None"}
+        """Why tasks are pending, as told so far. Some reasons last until somebody acts."""
 
     def update(self) -> None:
         """Run squeue. If it fails, the states stay as they were."""
@@ -194,7 +200,7 @@ class Squeue(core.InfoWatcher):
         try:
             output = ask(
                 *("squeue", self.env, self.cluster, f"--user={os.getuid()}"),
-                *("--noheader", "--array", "--states=all", "--format=%i|%T"),
+                *("--noheader", "--array", "--states=all", "--format=%i|%T|%r"),
             )
         except Unanswered as err:
             if str(err) != self.complaint:
@@ -203,24 +209,28 @@ class Squeue(core.InfoWatcher):
             return
         self._info_dict = self.read_info(output)
         for name in self._registered:
-            absent = not self.get_info(name, mode="cache")
-            self.n_absent[name] = self.n_absent[name] + 1 if absent else 0
+            info = self.get_info(name, mode="cache")
+            self.n_absent[name] = 0 if info else self.n_absent[name] + 1
+            reason = info.get("Reason", "")
+            if info.get("State") == "PENDING" and reason not in self.reasons:
+                say(f"{sys.argv[0]}: waiting in Slurm's queue ({one_line(reason)})")
+                self.reasons.add(reason)
 
     def read_info(self, string: str | bytes) -> dict[str, dict[str, str]]:
-        """{"State"} by task, "7_0", and by array, "7", for tasks that are not listed singly.
+        """{"State", "Reason"} by task, "7_0", and by array, "7", for tasks that are not listed singly.
 
         Slurm may list tasks that have not started as "7_[2-5,8%4]". Other lines, such as a
         cluster's heading, are skipped.
         """
         info: dict[str, dict[str, str]] = {}
         for line in str(string).splitlines():
-            match = re.match(r"(\d+)(_\d+|_\[\S+\])?(?:;\S+)?\|([A-Z_]+)", line.strip())
+            match = re.match(QUEUED, line.strip())
             if match is None:
                 continue
-            array, task, state = match.groups("")
+            array, task, state, reason = match.groups("")
             name = array if "[" in task else array + task
             if state not in ENDED or name not in info:
-                info[name] = {"State": state}
+                info[name] = {"State": state, "Reason": reason}
         return info
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
