@@ -1,4 +1,4 @@
-"""The sha256 of files, cached until they change."""
+"""The sha256 of values, and of files, cached until they change."""
 
 import hashlib
 import json
@@ -10,6 +10,11 @@ from .files import write_aside
 
 if tp.TYPE_CHECKING:
     import pathlib
+
+
+def of_json(value: tp.Any) -> str:
+    """The sha256 of a value, as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(fpath: "pathlib.Path") -> str:

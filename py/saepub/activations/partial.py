@@ -5,8 +5,6 @@ a hash of everything that it depends on; if any of that has changed, it is disca
 """
 
 import contextlib
-import hashlib
-import json
 import pathlib
 import time
 import typing as tp
@@ -14,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from .. import files, settings
+from .. import digests, files, settings
 from .measure import Partial
 
 KEEP_S = 30.0
@@ -35,7 +33,7 @@ class Kept:
         dpath = settings.build_dpath() / ".measure"
         self.fpaths = [dpath / f"{name}.npz" for name in names]
         package = files.facts(files.package())
-        self.keys = [_key([facts, package]) for facts in depends_on]
+        self.keys = [digests.of_json([facts, package]) for facts in depends_on]
         self.last = time.monotonic()
 
     def read(self) -> list[Partial | None]:
@@ -56,11 +54,6 @@ class Kept:
     def remove(self) -> None:
         for fpath in self.fpaths:
             fpath.unlink(missing_ok=True)
-
-
-def _key(facts: tp.Any) -> str:
-    text = json.dumps(facts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(fpath: pathlib.Path, key: str) -> Partial | None:

@@ -129,7 +129,7 @@ class File:
         # Copies only if the loader laid the values out in another order.
         values = tensor.detach().permute(outer_first).contiguous()
         own = torch.frombuffer(self._members[stored.member], dtype=torch.uint8)
-        if _same_bytes(values.data_ptr(), own.data_ptr(), len(own)):
+        if _memcmp(values.data_ptr(), own.data_ptr(), len(own)) == 0:
             return ""
         found = values.reshape(-1).view(torch.uint8)
         n_off = int((found != own).view(-1, 4).any(dim=1).sum())
@@ -255,11 +255,6 @@ class Memory:
     def give_back(self) -> None:
         """Make it available to the next checkpoint; tensors are never views of it."""
         self._idle.append(self)
-
-
-def _same_bytes(a: int, b: int, n_bytes: int) -> bool:
-    """Whether the memory at two addresses is equal."""
-    return bool(_memcmp(a, b, n_bytes) == 0)
 
 
 _memcmp = ctypes.CDLL(None).memcmp

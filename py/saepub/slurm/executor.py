@@ -6,14 +6,12 @@ share. So a killed task loses only unfinished work, and rerunning the command do
 tasks.py starts tasks and waits for them; work.py is what they run.
 """
 
-import hashlib
-import json
 import math
 import pathlib
 import sys
 import typing as tp
 
-from .. import cli, files, machine, settings
+from .. import cli, digests, files, machine, settings
 from ..cli import UsageError
 from ..text import n_of, say
 from . import tasks as executor_tasks
@@ -123,5 +121,4 @@ def fail_on_lost(lost: list[tuple[str, str]]) -> None:
 def key(function: Function, part: Part, common: list[tp.Any]) -> str:
     """A hash of everything that a part's outcome depends on."""
     called = f"{function.__module__}.{function.__qualname__}"
-    facts = [called, part.args, files.facts(part.fpaths), common]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digests.of_json([called, part.args, files.facts(part.fpaths), common])
