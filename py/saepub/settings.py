@@ -93,6 +93,10 @@ DEMO = {
 }
 """The demo's settings: paths under BUILD/demo."""
 
+NO_RELEASE_OF_DEMO = (
+    "this is the demo; set SAEV_DIR and RUNS_ROOT for your own data, or: make rehearse"
+)
+
 MADE = ("BUILD", "VENV")
 """Directories that we create and remove. Compiler scripts export variables of these names, so
 in the environment ours have a prefix."""

@@ -78,9 +78,7 @@ def check(
     """
     problems = []
     if settings.is_demo_fpath(cat.fpath) and hub.endpoint() == THE_HUB:
-        problems.append(
-            "this is the demo; set SAEV_DIR and RUNS_ROOT for your own data, or: make rehearse"
-        )
+        problems.append(settings.NO_RELEASE_OF_DEMO)
     for slug, rows in repos.items():
         problems += check_stage(slug, rows)
     problems += same_files(repos)

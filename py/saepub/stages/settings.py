@@ -170,12 +170,9 @@ def check_release() -> None:
 
     push checks all of this again, and much else.
     """
-    if settings.is_demo_fpath(settings.get("CATALOG")) and not settings.get(
-        "HF_ENDPOINT"
-    ):
-        raise UserError(
-            "this is the demo; set SAEV_DIR and RUNS_ROOT for your own data, or: make rehearse"
-        )
+    is_demo = settings.is_demo_fpath(settings.get("CATALOG"))
+    if is_demo and not settings.get("HF_ENDPOINT"):
+        raise UserError(settings.NO_RELEASE_OF_DEMO)
     if not settings.get("HF_TOKEN"):
         raise UserError(
             "HF_TOKEN is not set; create a token with write access and export it, or:"
