@@ -371,6 +371,7 @@ GOOD = checkpoints.metrics(0.5)
         (GOOD | {"normalized_mse": "0.5"}, 'has no number "normalized_mse"'),
         (GOOD | {"normalized_mse": True}, 'has no number "normalized_mse"'),
         ('{"normalized_mse": NaN}', 'has no number "normalized_mse"'),
+        (GOOD | {"normalized_mse": 10**400}, 'has no number "normalized_mse"'),
         ("{", "is not JSON"),
         ("[1]", "is not a JSON object"),
         ("[" * 100_000, "is not JSON"),
