@@ -58,6 +58,7 @@ NEEDS = {
     "slurm_conf": "slurm",
     "demo": "programs",
     "world": "programs",
+    "labs": "programs",
 }
 """By fixture, the mark of what takes long. `make test-fast` leaves these out."""
 

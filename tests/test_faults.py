@@ -9,30 +9,30 @@ from faults import __main__ as faults
 from faults.machine import a_hub
 from faults.rows import Measured, NotHere
 from kits import jq
-from kits.lab import World
+from kits.lab import Labs
 from saepub.stages import push
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("faults"))
+def labs(tmp_path_factory):
+    return Labs(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.parametrize("row", faults.ROWS, ids=lambda row: row.fault)
-def test_fault(world, row):
+def test_fault(labs, row):
     try:
-        seen = row.bring(world)
+        seen = row.bring(labs)
     except NotHere as why:
         warnings.warn(f"not tried: {row.fault}: {why}", stacklevel=1)
         pytest.skip(str(why))
     assert not faults.problems(row, seen), seen.err + seen.out
 
 
-def test_no_line_of_the_pipe_holds_a_number_that_jq_rounds(world):
+def test_no_line_of_the_pipe_holds_a_number_that_jq_rounds(labs):
     """From every joint of a dry run to what plan, push and verify pass on."""
-    lab = world.copy()
+    lab = labs.copy()
     joints = sorted((lab.build / "tiny").glob("*.jsonl"))
     assert len(joints) == 10
     assert all(jq.check(fpath.read_text(), fpath.name) for fpath in joints)
@@ -57,7 +57,7 @@ def test_table_tells_what_it_expected_what_it_saw_and_fails(monkeypatch, capsys)
     """A row doesn't pass if its fault isn't reported as expected."""
 
     def bring(says, code):
-        return lambda world: faults.Done(code, "", f"tool: {says}\n")
+        return lambda labs: faults.Done(code, "", f"tool: {says}\n")
 
     rows = [
         faults.Row("good", "too large", bring("too large", 1)),

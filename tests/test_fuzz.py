@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kits import in_process
-from kits.lab import World
+from kits.lab import Labs
 from kits.programs import ROOT, Done, run_program
 from saepub.stages import select
 
@@ -39,7 +39,7 @@ JOINTS |= {"summary": "rendered"}
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("fuzz")).made
+    return Labs(tmp_path_factory.mktemp("fuzz")).made
 
 
 @pytest.mark.long

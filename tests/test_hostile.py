@@ -19,7 +19,7 @@ from kits.hostile_text import (
     put,
 )
 from kits.in_process import run
-from kits.lab import World
+from kits.lab import Labs
 from saepub import jsonl, settings
 from saepub.cli import UserError
 from saepub.release import plot
@@ -32,22 +32,22 @@ DOCUMENTS = ["README.md", "manifest.jsonl", "pareto.png", "check.npz", "config.j
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def labs(tmp_path_factory):
     """After all tests, nothing is where a path with ../ in it would lead."""
-    world = World(tmp_path_factory.mktemp("hostile"))
-    yield world
-    assert not list(world.dpath.rglob("escaped*"))
+    labs = Labs(tmp_path_factory.mktemp("hostile"))
+    yield labs
+    assert not list(labs.dpath.rglob("escaped*"))
 
 
 @pytest.fixture(scope="module")
-def texts(world):
-    return hostile_text.texts(world.dpath / "ran")
+def texts(labs):
+    return hostile_text.texts(labs.dpath / "ran")
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_run(world):
+def nothing_was_run(labs):
     yield
-    assert not (world.dpath / "ran").exists()
+    assert not (labs.dpath / "ran").exists()
 
 
 # ---- the whole pipe --------------------------------------------------------------------------
@@ -59,8 +59,8 @@ class Crowd:
     Every one of them would be chosen, but for what the text does to it.
     """
 
-    def __init__(self, world: World, texts: dict[str, str]):
-        self.lab = world.lab()
+    def __init__(self, labs: Labs, texts: dict[str, str]):
+        self.lab = labs.new()
         self.told = ""
         for path in RECORD_PLACES:
             for text in texts.values():
@@ -124,14 +124,14 @@ class Crowd:
 
 
 @pytest.fixture(scope="module")
-def crowd(world, texts):
-    return Crowd(world, texts)
+def crowd(labs, texts):
+    return Crowd(labs, texts)
 
 
 @pytest.fixture(scope="module")
-def twin(world, crowd):
+def twin(labs, crowd):
     """The same runs with nothing hostile about them."""
-    lab = world.lab()
+    lab = labs.new()
     plain = util.header()["cfg"]["activation"]
     rows = [json.loads(text) for text in crowd.staged.splitlines()]
     for row in rows:
@@ -228,8 +228,8 @@ def test_report_has_only_the_tags_of_harmless_runs(crowd, twin):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hostile_sweep_is_data(world, texts, name):
-    lab, text = world.lab(), texts[name]
+def test_a_hostile_sweep_is_data(labs, texts, name):
+    lab, text = labs.new(), texts[name]
     comment = " ".join(
         text.replace("\0", " ").encode("utf-8", "replace").decode().split()
     )
@@ -253,8 +253,8 @@ def test_a_hostile_sweep_is_data(world, texts, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hostile_catalog_is_refused_or_data(world, texts, name):
-    lab = world.lab()
+def test_a_hostile_catalog_is_refused_or_data(labs, texts, name):
+    lab = labs.new()
     lab.run()
     lab.write()
     for path in CATALOG_PLACES:
@@ -276,11 +276,11 @@ def test_a_hostile_catalog_is_refused_or_data(world, texts, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_hostile_setting_is_refused_or_data(world, texts, setting, name):
-    made, text = world.made, texts[name]
+def test_a_hostile_setting_is_refused_or_data(labs, texts, setting, name):
+    made, text = labs.made, texts[name]
     if "\0" in text or not text.isascii():
         return  # no environment can hold it
-    env = made.settings | {setting: text, "BUILD": world.dpath / "settings"}
+    env = made.settings | {setting: text, "BUILD": labs.dpath / "settings"}
     candidates = (made.build / "tiny/candidates.jsonl").read_bytes()
     classified, settled = (
         (made.build / f"tiny/{name}.jsonl").read_bytes()
@@ -291,8 +291,8 @@ def test_a_hostile_setting_is_refused_or_data(world, texts, setting, name):
     run("select", stdin=settled, env=env)
 
 
-def test_a_hostile_title_is_drawn_as_it_stands(world, texts, tmp_path):
-    account = (world.made.build / "tiny/account.jsonl").read_text().splitlines()
+def test_a_hostile_title_is_drawn_as_it_stands(labs, texts, tmp_path):
+    account = (labs.made.build / "tiny/account.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in account]
     title = " ".join(text[:80] for text in texts.values() if text.isprintable())
     plot.pareto(tmp_path / "pareto.png", title, rows)
@@ -312,17 +312,17 @@ JOINTS = {
 
 
 @pytest.fixture(scope="module")
-def copied(world):
-    return world.copy()
+def copied(labs):
+    return labs.copy()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("stage", JOINTS)
 def test_a_hostile_line_is_refused_or_data(
-    world, copied, texts, monkeypatch, stage, name
+    labs, copied, texts, monkeypatch, stage, name
 ):
     monkeypatch.setattr(plot, "pareto", lambda fpath, *_: fpath.write_bytes(b"plot"))
-    lab = copied if stage in ("stage", "render") else world.made
+    lab = copied if stage in ("stage", "render") else labs.made
     first, *rest = (lab.build / f"tiny/{JOINTS[stage]}.jsonl").read_text().splitlines()
     line = json.loads(first)
     argv = (
@@ -330,7 +330,7 @@ def test_a_hostile_line_is_refused_or_data(
         if stage in ("render", "summary")
         else []
     )
-    own_card = (world.made.stage_dpath / "README.md").read_text()
+    own_card = (labs.made.stage_dpath / "README.md").read_text()
     # Of the slow stages, each key meets every third text, and each text every third key.
     step = 3 if stage in ("stage", "render") else 1
     for key in (*line, "")[NAMES.index(name) % step :: step]:
@@ -344,10 +344,10 @@ def test_a_hostile_line_is_refused_or_data(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hostile_line_does_not_get_past_push(world, texts, monkeypatch, name):
+def test_a_hostile_line_does_not_get_past_push(labs, texts, monkeypatch, name):
     """In a key that decides what is sent where: the line is refused, or its stage."""
-    monkeypatch.setenv("SAEPUB_BUILD", str(world.made.build))
-    text = (world.made.build / "tiny/rendered.jsonl").read_text().splitlines()
+    monkeypatch.setenv("SAEPUB_BUILD", str(labs.made.build))
+    text = (labs.made.build / "tiny/rendered.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in text]
     assert push.check_stage("tiny", rows) == []
     for path in (

@@ -20,7 +20,7 @@ from faults import text as faults_text
 from faults import told as faults_told
 from faults import weights as faults_weights
 from faults.rows import N_KBYTES, SECONDS, NotHere, Row
-from kits.lab import World
+from kits.lab import Labs
 from kits.programs import Done
 
 TABLE = {
@@ -71,11 +71,11 @@ def shown(row: Row, seen: Done, dpath: pathlib.Path) -> str:
 def main() -> int:
     n_failed, not_tried = 0, []
     with tempfile.TemporaryDirectory(prefix="saepub-faults-") as scratch:
-        world = World(pathlib.Path(scratch).resolve())
+        labs = Labs(pathlib.Path(scratch).resolve())
         for title, rows in TABLE.items():
             print(f"\n{title}\n", flush=True)
             for row in rows:
-                verdict, text = tried(row, world)
+                verdict, text = tried(row, labs)
                 n_failed += verdict == "FAIL"
                 not_tried += [row.fault] if verdict == "-" else []
                 print(f"{verdict:4}  {row.fault}")
@@ -86,16 +86,16 @@ def main() -> int:
     return 1 if n_failed else 0
 
 
-def tried(row: Row, world: World) -> tuple[str, str]:
+def tried(row: Row, labs: Labs) -> tuple[str, str]:
     """Bring the fault about: "ok", "FAIL" or "-" (can't be, here), and what was seen."""
     try:
-        seen = row.bring(world)
+        seen = row.bring(labs)
     except NotHere as why:
         return "-", f"not tried: {why}"
     except AssertionError as err:
         return "FAIL", str(err)
     found = problems(row, seen)
-    text = shown(row, seen, world.dpath)
+    text = shown(row, seen, labs.dpath)
     return ("FAIL", f"{', '.join(found)}; {text}") if found else ("ok", text)
 
 

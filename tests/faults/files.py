@@ -10,7 +10,7 @@ import torch
 
 from faults.rows import Measured, Row, measured
 from kits import checkpoints as util
-from kits.lab import Lab, World
+from kits.lab import Lab, Labs
 from kits.programs import text_of
 
 HEAD = json.dumps(util.header()).encode() + b"\n"
@@ -20,12 +20,12 @@ MEMO = b"r\xff\xff\xff\x7f"
 
 
 @functools.cache
-def refused(world: World) -> tuple[Lab, Measured]:
+def refused(labs: Labs) -> tuple[Lab, Measured]:
     """One preflight over all of `FILES` and a good run, with a saev that would run a pickle.
 
     What all of them take together is more than any of them takes.
     """
-    lab = world.lab()
+    lab = labs.new()
     fpath = lab.saev_dir / "src/saev/nn/__init__.py"
     text = fpath.read_text()
     assert "weights_only=True" in text
@@ -49,8 +49,8 @@ def refused(world: World) -> tuple[Lab, Measured]:
 def hostile(i: int):
     """What preflight says about one of `FILES`."""
 
-    def bring(world: World) -> Measured:
-        lab, seen = refused(world)
+    def bring(labs: Labs) -> Measured:
+        lab, seen = refused(labs)
         assert not lab.mark.exists(), "it ran code"
         told = [line for line in seen.err.splitlines() if f" file{i}: " in line]
         return dataclasses.replace(seen, err="\n".join(told))
@@ -61,8 +61,8 @@ def hostile(i: int):
 def wide(make, d_model: int, d_sae: int):
     """One run of these widths, on which catalog and W&B agree."""
 
-    def bring(world: World) -> Measured:
-        lab = world.lab()
+    def bring(labs: Labs) -> Measured:
+        lab = labs.new()
         lab.fpath().parent.mkdir(parents=True)
         lab.fpath().write_bytes(make(lab))
         line = util.line(d_model=d_model, d_sae=d_sae)

@@ -10,7 +10,7 @@ import typing as tp
 from faults.machine import a_hub
 from faults.rows import Row
 from kits.hub import Fault
-from kits.lab import Lab, World
+from kits.lab import Lab, Labs
 from kits.programs import Done
 
 REPO_ID = "lab/tiny"
@@ -30,8 +30,8 @@ def release(lab: Lab, **env: object) -> Done:
 def no_release(spoil: Spoil, *faults: Fault, how=push):
     """A release to a Hub that has the repo already, after `spoil(hub)`."""
 
-    def bring(world: World) -> Done:
-        lab = world.copy()
+    def bring(labs: Labs) -> Done:
+        lab = labs.copy()
         with a_hub(lab, *faults) as (hub, env):
             hub.add_repo(REPO_ID)
             spoil(hub)
@@ -60,9 +60,9 @@ def having(**facts: object) -> Spoil:
     return spoil
 
 
-def lost_answer(world: World) -> Done:
+def lost_answer(labs: Labs) -> Done:
     """The commit lands, and the Hub says each time that it did not."""
-    lab, fault = world.copy(), Fault("commit", status=500, times=9)
+    lab, fault = labs.copy(), Fault("commit", status=500, times=9)
     fault.before, fault.after = fault.after, fault.before
     with a_hub(lab, fault) as (hub, env):
         seen = lab.make("release", **env)
@@ -70,8 +70,8 @@ def lost_answer(world: World) -> Done:
     return seen
 
 
-def rate_limited(world: World) -> Done:
-    lab = world.copy()
+def rate_limited(labs: Labs) -> Done:
+    lab = labs.copy()
     fault = Fault("whoami", status=429, headers={"RateLimit": '"api";r=0;t=3'})
     with a_hub(lab, fault) as (_, env):
         seen = push(lab, **env)
@@ -79,27 +79,27 @@ def rate_limited(world: World) -> Done:
     return seen
 
 
-def told_to_wait_for_hours(world: World) -> Done:
-    lab = world.copy()
+def told_to_wait_for_hours(labs: Labs) -> Done:
+    lab = labs.copy()
     fault = Fault("whoami", status=429, headers={"Retry-After": "7200"}, times=9)
     with a_hub(lab, fault) as (_, env):
         return push(lab, **env)
 
 
 def with_setting(goal: str, **env: object):
-    def bring(world: World) -> Done:
-        lab = world.copy()
+    def bring(labs: Labs) -> Done:
+        lab = labs.copy()
         with a_hub(lab) as (_, of_hub):
             return lab.make(goal, **of_hub | env)
 
     return bring
 
 
-def rehearsal_behind_a_proxy(world: World) -> Done:
+def rehearsal_behind_a_proxy(labs: Labs) -> Done:
     """A network's settings don't affect a Hub on this machine."""
     env = {"ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     env |= {"SSL_CERT_FILE": "/gone", "HF_TOKEN": ""}
-    lab = world.copy()
+    lab = labs.copy()
     seen = lab.make("rehearse", **env)
     looked = lab.make("rehearse", "DO=verify", **env)
     assert looked.code == 0 and "verified" in looked.err, (
@@ -122,27 +122,27 @@ class Login(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def network_that_asks_for_a_login(world: World) -> Done:
+def network_that_asks_for_a_login(labs: Labs) -> Done:
     with http.server.HTTPServer(("127.0.0.1", 0), Login) as server:
         threading.Thread(target=server.serve_forever).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        seen = push(world.copy(), HF_ENDPOINT=address, HF_TOKEN="hf_x")
+        seen = push(labs.copy(), HF_ENDPOINT=address, HF_TOKEN="hf_x")
         server.shutdown()
     return seen
 
 
-def home_that_is_read_only(world: World) -> Done:
+def home_that_is_read_only(labs: Labs) -> Done:
     """The Xet library can't log to a file there, and would log to stdout."""
-    lab = world.copy()
+    lab = labs.copy()
     with a_hub(lab) as (_, env):
         seen = push(lab, **env | {"HF_HOME": "/proc/none"})
     assert len(seen.rows) == 3, "something else is among the data"
     return dataclasses.replace(seen, out="")
 
 
-def killed_while_rendering(world: World) -> Done:
+def killed_while_rendering(labs: Labs) -> Done:
     """What render leaves in the stage when it is killed while it writes."""
-    lab = world.copy()
+    lab = labs.copy()
     (lab.stage_dpath / f".pareto.png.{dead_writer()}.tmp").write_bytes(
         b"half a picture"
     )
@@ -160,9 +160,9 @@ def dead_writer() -> str:
     return f"{os.uname().nodename}-{process.pid}"
 
 
-def record_by_hand(world: World) -> Done:
+def record_by_hand(labs: Labs) -> Done:
     """A record without a checkpoint in it, or without what a checkpoint loads by."""
-    lab = world.copy()
+    lab = labs.copy()
     with a_hub(lab) as (_, env):
         assert lab.make("release", **env).code == 0
         (fpath,) = (lab.records_dpath).rglob("release.json")

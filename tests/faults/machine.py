@@ -10,7 +10,7 @@ import time
 
 from faults.rows import NotHere, Row
 from kits.hub import Fault
-from kits.lab import Lab, World
+from kits.lab import Lab, Labs
 from kits.programs import Done
 from loopback_hub import LoopbackHub
 
@@ -55,29 +55,29 @@ def full_disk(lab: Lab, spoil: str, goal: str, **env: object) -> Done:
     return seen
 
 
-def full_while_settings_are_noted(world: World) -> Done:
-    lab = world.copy()
+def full_while_settings_are_noted(labs: Labs) -> Done:
+    lab = labs.copy()
     goal = f"{lab.build}/tiny/selected.jsonl N=2"
     seen = full_disk(lab, 'rm "$SAEPUB_BUILD/.settings/N"', goal)
     assert n_lines(lab, "selected") == 2, "with room again, it trusted what was there"
     return seen
 
 
-def full_while_a_stage_writes(world: World) -> Done:
-    lab = world.copy()
+def full_while_a_stage_writes(labs: Labs) -> Done:
+    lab = labs.copy()
     spoil = 'rm "$SAEPUB_BUILD/tiny/candidates.jsonl"'
     seen = full_disk(lab, spoil, f"{lab.build}/tiny/selected.jsonl")
     assert n_lines(lab, "selected") == 3, "with room again, it trusted what was there"
     return seen
 
 
-def full_while_the_card_is_written(world: World) -> Done:
-    lab = world.copy()
+def full_while_the_card_is_written(labs: Labs) -> Done:
+    lab = labs.copy()
     spoil = (
         'rm "$SAEPUB_BUILD/tiny/rendered.jsonl" "$SAEPUB_BUILD/tiny/stage/pareto.png"'
     )
     seen = full_disk(lab, spoil, "dry-run")
-    same_documents(world, lab.dpath / "build.after" / "stage")
+    same_documents(labs, lab.dpath / "build.after" / "stage")
     return seen
 
 
@@ -86,10 +86,10 @@ def n_lines(lab: Lab, joint: str) -> int:
     return text.count("\n")
 
 
-def same_documents(world: World, stage) -> None:
+def same_documents(labs: Labs, stage) -> None:
     for name in ("README.md", "manifest.jsonl", "pareto.png"):
         was, now = (
-            (dpath / name).read_bytes() for dpath in (world.made.stage_dpath, stage)
+            (dpath / name).read_bytes() for dpath in (labs.made.stage_dpath, stage)
         )
         assert was == now, f"another {name} than before"
 
@@ -97,8 +97,8 @@ def same_documents(world: World, stage) -> None:
 def into_full_file(name: str):
     """A stage whose output goes to a disk that is full."""
 
-    def bring(world: World) -> Done:
-        made = world.made
+    def bring(labs: Labs) -> Done:
+        made = labs.made
         joints = {"extract-ids": "", "classify": "metrics", "select": "classified"}
         joint = made.build / "tiny" / f"{joints[name]}.jsonl"
         stdin = joint.read_text() if joints[name] else ""
@@ -111,8 +111,8 @@ def into_full_file(name: str):
 def read_only(*goal: str, spoil: str = ""):
     """make over a finished build directory that can't be written to."""
 
-    def bring(world: World) -> Done:
-        lab = world.copy()
+    def bring(labs: Labs) -> Done:
+        lab = labs.copy()
         script = f"""
             {spoil}
             mount --bind "$SAEPUB_BUILD" "$SAEPUB_BUILD"
@@ -144,8 +144,8 @@ def a_hub(lab: Lab, *faults: Fault):
 def after_preflight(spoil, name: str, joint: str):
     """Run a stage on its joint, after `spoil(lab)`."""
 
-    def bring(world: World) -> Done:
-        lab = world.copy()
+    def bring(labs: Labs) -> Done:
+        lab = labs.copy()
         spoil(lab)
         stdin = (lab.build / "tiny" / f"{joint}.jsonl").read_text()
         with a_hub(lab) as (hub, env):
@@ -159,9 +159,9 @@ def after_preflight(spoil, name: str, joint: str):
     return bring
 
 
-def plot_settings(world: World) -> Done:
+def plot_settings(labs: Labs) -> Done:
     """A user's own settings of matplotlib, and a backend that isn't there."""
-    lab = world.copy()
+    lab = labs.copy()
     plot_fpath = lab.stage_dpath / "pareto.png"
     before = plot_fpath.read_bytes()
     plot_fpath.unlink()
@@ -208,13 +208,13 @@ def edit_card(lab: Lab) -> None:
         fd.write("P.S.\n")
 
 
-def edited_card(world: World) -> Done:
+def edited_card(labs: Labs) -> Done:
     """And the command that the message names repairs it."""
-    seen = after_preflight(edit_card, "push", "rendered")(world)
-    lab = world.copy()
+    seen = after_preflight(edit_card, "push", "rendered")(labs)
+    lab = labs.copy()
     edit_card(lab)
     assert lab.make("recheck", "REPO=tiny").code == 0
-    same_documents(world, lab.stage_dpath)
+    same_documents(labs, lab.stage_dpath)
     return seen
 
 
@@ -225,9 +225,9 @@ def add_secret(lab: Lab) -> None:
 # ---- two at once -----------------------------------------------------------------------------
 
 
-def two_releases(world: World) -> Done:
+def two_releases(labs: Labs) -> Done:
     """A release that starts while another of the same repo waits for the Hub."""
-    lab, fault = world.copy(), Fault("commit", stall=True)
+    lab, fault = labs.copy(), Fault("commit", stall=True)
     with a_hub(lab, fault) as (hub, env):
         first = lab.start("make", "release", **env)
         try:
@@ -245,9 +245,9 @@ def two_releases(world: World) -> Done:
     return seen
 
 
-def two_dry_runs(world: World) -> Done:
+def two_dry_runs(labs: Labs) -> Done:
     """Both start on the same half-made build; what they leave must be whole."""
-    lab = world.copy()
+    lab = labs.copy()
     (lab.build / "tiny" / "checked.jsonl").touch()
     both = [lab.start("make", "dry-run"), lab.start("make", "dry-run")]
     for process in both:
@@ -255,7 +255,7 @@ def two_dry_runs(world: World) -> Done:
         held = "is working on it" in told
         assert process.returncode == 0 or held, f"one of the two failed: {told}"
     seen = lab.make("dry-run")
-    same_documents(world, lab.stage_dpath)
+    same_documents(labs, lab.stage_dpath)
     return seen
 
 
@@ -268,9 +268,9 @@ def wait_for(is_there, process: subprocess.Popen) -> None:
 # ---- clocks ----------------------------------------------------------------------------------
 
 
-def clock_set_back(world: World) -> Done:
+def clock_set_back(labs: Labs) -> Done:
     """All that make made is dated in the future; then the sweep and the catalog change."""
-    lab = world.copy()
+    lab = labs.copy()
     later = time.time() + YEAR
     for fpath in lab.build.rglob("*"):
         if lab.stage_dpath not in fpath.parents:  # those are the checkpoints themselves
@@ -290,8 +290,8 @@ def clock_set_back(world: World) -> Done:
     return seen
 
 
-def sweep_from_next_year(world: World) -> Done:
-    lab = world.copy()
+def sweep_from_next_year(labs: Labs) -> Done:
+    lab = labs.copy()
     lab.sweep = {6: ["run0", "run1"]}
     lab.write()
     later = time.time() + YEAR

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import typing as tp
 
-from kits.lab import Lab, World
+from kits.lab import Lab, Labs
 from kits.programs import Done
 
 SECONDS, N_KBYTES = 5, 1_000_000
@@ -48,7 +48,7 @@ class Row(tp.NamedTuple):
     fault: str
     says: str
     """Found in a line of stderr, or of the dry run's report where `code` is 0."""
-    bring: tp.Callable[[World], Done]
+    bring: tp.Callable[[Labs], Done]
     """Raises NotHere, and AssertionError where something else is not as it must be."""
     code: int = 1
     is_file: bool = False

@@ -5,7 +5,7 @@ import json
 from faults.rows import Row
 from kits import checkpoints as util
 from kits.hostile_text import texts
-from kits.lab import SELECTION, Lab, World
+from kits.lab import SELECTION, Lab, Labs
 from kits.programs import Done
 
 ONE = 'run_ids = {6: ["aaaaaaaa"]}\n'
@@ -21,8 +21,8 @@ CHANGES = (
 def in_sweep(name: str):
     """As a run's id."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run()
         lab.sweep[6].append(texts(lab.mark)[name])
         return ran_nothing(lab, lab.stages("extract-ids"))
@@ -33,8 +33,8 @@ def in_sweep(name: str):
 def as_sweep(text: str, **entry: object):
     """A sweep file of these lines, with run aaaaaaaa under layer 6."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run()
         lab.entry |= entry
         lab.write()
@@ -47,8 +47,8 @@ def as_sweep(text: str, **entry: object):
 def in_record(*path: str, name: str):
     """In what W&B has of a run; another run of its layer is good."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run()
         inner = lab.run("bbbbbbbb", l0=9, nmse=0.1)
         for key in path[:-1]:
@@ -62,8 +62,8 @@ def in_record(*path: str, name: str):
 def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
     """In a checkpoint's header."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run()
         inner = head = util.header()
         for key in path[:-1]:
@@ -84,8 +84,8 @@ def in_header(*path: str, name: str, steps: tuple[str, ...] = ()):
 def in_catalog(key: str, text: str):
     """In the catalog, which make reads too."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run()
         lab.entry[key] = text.format(mark=lab.mark)
         return ran_nothing(lab, lab.make(lab.build / "tiny" / "candidates.jsonl"))
@@ -94,8 +94,8 @@ def in_catalog(key: str, text: str):
 
 
 def in_setting(setting: str, text: str, *goal: str):
-    def bring(world: World) -> Done:
-        lab = world.copy()
+    def bring(labs: Labs) -> Done:
+        lab = labs.copy()
         value = text.format(mark=lab.mark)
         if goal:
             goals = [lab.build / name for name in goal]
@@ -105,9 +105,9 @@ def in_setting(setting: str, text: str, *goal: str):
     return bring
 
 
-def in_path(world: World) -> Done:
+def in_path(labs: Labs) -> Done:
     """On a line that somebody wrote by hand, where a checkpoint goes in its repo."""
-    made = world.made
+    made = labs.made
     line = json.loads(
         (made.build / "tiny" / "staged.jsonl").read_text().splitlines()[0]
     )

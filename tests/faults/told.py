@@ -9,7 +9,7 @@ import pathlib
 from faults.machine import own_mounts
 from faults.rows import Row
 from kits import checkpoints as util
-from kits.lab import SELECTION, World
+from kits.lab import SELECTION, Labs
 from kits.programs import Done, commit_all, text_of
 from kits.slurm import Site
 
@@ -21,9 +21,9 @@ N_COLUMNS = 160
 
 
 @functools.cache
-def chosen_by_hand(world: World) -> Done:
+def chosen_by_hand(labs: Labs) -> Done:
     """Card and summary of a lab with PIN and EXCLUDE, whose saev has uncommitted changes."""
-    lab = world.lab()
+    lab = labs.new()
     for run_id, l0, nmse in (("a", 1, 0.5), ("b", 2, 0.3), ("c", 4, 0.6)):
         lab.run(run_id, l0=l0, nmse=nmse)
     commit_all(lab.saev_dir)
@@ -34,8 +34,8 @@ def chosen_by_hand(world: World) -> Done:
     return Done(seen.code, card(lab) + goal.read_text(), seen.err)
 
 
-def without_git(world: World) -> Done:
-    text = card(world.made)
+def without_git(labs: Labs) -> Done:
+    text = card(labs.made)
     assert "9.9.9" not in text.replace("saev 9.9.9 (not a release)", ""), "a release"
     return Done(0, text, "")
 
@@ -50,8 +50,8 @@ def card(lab) -> str:
 def on_cluster(sbatch: str, squeue: str = "", cancels: str = "", idle: bool = True):
     """preflight as a Slurm array where sbatch and squeue print this."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         site = Site(lab.dpath / "site")
         site.say("sbatch", sbatch)
         site.say("squeue", squeue)
@@ -68,9 +68,9 @@ def on_cluster(sbatch: str, squeue: str = "", cancels: str = "", idle: bool = Tr
     return bring
 
 
-def without_sbatch(world: World) -> Done:
+def without_sbatch(labs: Labs) -> Done:
     """All programs but Slurm's."""
-    lab = world.lab()
+    lab = labs.new()
     path = lab.dpath / "programs"
     path.mkdir()
     for dpath in os.environ["PATH"].split(os.pathsep):
@@ -87,8 +87,8 @@ def without_sbatch(world: World) -> Done:
 def one_bad_record(spoil):
     """Two runs in W&B, one of them spoiled: it alone is lost, by name."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run("good")
         spoil(lab.run("bad"))
         seen = lab.stages(*SELECTION)
@@ -120,8 +120,8 @@ def short(seen: Done, n_bytes: int) -> Done:
 def wrong_runs_root(layout: str):
     """Twelve checkpoints, none of which is where RUNS_ROOT says."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lines = [util.line(f"run{i}") for i in range(12)]
         for line in lines:
             (lab.dpath / layout.format(line["run_id"])).mkdir(parents=True)
@@ -133,23 +133,23 @@ def wrong_runs_root(layout: str):
     return bring
 
 
-def many_candidates(world: World) -> Done:
+def many_candidates(labs: Labs) -> Done:
     lines = [util.line(f"run{i}", l0=1 + i, nmse=1 / (2 + i)) for i in range(10_000)]
     lines[5000]["drop"] = "running"
-    return short(world.made.program("bin/select", stdin=text_of(lines)), 4000)
+    return short(labs.made.program("bin/select", stdin=text_of(lines)), 4000)
 
 
 def unknown_id(name: str):
-    def bring(world: World) -> Done:
-        made = world.made
+    def bring(labs: Labs) -> Done:
+        made = labs.made
         stdin = (made.build / "tiny/candidates.jsonl").read_text()
         return made.program("bin/known-ids", stdin=stdin, **{name: "run0 nobody"})
 
     return bring
 
 
-def one_hint(world: World) -> Done:
-    lab = world.lab()
+def one_hint(labs: Labs) -> Done:
+    lab = labs.new()
     for i in range(9):
         del lab.run(f"run{i}", layer=6 + i // 3)["summary"]["eval/normalized_mse"]
     seen = lab.stages(*SELECTION)
@@ -160,15 +160,15 @@ def one_hint(world: World) -> Done:
 # ---- numbers through jq ----------------------------------------------------------------------
 
 
-def through_jq(world: World) -> Done:
+def through_jq(labs: Labs) -> Done:
     """The next stage takes jq's word for when a checkpoint was last changed."""
-    lab = world.copy()
+    lab = labs.copy()
     checked = (lab.build / "tiny/checked.jsonl").read_text()
     return lab.stages("stage", stdin=lab.program("jq", "-c", ".", stdin=checked).out)
 
 
-def number_on_line(world: World) -> Done:
-    lab = world.copy()
+def number_on_line(labs: Labs) -> Done:
+    lab = labs.copy()
     line = json.loads((lab.build / "tiny/checked.jsonl").read_text().split("\n")[0])
     line["mtime_ns"] = int(line["mtime_ns"])
     return lab.stages("stage", stdin=json.dumps(line) + "\n")
@@ -184,8 +184,8 @@ def large_numbers(record: dict) -> None:
 def on_machine(n_kbytes: int, *argv: str):
     """preflight where the kernel says that so much memory is available."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         meminfo = f"MemTotal: 64000000 kB\nMemAvailable: {n_kbytes} kB\n"
         (lab.dpath / "meminfo").write_text(meminfo)
         stdin = text_of([lab.line(f"run{i}", seed=i) for i in range(3)])

@@ -6,7 +6,7 @@ import os
 
 from faults.rows import Row
 from kits import checkpoints as util
-from kits.lab import MTIME, SELECTION, Lab, World
+from kits.lab import MTIME, SELECTION, Lab, Labs
 from kits.programs import Done, text_of
 
 DAY = 86400
@@ -16,8 +16,8 @@ DRY_RUN = (*SELECTION, "preflight")
 def with_saev(fault: str):
     """A saev that loads checkpoints wrongly."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         lab.run()
         util.write_saev(lab.saev_dir, fault)
         return lab.stages(*DRY_RUN)
@@ -26,9 +26,9 @@ def with_saev(fault: str):
 
 
 @functools.cache
-def spoiled(world: World) -> Done:
+def spoiled(labs: Labs) -> Done:
     """Files that are whole, each wrong in its own way, in one preflight."""
-    lab = world.lab()
+    lab = labs.new()
     lines = [lab.line(run_id) for run_id in ("nan", "huge", "wide", "large", "one")]
     for run_id, spoil in (("nan", set_nan), ("huge", set_huge)):
         state = util.weights()
@@ -45,8 +45,8 @@ def spoiled(world: World) -> Done:
 def with_header(expected: str = "relu", **header):
     """A checkpoint that is whole, and not what catalog and W&B say."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         config = lab.run()["config"]["sae"]
         lab.entry["activation"] = expected.replace("-", "")
         config["activation"] = {"key": expected, "top_k": 4}
@@ -59,8 +59,8 @@ def with_header(expected: str = "relu", **header):
 def with_config(**changes):
     """A W&B config that is not what the catalog says."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         config = lab.run()["config"]
         for key, value in changes.items():
             config[key] |= value
@@ -72,9 +72,9 @@ def with_config(**changes):
 # ---- what a person should see ----------------------------------------------------------------
 
 
-def odd_lab(world: World) -> Lab:
+def odd_lab(labs: Labs) -> Lab:
     """A TopK lab with k = 4: a layer of good runs, then one layer for each oddity."""
-    lab = world.lab()
+    lab = labs.new()
     lab.entry["activation"] = "topk"
 
     def add(run_id: str, layer: int, l0: float = 3.5, nmse: float = 0.25, **weights):
@@ -108,21 +108,21 @@ def odd_lab(world: World) -> Lab:
 
 
 @functools.cache
-def reports(world: World) -> tuple[Done, Done]:
+def reports(labs: Labs) -> tuple[Done, Done]:
     """Two dry runs of `odd_lab`; the second redoes nothing."""
-    lab = odd_lab(world)
+    lab = odd_lab(labs)
     env = {"RECORDS": lab.records_dpath}
     return lab.make("dry-run", **env), lab.make("dry-run", **env)
 
 
-def report(world: World) -> Done:
-    first, second = reports(world)
+def report(labs: Labs) -> Done:
+    first, second = reports(labs)
     assert first.out == second.out, "the second report is another"
     return second
 
 
-def report_of_good_runs(world: World) -> Done:
-    seen = report(world)
+def report_of_good_runs(labs: Labs) -> Done:
+    seen = report(labs)
     assert "warning: layer 6" not in seen.out, "a warning without a reason"
     return seen
 
@@ -133,8 +133,8 @@ def report_of_good_runs(world: World) -> Done:
 def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
     """Runs a to e of one layer: W&B has the NMSE of some, the disk that of others."""
 
-    def bring(world: World) -> Done:
-        lab = world.lab()
+    def bring(labs: Labs) -> Done:
+        lab = labs.new()
         for i, run_id in enumerate("abcde"):
             summary = lab.run(run_id, l0=2.0**i, nmse=0.5 - i / 10)["summary"]
             if run_id not in wandb:
@@ -152,8 +152,8 @@ def provenance(wandb: tuple[str, ...], disk: tuple[str, ...]):
     return bring
 
 
-def mse_alone(world: World) -> Done:
-    lab = world.lab()
+def mse_alone(labs: Labs) -> Done:
+    lab = labs.new()
     del lab.run()["summary"]["eval/normalized_mse"]
     return lab.stages(*SELECTION)
 

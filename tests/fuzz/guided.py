@@ -28,12 +28,12 @@ def main() -> None:
         for found in pkgutil.walk_packages([str(PACKAGE)], "saepub."):
             importlib.import_module(found.name)
     from fuzz.targets import targets
-    from kits.lab import World
+    from kits.lab import Labs
 
     name, seconds = sys.argv[1:]
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="saepub-fuzz-"))
     # No Hub: those that ask one are for run.py.
-    target = targets(World(scratch / "world"), {"HF_ENDPOINT": "http://127.0.0.1:9"})[
+    target = targets(Labs(scratch / "labs"), {"HF_ENDPOINT": "http://127.0.0.1:9"})[
         name
     ]
     corpus = scratch / "corpus"

@@ -34,7 +34,7 @@ def main() -> int:
     args = p.parse_args()
     from fuzz.targets import targets
     from kits.in_process import Watch
-    from kits.lab import World
+    from kits.lab import Labs
     from loopback_hub import LoopbackHub
 
     n_found = 0
@@ -45,7 +45,7 @@ def main() -> int:
             env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_fuzz"}
             env |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(dpath / "hub")}
             Watch.hub_dpath = dpath / "hub"
-            every = targets(World(dpath / "world"), env)
+            every = targets(Labs(dpath / "labs"), env)
             for name in args.names or every:
                 n_found += fuzz(name, every[name], args)
     return 1 if n_found else 0

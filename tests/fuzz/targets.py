@@ -11,7 +11,7 @@ import numpy as np
 
 from fuzz import mutate
 from kits.in_process import Finding, judge, run
-from kits.lab import World
+from kits.lab import Labs
 from kits.programs import ROOT
 from saepub import settings
 from saepub.cli import UserError
@@ -45,19 +45,19 @@ class Target(tp.NamedTuple):
     """Each case starts a program."""
 
 
-def targets(world: World, hub_env: dict[str, object]) -> dict[str, Target]:
+def targets(labs: Labs, hub_env: dict[str, object]) -> dict[str, Target]:
     """All targets by name.
 
     Args:
         hub_env: Settings with which stages reach a Hub that will take what they send.
     """
-    lab = world.copy()
+    lab = labs.copy()
     env = lab.settings | hub_env
     # Drawing takes 50 times as long as all the rest of render.
     plot.pareto = lambda fpath, *_: fpath.write_bytes(b"plot")
 
     def joint(name: str) -> list[bytes]:
-        return [(world.made.build / "tiny" / f"{name}.jsonl").read_bytes()]
+        return [(labs.made.build / "tiny" / f"{name}.jsonl").read_bytes()]
 
     def of_stdin(name: str, seeds: list[bytes], *argv: object) -> Target:
         def feed(data: bytes) -> None:

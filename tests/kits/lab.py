@@ -209,7 +209,7 @@ class Lab:
         return found
 
 
-class World:
+class Labs:
     """Labs in one checkout, and one that several tests share."""
 
     def __init__(self, dpath: pathlib.Path):
@@ -217,14 +217,14 @@ class World:
         self.tree_dpath = checkout(dpath / "tree")
         self.n_labs = 0
 
-    def lab(self) -> Lab:
+    def new(self) -> Lab:
         self.n_labs += 1
         return Lab(self.dpath / f"lab{self.n_labs}", self.tree_dpath)
 
     @functools.cached_property
     def made(self) -> Lab:
         """Three runs of one layer, after `make dry-run`. Not to be changed."""
-        lab = self.lab()
+        lab = self.new()
         for i in range(3):
             lab.run(f"run{i}", l0=2.0**i, nmse=0.5 / 2**i)
         seen = lab.make("dry-run")
@@ -233,7 +233,7 @@ class World:
 
     def copy(self) -> Lab:
         """A copy of `made`, to be changed; make finds nothing to do in it."""
-        made, lab = self.made, self.lab()
+        made, lab = self.made, self.new()
         lab.sweep, lab.records = dict(made.sweep), dict(made.records)
         lab.entry |= made.entry
         shutil.rmtree(lab.dpath)
