@@ -1,5 +1,6 @@
 """A file appears whole or not at all, and the next writer removes what a kill left of it."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from saepub import files
+from saepub.cli import UserError
 from saepub.release import staged
 
 NODE = os.uname().nodename
@@ -81,6 +83,29 @@ def test_a_scratch_directory_goes_and_those_of_killed_processes_too(
         with files.scratch("verify"):
             assert dpath.exists()
     assert names(tmp_path) == sorted(kept)
+
+
+def test_a_disk_without_locks_is_told_with_the_way_out(tmp_path, monkeypatch):
+    """As Lustre and NFS may be mounted."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    told = r"/\.lock: No locks available; set BUILD to a disk with file locks"
+    with pytest.raises(UserError, match=told), files.lock(tmp_path / ".lock"):
+        pass
+
+
+def test_a_full_disk_does_not_keep_a_lock_from_being_held(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.write", full)
+    again = files.lock(tmp_path / ".lock", patience=0)
+    held = pytest.raises(files.Held, match="another process")
+    with files.lock(tmp_path / ".lock"), held, again:
+        pass
 
 
 def test_a_lock_says_who_has_it(tmp_path):

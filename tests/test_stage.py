@@ -1,5 +1,6 @@
 """stage lays out exactly the given checkpoints, copies nothing, and leaves nothing half-built."""
 
+import errno
 import fcntl
 import os
 
@@ -54,6 +55,17 @@ def test_across_file_systems_a_checkpoint_is_a_symlink(lab, tmp_path_factory):
         assert os.path.islink(staged) and os.path.samefile(staged, row["checkpoint"])
     finally:
         shutil.rmtree(build)
+
+
+def test_a_disk_that_takes_no_links_is_told_with_the_way_out(lab, monkeypatch):
+    def no_links(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.link", no_links)
+    monkeypatch.setattr("os.symlink", no_links)
+    told = lab.call("stage", line(lab, "aaaa1111"), code=1).last
+    assert "layer_6/aaaa1111/sae.pt: can't be a link to " in told
+    assert "set BUILD to a disk that can have links" in told
 
 
 def test_an_older_tree_that_cannot_be_removed_is_named(lab):

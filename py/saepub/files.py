@@ -10,6 +10,8 @@ import shutil
 import time
 import typing as tp
 
+from .cli import UserError
+
 if tp.TYPE_CHECKING:
     import pathlib
 
@@ -143,6 +145,7 @@ def lock(fpath: "pathlib.Path", patience: float = PATIENCE_S) -> tp.Iterator[Non
 
     Raises:
         Held: Another process still holds it after `patience` seconds; the message names it.
+        UserError: The file's disk has no locks.
     """
     fpath.parent.mkdir(parents=True, exist_ok=True)
     with open(fpath, "a+") as fd:
@@ -152,9 +155,10 @@ def lock(fpath: "pathlib.Path", patience: float = PATIENCE_S) -> tp.Iterator[Non
                 fd.seek(0)
                 raise Held(fd.read().strip() or "another process")
             time.sleep(0.1)
-        fd.truncate(0)
-        fd.write(f"process {os.getpid()} on {os.uname().nodename}")
-        fd.flush()
+        with contextlib.suppress(OSError):  # a full disk is no reason not to have it
+            fd.truncate(0)
+            holder = f"process {os.getpid()} on {os.uname().nodename}"
+            os.write(fd.fileno(), holder.encode())
         yield
 
 
@@ -167,4 +171,8 @@ def _is_locked(fd: tp.IO[str]) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as err:  # Lustre and NFS can be mounted without them
+        raise UserError(
+            f"{fd.name}: {err.strerror}; set BUILD to a disk with file locks"
+        ) from None
     return True

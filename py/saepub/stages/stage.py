@@ -60,9 +60,19 @@ def build(dpath: pathlib.Path, rows: list[jsonl.Line]) -> None:
 
 
 def link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Hard link `target` to `source`, or symlink it if that fails."""
+    """Hard link `target` to `source`, or symlink it if that fails.
+
+    Raises:
+        UserError: The target's disk takes neither.
+    """
     source = source.resolve()
     try:
         os.link(source, target)
     except OSError:  # another file system, another user's file, too many links
-        target.symlink_to(source)
+        try:
+            target.symlink_to(source)
+        except OSError as err:
+            raise UserError(
+                f"{target}: can't be a link to {source}: {err.strerror}; set BUILD to a disk"
+                " that can have links"
+            ) from None
