@@ -38,32 +38,33 @@ def scale() -> None:
 
 def million() -> None:
     n = 1_000_000
+    rows = []
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
-        fpath = pathlib.Path(name) / "lines.jsonl"
-        with open(fpath, "w") as fd:
-            rnd = random.Random(0)
-            for i in range(n):
-                fd.write(json.dumps(_line(i, rnd) | {"drop": None}) + "\n")
-        with open(fpath) as fd:
-            cost = measure([ROOT / "bin/select"], stdin=fd)
-        size = os.path.getsize(fpath)
-    rows = [
-        ("time", f"{cost.wall:.1f} s", "10 s", f"{cost.wall / 10:.2f}"),
-        ("memory", f"{cost.rss / MB:.0f} MB", "500 MB", f"{cost.rss / 500 / MB:.2f}"),
-    ]
-    title = f"select on {n:,} lines, {size / MB:.0f} MB"
-    table(title, rows, ("what", "seen", "goal", "of the goal"))
+        dpath = pathlib.Path(name) / str(n)
+        for stage, cost in _selection(dpath, n):
+            cpu, rss = f"{cost.cpu:.1f} s", f"{cost.rss / MB:.0f} MB"
+            rows.append((stage, f"{cost.wall:.1f} s", cpu, rss))
+        size = (dpath / "settle.jsonl").stat().st_size
+    title = f"{n:,} candidates, which are {size / MB:.0f} MB for select"
+    table(title, rows, ("stage", "wall", "CPU", "memory"))
 
 
-def _pipe(dpath: pathlib.Path, n: int):
-    """Each stage's cost on `n` candidates, one after the other."""
-    dpath.mkdir()
+def _stage(dpath: pathlib.Path, name: str, stdin: str | None, *argv: object):
+    """A stage's cost on a file of lines in `dpath`."""
     env = {
         "SAEPUB_BUILD": dpath / "build",
         "RECORDS": dpath / "records",
         "CATALOG": dpath / "catalog.json",
         "SAEV_DIR": dpath,
     }
+    fpath = dpath / stdin if stdin else os.devnull
+    with open(fpath) as fd_in, open(dpath / f"{name}.jsonl", "w") as fd_out:
+        return measure([ROOT / "bin" / name, *argv], stdin=fd_in, stdout=fd_out, **env)
+
+
+def _selection(dpath: pathlib.Path, n: int):
+    """The cost of each stage up to select on `n` candidates, one after the other."""
+    dpath.mkdir()
     repo = {
         "slug": "vits-relu",
         "repo_id": "lab/SAE",
@@ -84,27 +85,25 @@ def _pipe(dpath: pathlib.Path, n: int):
             fd.write("    ],\n")
         fd.write("}\n")
 
-    def stage(name: str, stdin: str | None, *argv: object):
-        out = dpath / f"{name}.jsonl"
-        with open(stdin or os.devnull) as fd_in, open(out, "w") as fd_out:
-            return measure(
-                [ROOT / "bin" / name, *argv], stdin=fd_in, stdout=fd_out, **env
-            )
-
-    yield "extract-ids", stage("extract-ids", None, "vits-relu")
+    yield "extract-ids", _stage(dpath, "extract-ids", None, "vits-relu")
     rnd = random.Random(0)
     _write(dpath / "runs.jsonl", (_with_record(_line(i, rnd)) for i in range(n)))
-    yield "facts", stage("facts", str(dpath / "runs.jsonl"))
-    yield "classify", stage("classify", str(dpath / "facts.jsonl"))
-    yield "settle", stage("settle", str(dpath / "classify.jsonl"))
+    yield "facts", _stage(dpath, "facts", "runs.jsonl")
+    yield "classify", _stage(dpath, "classify", "facts.jsonl")
+    yield "settle", _stage(dpath, "settle", "classify.jsonl")
     argv = ("--account", dpath / "account")
-    yield "select", stage("select", str(dpath / "settle.jsonl"), *argv)
+    yield "select", _stage(dpath, "select", "settle.jsonl", *argv)
+
+
+def _pipe(dpath: pathlib.Path, n: int):
+    yield from _selection(dpath, n)
     # What staging and rendering would take if all of them were chosen.
+    rnd = random.Random(0)
     _write_probe(dpath / "probe.npz")
     _write(dpath / "checked.jsonl", (_checked(dpath, i, rnd) for i in range(n)))
-    yield "stage", stage("stage", str(dpath / "checked.jsonl"))
+    yield "stage", _stage(dpath, "stage", "checked.jsonl")
     if n <= MAX_RENDERED:
-        yield "render", stage("render", str(dpath / "stage.jsonl"))
+        yield "render", _stage(dpath, "render", "stage.jsonl")
 
 
 def _write_probe(fpath: pathlib.Path) -> None:

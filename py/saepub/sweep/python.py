@@ -8,6 +8,7 @@ or the variable with quoted text in a comment elsewhere, so that nothing is sile
 """
 
 import ast
+import bisect
 import io
 import pathlib
 import platform
@@ -213,7 +214,8 @@ class _Literal:
         self.fpath, self.value, self.layers = fpath, value, layers
         self.layer_at = layer_at
         self.text_lines = text.split("\n")
-        self.strings: list[tokenize.TokenInfo] = []
+        self.strings: list[tuple[int, int]] = []
+        """Where each string starts, in order."""
         self.comments: dict[int, tokenize.TokenInfo] = {}
         """By line, which has at most one."""
         for tok in tokens:
@@ -222,7 +224,7 @@ class _Literal:
             if tok.type == token.COMMENT:
                 self.comments[tok.start[0]] = tok
             elif tok.type == token.STRING:
-                self.strings.append(tok)
+                self.strings.append(tok.start)
         self.found: list[Candidate] = []
         self.not_taken: list[tuple[int, str]] = []
 
@@ -292,11 +294,8 @@ class _Literal:
                     f" {WAY_OUT}",
                 )
             self._take(layer, item.value, False, item.lineno)
-            start, end = self._start(item), self._end(item)
-            n_strings = sum(
-                start <= tok.start and tok.end <= end for tok in self.strings
-            )
-            if n_strings != 1:
+            first = bisect.bisect_left(self.strings, self._start(item))
+            if bisect.bisect_left(self.strings, self._end(item)) - first != 1:
                 raise self._error(item, f"layer {layer} lacks a comma between two ids")
 
     def _commented(self, lists: list[tuple[int, ast.List | ast.Tuple]]) -> None:
