@@ -27,7 +27,7 @@ endif
 # them), facts.<slug> (a repo's own facts filter). If the goals need them, it also sets up .venv
 # and the demo. To add a setting, add a row in py/saepub/settings.py.
 
-NEED_NO_DATA := setup demo init doctor tools test test-all test-fast lint bench faults fuzz ci clean distclean
+NEED_NO_DATA := setup demo init doctor tools test test-all test-fast lint bench faults fuzz clean distclean
 
 define newline
 
@@ -178,7 +178,7 @@ docs: ## write the section on these repos in SAEV_DIR's docs; DRY_RUN=1 only sho
 
 # ---- upkeep ----------------------------------------------------------------------------------
 
-.PHONY: tools test test-all test-fast lint bench pictures faults fuzz ci clean distclean
+.PHONY: tools test test-all test-fast lint bench pictures faults fuzz clean distclean
 test test-all test-fast lint bench faults fuzz: tools
 tools:
 	@bin/setup --dev
@@ -207,8 +207,6 @@ faults: ## cause every fault that must be caught, and show the messages
 
 fuzz: ## feed corrupted input to every stage; SECONDS_EACH=600, TARGETS="select …"
 	@$(VENV)/bin/python tests/fuzz/run.py --seconds $(or $(SECONDS_EACH),60) $(TARGETS)
-
-ci: lint test-all ## what continuous integration runs
 
 clean: ## empty build/, except for the demo
 	@bin/clean
