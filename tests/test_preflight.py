@@ -172,6 +172,15 @@ def test_checkout_loads_every_schema_and_is_named_by_commit(runs, tmp_path):
     assert saev_loader.commit(util.write_saev(saev_dir / "copy") / "src") == ""
 
 
+def test_a_clone_that_git_cannot_read_is_not_called_one_without_history(tmp_path):
+    """Where git isn't installed, or refuses another user's clone."""
+    src_dpath = util.write_saev(tmp_path / "saev") / "src"
+    assert saev_loader._source_of(src_dpath, "").why_not == "has no git history"
+    (tmp_path / "saev/.git").mkdir()
+    assert saev_loader.commit(src_dpath) == ""
+    assert "git can't tell" in saev_loader._source_of(src_dpath, "").why_not
+
+
 def test_nothing_in_is_nothing_out_without_importing_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = run([], tmp_path, PYTHONPATH=tmp_path)

@@ -838,6 +838,14 @@ def test_a_lasting_fault_ends_in_one_line_with_the_command_that_continues(
     assert len(world.titles()) == 2
 
 
+def test_the_xet_library_retries_little_since_it_does_so_without_a_word(world):
+    lines = world.run("plan", stdin=world.lines()).out
+    world.hub.faults.append(Fault("xet_token", status=503, times=10**6))
+    assert world.run("push", stdin=lines).code == 1
+    n_attempts, n_requests = 5, world.kinds().count("xet_token")
+    assert n_attempts < n_requests <= 4 * n_attempts
+
+
 def test_a_wait_is_as_long_as_the_hub_asks_for(world):
     lines = world.run("plan", stdin=world.lines()).out
     for after in ("7", "999", "soon"):

@@ -340,6 +340,8 @@ def test_another_repos_broken_sweep_does_not_stop_this_one(bare):
         ("SAEV_DIR=a\nb", "SAEV_DIR is 'a\\nb'"),
         ("HF_TOKEN=hf_canary", "HF_TOKEN on a command line is visible to every user"),
         ("WANDB_API_KEY=hf_canary", "WANDB_API_KEY on a command line"),
+        ("HF_ENDPOINT=https://me:hf_canary@hub.lab/x", "HF_ENDPOINT has a user name"),
+        ("WANDB_BASE_URL=http://hf_canary@wandb.lab", "WANDB_BASE_URL has a user name"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_nothing_is_made(bare, given, told):

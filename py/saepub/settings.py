@@ -107,6 +107,9 @@ NOT_IN_DOTENV = ("HF_TOKEN",)
 FOR_CLIENTS = ("HF_", "WANDB_")
 """The Hub's and W&B's clients read these too, and treat an empty one as set."""
 
+ADDRESSES = ("HF_ENDPOINT", "WANDB_BASE_URL")
+"""Of servers. We send a key to them in another way, and they appear in messages and records."""
+
 MARK = ".saepub"
 """The file that marks a directory as created by us."""
 
@@ -159,6 +162,11 @@ def _clean(setting: Setting, value: Value) -> str:
     if not text.isprintable():
         raise UserError(
             f"{setting.name} is {text!r} ({value.source}); it takes one line of text"
+        )
+    if setting.name in ADDRESSES and re.match(r"\w+://[^/]*@", text):
+        raise UserError(
+            f"{setting.name} has a user name or password in it ({value.source}), which would be"
+            " shown and recorded; leave that out"
         )
     if setting.kind == PATH:
         text = os.path.expanduser(text)

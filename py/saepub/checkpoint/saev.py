@@ -205,7 +205,9 @@ def _source_of(src_dpath: pathlib.Path, name: str) -> Source:
         project = (src_dpath.parent / "pyproject.toml").read_text(encoding="utf-8")
         python = one_line(tomllib.loads(project)["project"]["requires-python"])
     if not name:
-        return Source(None, python, "has no git history")
+        is_clone = (src_dpath.parent / ".git").exists()
+        why = "is a clone whose commit git can't tell (is git installed?)"
+        return Source(None, python, why if is_clone else "has no git history")
     if name.endswith(DIRTY):
         return Source(None, python, "has uncommitted changes")
     try:

@@ -27,6 +27,8 @@ TIMEOUT = float(settings.number("HF_HUB_DOWNLOAD_TIMEOUT") or 60)
 # The Xet library holds files in memory: eight take over a gigabyte, and chunking one at a time
 # is faster than a network.
 os.environ.setdefault("HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION", "1")
+# It would retry for minutes without a word; our own retries, which are told, come on top.
+os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
 # It would log to a file in HF_HOME, or to stdout if it can't.
 os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
 os.environ |= {
