@@ -448,7 +448,7 @@ def prints():
     return [("ok", "two\\nlines \\x1b[31m " + os.environ["HF_TOKEN"])]
 
 def denied():
-    open(sys.argv[1] + "/below a file")
+    open(sys.executable + "/below a file")
 
 doctor.SECONDS = 2
 checks = [Check(f.__name__, f) for f in (raises, dies, hangs, prints, denied)]
@@ -470,7 +470,7 @@ def test_no_check_can_break_hold_up_or_be_heard_beside_the_others(tmp_path):
         "bad   dies      no answer; the check died or took too long",
         "bad   hangs     no answer; the check died or took too long",
         "ok    prints    two lines  [31m <HF_TOKEN>",
-        f"bad   denied    {pid}/below a file: Not a directory",
+        f"bad   denied    {sys.executable}/below a file: Not a directory",
     ]
     # And what it started doesn't outlive it, except for the moment that dying takes.
     with contextlib.suppress(ProcessLookupError):

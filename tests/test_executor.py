@@ -121,8 +121,7 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
             os.kill(pid, signal.SIGKILL)
         out, err = program.communicate()
     assert (program.returncode, out) == (1, "")
-    # On a slow machine, there is progress in between.
-    sent, *told = [s for s in err.splitlines() if not s.endswith(" left")]
+    sent, *told = essential(err)
     who = f"Slurm job {task.split('_')[0]}" if kind == "slurm" else "this machine"
     logs = sent.removeprefix(f"preflight: 6 lines as 2 tasks of {who}; logs in ")
     assert pathlib.Path(logs).parent == lab.build / "executor" / "logs"
@@ -167,6 +166,12 @@ def test_killed_task_costs_what_it_had_not_done_and_secrets_stay(lab, kind):
     assert str(left) == logs  # the logs of a successful run are gone
 
 
+def essential(err: str) -> list[str]:
+    """What is told, without what depends on how busy machine and cluster are."""
+    lines = [text for text in err.splitlines() if not text.endswith(" left")]
+    return [text for text in lines if "waiting in Slurm's queue" not in text]
+
+
 def test_interrupt_cancels_the_tasks(lab, kind):
     lines = [line_of(lab, i) for i in range(2)]
     hang(lab, 0), hang(lab, 1)
@@ -175,7 +180,7 @@ def test_interrupt_cancels_the_tasks(lab, kind):
         os.killpg(program.pid, signal.SIGINT)  # as a terminal does
         out, err = program.communicate()
     assert (program.returncode, out) == (130, "")
-    assert err.splitlines()[1:] == ["preflight: interrupted"]
+    assert essential(err)[1:] == ["preflight: interrupted"]
     until(lambda: kind == "local" or not slurm(lab, "squeue", "--noheader"))
     until(lambda: not os.path.exists(f"/proc/{pid}"))
     assert not any("Traceback" in f.read_text() for f in lab.build.rglob("*.err"))

@@ -246,9 +246,9 @@ def test_push_dinov3_fails_with_1_and_the_command_that_continues(tree):
     catalog = json.loads((tree.dpath / "build/demo/catalog.json").read_text())
     catalog["repos"] = [r for r in catalog["repos"] if r["slug"] == SLUG]
     (tree.dpath / "build/demo/catalog.json").write_text(json.dumps(catalog))
-    done = push_dinov3(tree, HF_TOKEN="")
+    done = push_dinov3(tree, HF_TOKEN="hf_wrong")
     assert done.code == 1
-    assert re.search(r"HF_TOKEN is not set.*to continue: .*bin/push-dinov3", done.err)
+    assert re.search(r"HF_TOKEN is wrong.*to continue: .*bin/push-dinov3", done.err)
     assert tree.hub.requests[-1][0] == "GET"
     done = push_dinov3(tree, "--dry-run", HF_TOKEN="")
     assert done.code == 0 and REPO_ID in done.out
