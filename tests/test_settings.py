@@ -569,3 +569,9 @@ def test_a_release_that_cannot_succeed_ends_before_anything_is_made(bare):
     assert "*** HF_TOKEN is not set; create a token with write access" in told
     (bare.dpath / ".env").unlink()
     assert bare.files() == before
+
+
+def test_a_password_in_an_index_is_not_kept(bare):
+    bare.dotenv("TORCH_INDEX=https://me:canary@index.example/simple")
+    bare.make(ONE)
+    assert run_program("grep", "-r", "canary", bare.build).code == 1

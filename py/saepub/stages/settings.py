@@ -27,6 +27,10 @@ LINE_END = "¶"
 FOR_MAKE = r"[\w./+@,-]+"
 """A path that can be a target: without characters that are special to make or a shell."""
 
+OWN_STAMPS = ("CATALOG", "METRICS_SNAPSHOT", "RECORDS", "TORCH_INDEX")
+"""Settings whose value is not kept as it is: files with their times, and an address that may
+contain a password."""
+
 NOT_FOR_MAKE = {
     "i": "would go on past a failure, with what an earlier run left",
     "t": "would take old results for current ones",
@@ -242,7 +246,7 @@ def pipe(changes_nothing: bool) -> tp.Iterator[str]:
     yield f"is_demo := {'yes' if is_demo else ''}"
     for name, setting in settings.BY_NAME.items():
         if (
-            name not in ("CATALOG", "METRICS_SNAPSHOT", "RECORDS", *settings.MADE)
+            name not in (*OWN_STAMPS, *settings.MADE)
             and setting.kind != settings.SECRET
         ):
             stamps.update(name, settings.get(name))
