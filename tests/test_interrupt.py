@@ -61,7 +61,7 @@ from saepub.slurm import pool
 from saepub.slurm.work import Part
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
 def nothing(): pass
-print([outcome.reason for outcome in pool.each(nothing, [Part((), [])], 1, nothing)])
+print([outcome.reason for outcome in pool.each(nothing, [Part((), [])], 1)])
 print([finding.text for finding in examine([Check("x", nothing, silent="silent")])])
 """
 

@@ -1,12 +1,13 @@
 """Checks that a checkpoint loads with the values in its bytes, and computes from them."""
 
+import functools
 import math
 import pathlib
 import typing as tp
 
 import numpy as np
 
-from .. import checkpoint
+from .. import checkpoint, machine
 from ..cli import UserError
 from ..jsonl import BUILTIN
 from ..text import one_line
@@ -34,6 +35,19 @@ class Loaded(tp.NamedTuple):
     x_hat: tp.Any
 
 
+@functools.cache
+def prepare() -> None:
+    """Prepare this process for checking one file after another, on one thread.
+
+    Most of the time goes into hashing and copying. In the products of a few activations,
+    threads would wait for each other, on a busy machine for seconds.
+    """
+    machine.keep_freed_memory()
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def check_file(
     fpath: str | pathlib.Path, loader: str, probe: Probe | None = None
 ) -> None:
@@ -47,6 +61,7 @@ def check_file(
     Raises:
         UserError: It is damaged, or doesn't match its bytes or its probe when loaded.
     """
+    prepare()
     with checkpoint.File(fpath) as file:
         file.read()
         x = probe.x if probe else checkpoint_probe.random_inputs(file.header.d_model)

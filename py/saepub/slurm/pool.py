@@ -10,37 +10,34 @@ if tp.TYPE_CHECKING:
     import concurrent.futures
 
 
-def each(
-    function: Function, parts: list[Part], n_jobs: int, prepare: tp.Callable[[], None]
-) -> tp.Iterator[Outcome]:
+def each(function: Function, parts: list[Part], n_jobs: int) -> tp.Iterator[Outcome]:
     """The outcome of each part, in the parts' order.
 
     If a process dies, only the part that it was working on is lost.
 
     Args:
         function: Called as function(*part.args) by a process.
-        prepare: Called once by each process.
 
     Raises:
         SetupError: The function raises it.
     """
     from concurrent.futures.process import BrokenProcessPool  # slow to import
 
-    with _pool(n_jobs, prepare) as pool:
+    with _pool(n_jobs) as pool:
         with interrupts_held():  # until each process has set its own handler
             futures = [pool.submit(outcome_of, function, part.args) for part in parts]
         for part, future in zip(parts, futures, strict=True):
             try:
                 yield future.result()
             except BrokenProcessPool:
-                yield _alone(function, part, prepare)
+                yield _alone(function, part)
 
 
-def _alone(function: Function, part: Part, prepare: tp.Callable[[], None]) -> Outcome:
+def _alone(function: Function, part: Part) -> Outcome:
     """Redo a part, whose process or a neighbor's died, in a separate process."""
     from concurrent.futures.process import BrokenProcessPool
 
-    with _pool(1, prepare) as pool:
+    with _pool(1) as pool:
         try:
             with interrupts_held():
                 future = pool.submit(outcome_of, function, part.args)
@@ -51,15 +48,13 @@ def _alone(function: Function, part: Part, prepare: tp.Callable[[], None]) -> Ou
 
 
 @contextlib.contextmanager
-def _pool(
-    n_jobs: int, prepare: tp.Callable[[], None]
-) -> tp.Iterator["concurrent.futures.Executor"]:
+def _pool(n_jobs: int) -> tp.Iterator["concurrent.futures.Executor"]:
     import concurrent.futures
     import multiprocessing
 
     context = multiprocessing.get_context("fork")
     pool = concurrent.futures.ProcessPoolExecutor(
-        n_jobs, context, initializer=_start, initargs=(prepare,)
+        n_jobs, context, initializer=end_on_interrupt
     )
     try:
         yield pool
@@ -68,8 +63,3 @@ def _pool(
         raise
     # Wait, because a pool that is still closing when Python exits prints a traceback.
     pool.shutdown()
-
-
-def _start(prepare: tp.Callable[[], None]) -> None:
-    end_on_interrupt()
-    prepare()

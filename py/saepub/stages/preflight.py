@@ -124,21 +124,12 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
     else:
         saev_loader.available()  # before the fork, since importing it takes seconds
         n_jobs = min(machine.n_at_once(n_bytes, at_once), len(parts))
-        checked = pool.each(check, parts, n_jobs, prepare)
+        checked = pool.each(check, parts, n_jobs)
         outcomes = list(progress(checked, len(given), "preflight"))
     return [
         Result(outcome.result or line, outcome.reason, outcome.lost)
         for line, outcome in zip(given, outcomes, strict=True)
     ]
-
-
-def prepare() -> None:
-    """Prepare a process for checking one file after another."""
-    machine.keep_freed_memory()
-    import torch
-
-    # Most of the time goes into hashing and copying, on one thread.
-    torch.set_num_threads(1)
 
 
 def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
@@ -159,6 +150,7 @@ def check(line: jsonl.Line, fpath: str, probes_dpath: str) -> jsonl.Line:
         UserError: Why this run can't be released.
         SetupError: saev can't be imported, so no run can be checked.
     """
+    checkpoint_check.prepare()
     with checkpoint.File(fpath) as file:
         if conflicts := witnesses.conflicts(line, vars(file.header)):
             raise UserError(f"at odds: {conflicts}")
