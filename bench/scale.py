@@ -91,8 +91,9 @@ def _selection(dpath: pathlib.Path, n: int):
     yield "facts", _stage(dpath, "facts", "runs.jsonl")
     yield "classify", _stage(dpath, "classify", "facts.jsonl")
     yield "settle", _stage(dpath, "settle", "classify.jsonl")
+    yield "select", _stage(dpath, "select", "settle.jsonl")
     argv = ("--account", dpath / "account")
-    yield "select", _stage(dpath, "select", "settle.jsonl", *argv)
+    yield "select --account", _stage(dpath, "select", "settle.jsonl", *argv)
 
 
 def _pipe(dpath: pathlib.Path, n: int):
