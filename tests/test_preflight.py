@@ -37,6 +37,7 @@ OF_OLD = (
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    monkeypatch.setenv("SAEPUB_BUILD", str(tmp_path / "build"))
     return tmp_path / "runs"
 
 
