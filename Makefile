@@ -188,8 +188,10 @@ test-all: ## run every test, as CI does
 test-fast: ## leave out those that start programs, Chromium and Slurm as well
 MARKS.test = -m 'not long'
 MARKS.test-fast = -m 'not long and not programs and not browser and not slurm'
+# Many tests wait for a server, so there is one process more than cores.
 test test-all test-fast:
-	@$(VENV)/bin/python -m pytest -q -n auto --dist loadfile $(MARKS.$@) $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest -q -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile \
+	    $(MARKS.$@) $(PYTEST_ARGS)
 
 lint: ## ruff and mypy for Python, shellcheck for shell
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

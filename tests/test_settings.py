@@ -534,7 +534,7 @@ def test_a_summary_of_a_repo_that_is_no_more_is_no_matter(bare):
 
 def test_the_makefile_is_a_page():
     lines = (ROOT / "Makefile").read_text().splitlines()
-    assert len(lines) <= 215
+    assert len(lines) <= 217
     recipe = 0
     for line in lines:
         recipe = recipe + 1 if line.startswith("\t") else 0
