@@ -14,6 +14,7 @@ from kits.hub import Client
 from kits.lab import Lab
 from kits.programs import Done, text_of
 from loopback_hub import LoopbackHub
+from saepub import places
 from saepub.release import record as record_of
 from saepub.stages import docs
 
@@ -84,7 +85,7 @@ def released(lab):
 
 
 def page_fpath(lab: Lab) -> pathlib.Path:
-    return lab.saev_dir / docs.PAGE
+    return lab.saev_dir / places.DOCS_PAGE
 
 
 def page_text(lab: Lab) -> str:

@@ -1,5 +1,5 @@
 """Where a run's files are: under the root that a setting names, else the catalog's, which
-the run's line carries."""
+the run's line carries. And where saev's docs tell of released repos."""
 
 import os
 import pathlib
@@ -10,6 +10,10 @@ from .jsonl import Line
 
 CHECKPOINT = "{run_id}/checkpoint/sae.pt"
 """Where saev writes a checkpoint, below the runs root, unless the catalog says otherwise."""
+
+
+DOCS_PAGE = "docs/src/users/inference.md"
+"""The page that `make docs` writes in, below a checkout of saev."""
 
 
 def runs_root(line: Line) -> pathlib.Path:

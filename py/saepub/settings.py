@@ -93,6 +93,8 @@ DEMO = {
 }
 """The demo's settings: paths under BUILD/demo."""
 
+NO_TOKEN = "HF_TOKEN is not set; create a token with write access and export it"
+
 NO_RELEASE_OF_DEMO = (
     "this is the demo; set SAEV_DIR and RUNS_ROOT for your own data, or: make rehearse"
 )

@@ -6,6 +6,7 @@ only a certain lack of rights is a problem; a doubtful one is a warning, and the
 
 import typing as tp
 
+from .. import settings
 from ..cli import UserError
 from ..text import one_line, say
 from . import client as hub
@@ -28,9 +29,7 @@ def problems(repo_ids: tp.Iterable[str], collections: tp.Iterable[str]) -> list[
     """
     try:
         if not hub.token():
-            return [
-                "HF_TOKEN is not set; create a token with write access and export it"
-            ]
+            return [settings.NO_TOKEN]
         me = _object(hub.retrying("whoami", lambda: hub.api().whoami()))
     except UserError as err:
         return [str(err)]

@@ -13,13 +13,12 @@ import shutil
 import time
 import typing as tp
 
-from .. import jsonl, settings
+from .. import jsonl, places, settings
 from ..cli import parser
 from ..demo.table import REPOS, Repo, Run, all_runs, catalog, runs_of
 from ..files import lock
 from ..text import n_of, say
 
-DOCS_PAGE = "docs/src/users/inference.md"
 DOCS = """# Inference
 
 ## Download a Checkpoint
@@ -72,7 +71,7 @@ def is_complete(root: pathlib.Path) -> bool:
     catalog_fpath = root / "catalog.json"
     if not catalog_fpath.is_file() or catalog_fpath.read_text() != _catalog_text():
         return False
-    fpaths = [root / "snapshot.jsonl", root / "saev" / DOCS_PAGE]
+    fpaths = [root / "snapshot.jsonl", root / "saev" / places.DOCS_PAGE]
     fpaths += [sweep_fpath(root, repo) for repo in REPOS]
     fpaths += [
         shard_dpath(root, repo) / name
@@ -112,7 +111,7 @@ def build(root: pathlib.Path) -> None:
         fpath = sweep_fpath(root, repo)
         fpath.parent.mkdir(parents=True, exist_ok=True)
         fpath.write_text(demo_sweeps.text(repo, runs_of(repo)))
-    docs_fpath = root / "saev" / DOCS_PAGE
+    docs_fpath = root / "saev" / places.DOCS_PAGE
     docs_fpath.parent.mkdir(parents=True)
     docs_fpath.write_text(DOCS)
     snapshot = []

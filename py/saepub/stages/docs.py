@@ -11,14 +11,11 @@ import re
 import sys
 import typing as tp
 
-from .. import catalog, jsonl, settings, templating
+from .. import catalog, jsonl, places, settings, templating
 from ..cli import UserError, parser
 from ..files import write_aside
 from ..release import record as release
 from ..text import n_of, say
-
-PAGE = "docs/src/users/inference.md"
-"""The page, in a checkout of saev."""
 
 PART, BY_HAND = "Download a Checkpoint", "Multi-checkpoint repos"
 """The headings of the part that the section belongs to, and of the section written by hand."""
@@ -60,7 +57,7 @@ def main(argv: list[str]) -> None:
     cat = catalog.load()
     repos = released(args.slugs or [repo.slug for repo in cat.repos], cat)
     saev_dir = settings.need("SAEV_DIR", "the saev checkout whose docs are written")
-    fpath = pathlib.Path(saev_dir) / PAGE
+    fpath = pathlib.Path(saev_dir) / places.DOCS_PAGE
     old = read_page(fpath)
     try:
         new = with_section(old, section(repos))
@@ -204,8 +201,8 @@ def diff(old: str, new: str) -> str:
     pieces = difflib.unified_diff(
         re.findall(r".*\n|.+", old),
         re.findall(r".*\n|.+", new),
-        f"a/{PAGE}",
-        f"b/{PAGE}",
+        f"a/{places.DOCS_PAGE}",
+        f"b/{places.DOCS_PAGE}",
     )
     return "".join(
         piece if piece.endswith("\n") else f"{piece}\n\\ No newline at end of file\n"

@@ -178,10 +178,7 @@ def check_release() -> None:
     if is_demo and not settings.get("HF_ENDPOINT"):
         raise UserError(settings.NO_RELEASE_OF_DEMO)
     if not settings.get("HF_TOKEN"):
-        raise UserError(
-            "HF_TOKEN is not set; create a token with write access and export it, or:"
-            " make rehearse"
-        )
+        raise UserError(f"{settings.NO_TOKEN}, or: make rehearse")
 
 
 def assignments(

@@ -8,7 +8,6 @@ for bit, and what it computes with the repo's check.npz.
 import contextlib
 import datetime
 import hashlib
-import importlib
 import pathlib
 import threading
 import time
@@ -62,15 +61,17 @@ def main(argv: list[str]) -> None:
         slugs = [cat.get(slug).slug for slug in args.released]
         check_records(slugs, args.files, args.download)
     else:
-        threading.Thread(target=import_torch).start()
+        threading.Thread(target=prepare).start()
         repos = staged.by_repo(jsonl.read(*KEYS, is_chosen=True))
         check_pushed(cat, repos, args.files, args.download)
 
 
-def import_torch() -> None:
+def prepare() -> None:
     """Do what loading a checkpoint needs and takes seconds, while push is still sending."""
     with contextlib.suppress(ImportError):  # reported when it is needed
-        importlib.import_module("torch")
+        from ..checkpoint import check as preflight_check
+
+        preflight_check.prepare()
 
 
 def check_pushed(
