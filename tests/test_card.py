@@ -133,6 +133,16 @@ def test_a_reader_gets_from_an_image_to_its_features(ran, slug):
     assert found["shapes"]["features"] == found["shapes"]["values"] == [256, 5]
 
 
+@pytest.mark.skipif(not reader.PYTHON, reason="needs READER, with saev and timm")
+def test_a_reader_computes_the_activations_that_saev_records(published):
+    use, _, _ = reader.blocks(published.card("relu"), "python")
+    record = reader.RECORD.format(fpath=published.dpath / reader.META_WEIGHTS, layer=11)
+    (found,) = reader.run(
+        published.dpath / "reader", [(use + record, "right")], **published.env
+    )
+    assert float(found["told"].splitlines()[-1]) < 1e-5
+
+
 @pytest.mark.parametrize("slug", KINDS)
 def test_a_reader_downloads_a_layer_and_the_run_nearest_to_an_l0(ran, published, slug):
     found = ran[slug, "download"]["names"]

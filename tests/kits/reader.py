@@ -35,6 +35,7 @@ WIDTHS = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 class Model:
     def __init__(self, width, n_blocks):
         self.width, self.n_blocks, self.training = width, n_blocks, True
+        self.rope = types.SimpleNamespace(periods=torch.ones(16))
 
     def eval(self):
         self.training = False
@@ -63,7 +64,11 @@ def resolve_model_data_config(model):
 
 
 def create_transform(input_size):
-    return lambda image: torch.zeros(input_size) + image.width
+    def transform(image):
+        assert (3, *image.size) == input_size
+        return torch.zeros(input_size) + image.getpixel((9, 9))[0]
+
+    return transform
 
 
 data = types.SimpleNamespace(
@@ -120,22 +125,56 @@ print(json.dumps(out))
 
 
 WEIGHTS = "vit_small_patch16_dinov3.lvd1689m"
+META_WEIGHTS = "dinov3_vits16_pretrain_lvd1689m-08c60483.pth"
 
-# Stands in for what timm would download: the real model's weights can't be had here.
+# Stands in for what timm and saev would download, which can't be had here: random weights, as
+# Meta's file and timm's repo would have them. Meta's has zeros for the biases of q, k and v, and
+# rounded RoPE periods.
 MAKE_WEIGHTS = f"""
-import sys, timm, safetensors.torch
+import pathlib, sys
+import safetensors.torch, timm, torch
+from saev.data import dinov3
+from timm.models.eva import checkpoint_filter_fn
+
+dpath = pathlib.Path(sys.argv[1])
+torch.manual_seed(0)
+meta = dinov3.Encoder(dinov3._PRETRAINED_CFGS["dinov3_vits16"]).state_dict()
+for name, value in meta.items():
+    if name.endswith("periods"):
+        meta[name] = value.bfloat16()
+    elif name.endswith(("qkv.bias", "bias_mask")):
+        value.zero_()
+    else:
+        value.normal_(1.0 if "norm" in name else 0.0, 0.1)
+torch.save(meta, dpath.parent / "{META_WEIGHTS}")
 model = timm.create_model("{WEIGHTS.split(".")[0]}")
-safetensors.torch.save_file(model.state_dict(), sys.argv[1])
+weights = checkpoint_filter_fn(meta, model)
+safetensors.torch.save_file(weights, dpath / "model.safetensors")
+"""
+
+# After the card's code: how far its activations are from those that saev records.
+RECORD = """
+from saev.data import dinov3, shards
+
+vit = dinov3.Vit("{fpath}").eval()
+prepare, cut = vit.make_transforms("{fpath}", 256)
+sample = cut({{"data": prepare(Image.open("image.jpg").convert("RGB"))}})
+recorder = shards.RecordedTransformer(vit, 256, False, [{layer}])
+with torch.inference_mode():
+    _, recorded = recorder(sample["data"][None], grid=sample["grid"][None])
+print((acts - recorded[0, 0]).norm().item() / (recorded - recorded.mean(2)).norm().item())
 """
 
 
 def weights(dpath: pathlib.Path) -> pathlib.Path | None:
-    """A directory like timm's repo of WEIGHTS, for the real timm; None for the stand-in."""
+    """A directory like timm's repo of WEIGHTS, for the real timm; None for the stand-in.
+
+    Beside it are the same weights as Meta publishes them, for saev.
+    """
     if not PYTHON:
         return None
     dpath.mkdir()
-    command = [PYTHON, "-c", MAKE_WEIGHTS, dpath / "model.safetensors"]
-    subprocess.run(command, check=True, env=bare_env())
+    subprocess.run([PYTHON, "-c", MAKE_WEIGHTS, dpath], check=True, env=bare_env())
     return dpath
 
 
@@ -161,7 +200,10 @@ def run(dpath: pathlib.Path, runs: list[tuple[str, str]], **env: object) -> list
     from PIL import Image
 
     dpath.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (400, 300), (90, 120, 40)).save(dpath / "image.jpg")
+    image = Image.radial_gradient("L").rotate(20).resize((400, 300))
+    Image.merge("RGB", (image, image.rotate(70), image.rotate(140))).save(
+        dpath / "image.jpg"
+    )
     if not PYTHON:
         saev = checkpoints.write_saev(dpath / "saev")
         (saev / "src/timm.py").write_text(textwrap.dedent(TIMM))
