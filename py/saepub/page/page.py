@@ -18,7 +18,12 @@ from .panel import Panel, panel
 KINDS = {CHOSEN: "c", PINNED: "p", NOT_NEEDED: "n", OFF_FRONTIER: "o", DROPPED: "d"}
 """The CSS class of a run's row and mark, by its fate. A run excluded by hand also has "h"."""
 
-LEGEND = plane.LEGEND | {CHOSEN: "chosen", PINNED: "pinned by hand", DROPPED: "dropped"}
+LEGEND = plane.LEGEND | {
+    CHOSEN: "chosen",
+    PINNED: "pinned by hand",
+    NOT_NEEDED: "on the frontier, not needed",
+    DROPPED: "dropped",
+}
 """The card's labels, except that nothing is published yet."""
 
 
@@ -37,9 +42,17 @@ class Row(tp.NamedTuple):
     fate: str
     warnings: list[str]
 
+    @property
+    def n_lines(self) -> int:
+        """How many lines it takes on paper, at most."""
+        texts = [self.fate, *(f"warning: {text}" for text in self.warnings)]
+        return max(1 + bool(self.logged), sum(-(-len(t) // FATE_WIDTH) for t in texts))
 
-PAGE_ROWS = 36
-"""How many table rows fit on a printed page below the plot."""
+
+FATE_WIDTH = 16
+"""How many characters fit into the last column on paper."""
+PAGE_LINES = 36
+"""How many lines of a table fit on a printed page below the plot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Layer:
 
     @property
     def is_long(self) -> bool:
-        return len(self.rows) > PAGE_ROWS
+        return sum(row.n_lines for row in self.rows) > PAGE_LINES
 
 
 @dataclasses.dataclass(frozen=True)
