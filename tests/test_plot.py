@@ -115,6 +115,22 @@ def test_no_text_covers_another_or_leaves_the_picture(account):
         assert across < 1 or up < 3.5, (a, b, box, other)
 
 
+@pytest.mark.parametrize("seed", (1, 3, 5))
+def test_the_frontier_strikes_out_no_label(seed):
+    layers = (13, 15, 17, 19, 21, 23)
+    account = [line for layer in layers for line in sweep(layer, n=12, seed=seed)]
+    fig = plot.figure("lab/SAE", account)
+    boxes(fig)  # draws it
+    for ax in fig.axes:
+        corners = ax.transData.transform(ax.lines[0].get_xydata())
+        for text in ax.texts:
+            box = text.get_window_extent()
+            for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+                across = x0 < box.x1 - 1 and x1 > box.x0 + 1
+                up = min(y0, y1) < box.y1 - 3 and max(y0, y1) > box.y0 + 3
+                assert not (across and up), text
+
+
 def test_all_layers_share_one_plane():
     axes = panels(SIX)
     assert len({tuple(ax.get_yticks()) for ax in axes}) == 1

@@ -5,6 +5,7 @@ four times that. The background is transparent, and the colors are halfway betwe
 white, so that they are visible on light and dark pages.
 """
 
+import itertools
 import math
 import pathlib
 import textwrap
@@ -214,7 +215,8 @@ def _panel(
     def draw(places: list[tuple[float, float]], **style: tp.Any) -> None:
         ax.plot([px for px, _ in places], [py for _, py in places], **style)
 
-    draw([at(*corner) for corner in plane.staircase(front)], **STAIRCASE)
+    stairs = [at(*corner) for corner in plane.staircase(front)]
+    draw(stairs, **STAIRCASE)
     inside: dict[str, list[tuple[float, float, str]]] = {fate: [] for fate in MARKS}
     outside = []
     for run in runs:
@@ -225,7 +227,7 @@ def _panel(
             outside.append((px, py, run))
     for fate, style in reversed(MARKS.items()):
         draw([(px, py) for px, py, _ in inside[fate]], ls="none", **style)
-    _label(ax, width, inside, _at_edges(ax, width, outside))
+    _label(ax, width, inside, _at_edges(ax, width, outside), stairs)
 
 
 def _at_edges(
@@ -294,32 +296,56 @@ def _label(
     width: float,
     inside: dict[str, list[tuple[float, float, str]]],
     boxes: list[Box],
+    stairs: list[tuple[float, float]],
 ) -> None:
     """Label each published run with its L0, clear of `boxes`.
 
-    Labels go below the run: no run can lie under the staircase. If that is full, above it.
+    Labels go below the run: no run can lie under the staircase. If that is full, above it and
+    clear of the staircase, from the right, so that none is between another and its run.
     """
     boxes = boxes + [
         (px - 4, py - 4, px + 4, py + 4)
         for fate in (CHOSEN, PINNED, NOT_NEEDED)
         for px, py, _ in inside[fate]
     ]
-    for px, py, text in sorted(inside[CHOSEN] + inside[PINNED]):
-        size = DIGIT * len(text)
-        left = max(px - 1 - size, 1)
-        places = [(left, low) for low in range(int(py - 4 - TEXT), 1, -1)]
-        left = min(px + 2, width + RIGHT - size)
-        places += [(left, low) for low in range(int(py) + 3, PANEL_HEIGHT)]
+    steps = [
+        (a[0], min(a[1], b[1]) - 1, b[0], max(a[1], b[1]) + 1)
+        for a, b in itertools.pairwise(stairs)
+    ]
+
+    def put(
+        px: float,
+        py: float,
+        text: str,
+        places: list[tuple[float, int]],
+        avoid: list[Box],
+    ) -> bool:
         for left, low in places:
-            box = (left, low, left + size, low + TEXT)
-            if not any(_overlap(box, other) for other in boxes):
+            box = (left, low, left + DIGIT * len(text), low + TEXT)
+            if not any(_overlap(box, other) for other in avoid):
                 break
         else:
-            continue
+            return False
         if py - low > 2 * TEXT:
             ax.plot([px, px - 3], [py, low + TEXT], color=INK, lw=0.5)
+        elif low - py > TEXT:
+            ax.plot([px, max(px, left)], [py, low], color=INK, lw=0.5)
         ax.text(left, low + 1, text, va="bottom")
         boxes.append(box)
+        return True
+
+    high = []
+    for px, py, text in sorted(inside[CHOSEN] + inside[PINNED]):
+        left = max(px - 1 - DIGIT * len(text), 1)
+        below = [(left, low) for low in range(int(py - 4 - TEXT), 1, -1)]
+        if not put(px, py, text, below, boxes):
+            high.append((px, py, text))
+    for px, py, text in reversed(high):
+        size = DIGIT * len(text)
+        lefts = (min(px + 2, width + RIGHT - size), px - size / 2, px - size)
+        lows = range(int(py) + 3, PANEL_HEIGHT)
+        above = [(left, low) for low in lows for left in lefts]
+        put(px, py, text, above, boxes + steps)
 
 
 def _overlap(a: Box, b: Box) -> bool:
