@@ -169,6 +169,22 @@ def test_a_reader_sees_whether_the_loader_is_right(ran, slug):
     assert says("training").startswith(wrong)
 
 
+@pytest.mark.skipif(not reader.PYTHON, reason="needs READER, with what saev brings")
+def test_a_reader_makes_one_table_of_all_manifests(published):
+    fpaths = [str(stage / "manifest.jsonl") for stage in published.stage.values()]
+    code = f"fpaths = {fpaths}\n{reader.COMBINE}"
+    (found,) = reader.run(
+        published.dpath / "reader", [(code, "right")], **published.env
+    )
+    assert 'how="vertical_relaxed"' in published.card("relu")
+    assert "concatenate_datasets" in published.card("relu")
+    rows = [
+        json.loads(t) for f in fpaths for t in pathlib.Path(f).read_text().splitlines()
+    ]
+    want = f"{[row['top_k'] for row in rows]} {[row['activation'] for row in rows]}"
+    assert found["told"].replace(".0", "").splitlines()[-3:] == [want] * 3
+
+
 def test_a_reader_of_the_command_line_gets_the_files_and_checks_their_bytes(published):
     card = published.card("topk")
     env = published.env | {"HF_HOME": published.dpath / "home-of-hf"}

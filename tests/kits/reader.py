@@ -166,6 +166,22 @@ print((acts - recorded[0, 0]).norm().item() / (recorded - recorded.mean(2)).norm
 """
 
 
+# What a card says of several manifests, `fpaths`: they make one table.
+COMBINE = """
+import datasets, pandas, polars
+
+pandas_runs = pandas.concat([pandas.read_json(f, lines=True) for f in fpaths])
+polars_runs = polars.concat(
+    [polars.read_ndjson(f) for f in fpaths], how="vertical_relaxed"
+)
+datasets_runs = datasets.concatenate_datasets(
+    [datasets.load_dataset("json", data_files=f, split="train") for f in fpaths]
+)
+for runs in (pandas_runs, polars_runs, datasets_runs):
+    print([None if k != k else k for k in runs["top_k"]], list(runs["activation"]))
+"""
+
+
 def weights(dpath: pathlib.Path) -> pathlib.Path | None:
     """A directory like timm's repo of WEIGHTS, for the real timm; None for the stand-in.
 
