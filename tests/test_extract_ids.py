@@ -372,6 +372,14 @@ CHANGES = {
     "own operator": "class C:\n  def __getitem__(self, i):\n    return run_ids\nC()[0].clear()",
     "own context": "@contextmanager\ndef f():\n  yield run_ids\nwith f() as ids:\n  ids.clear()",
     "function's function": "def f():\n  def g():\n    return run_ids\n  return g\nf()().clear()",
+    "value of a dict()": 'cfg = dict(ids=run_ids[7])\ncfg["ids"].append("c")',
+    "update's keyword": 'cfg = {}\ncfg.update(ids=run_ids[7])\ncfg["ids"].append("c")',
+    "keywords of a dict": 'def f(ids):\n  ids.clear()\ncfg = {"ids": run_ids[7]}\nf(**cfg)',
+    "its name in a comprehension": '[run_ids.append("c") for run_ids in run_ids.values()]',
+    "its name in a class": "class C:\n  run_ids = 1\n  def f(self):\n    run_ids.clear()",
+    "one function or another": "def f(ids): ids.clear()\nif x:\n  def f(ids): pass\nf(run_ids)",
+    "attribute of an attribute": "class C:\n  def f(self):\n    self.a.append(run_ids)\nC().a[0].clear()",
+    "unknown statement": "match run_ids:\n  case {7: ids}:\n    print(ids)",
     "function in a dict": "def f():\n  return run_ids\nt = {1: f}\nt[1]().clear()",
 }  # fmt: skip
 WITH_DEFINITION = {
@@ -413,6 +421,8 @@ READS = {
     "returned": "def f():\n  return run_ids\nfor layer, ids in f().items(): print(ids)",
     "told": "import logging\nlogging.info('%s', run_ids)\nfor ids in tqdm(run_ids.values()): print(ids)",
     "module's own": "import sys, torch\nmodel.eval()\nlist(model.modules())\nif __name__ == '__main__':\n  print(sys.argv)",
+    "own function": "def make(cfgs, ids, *, n=run_ids):\n  cfgs.append({i: len(n[7]) for i in ids})\n  cfgs.append(1)\nmake([], run_ids)",
+    "parts at once": "ids, n = run_ids[7], 1\nn += 1\nx, y = {**run_ids}, [*ids]\nx[8] = []\ny.append('c')",
     "sum": "ids = sum(run_ids.values(), [])\nids.append('x')\nn = max(len(i) for i in run_ids.values())",
     "text": "print(f'{run_ids}', ', '.join(run_ids[7]), 7 in run_ids, run_ids == {})",
 }  # fmt: skip

@@ -21,7 +21,7 @@ import warnings
 from ..cli import UserError
 from ..text import human
 from . import Candidate
-from .uses import findings
+from .uses import findings, targets
 
 MAX_BYTES = 64 * 2**20
 
@@ -112,7 +112,7 @@ def variables(fpath: pathlib.Path) -> list[str]:
         value = getattr(node, "value", None)
         lists = value.values if isinstance(value, ast.Dict) else [value]
         if lists and all(_is_list_of_text(part) for part in lists):
-            found += [t.id for t in _targets(node) if isinstance(t, ast.Name)]
+            found += [t.id for t in targets(node) if isinstance(t, ast.Name)]
     return list(dict.fromkeys(found))
 
 
@@ -160,12 +160,6 @@ def _not_parsed(fpath: pathlib.Path, lineno: int, why: object) -> UserError:
     )
 
 
-def _targets(node: ast.AST) -> list[ast.expr]:
-    if isinstance(node, ast.Assign):
-        return node.targets
-    return [node.target] if isinstance(node, ast.AnnAssign) else []
-
-
 def _definition(
     fpath: pathlib.Path, tree: ast.Module, variable: str
 ) -> tuple[ast.stmt, ast.Dict | ast.List | ast.Tuple]:
@@ -173,7 +167,7 @@ def _definition(
     found = [
         tp.cast(ast.Assign, node)
         for node in ast.walk(tree)
-        if any(isinstance(t, ast.Name) and t.id == variable for t in _targets(node))
+        if any(isinstance(t, ast.Name) and t.id == variable for t in targets(node))
         and getattr(node, "value", None) is not None
     ]
     if not found:
