@@ -293,6 +293,7 @@ def test_only_released_repos_are_listed_with_their_layers(released):
 def test_slugs_choose_among_the_released(released):
     done = run(released, "vitl-topk")
     assert "vits-relu" not in page_text(released)
+    assert "the section leaves out lab/vits-relu, released earlier" in done.err
     done = run(released, "vitl-topc", code=2)
     assert "did you mean vitl-topk?" in done.err
 

@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     settings.load()
     cat = catalog.load()
-    repos = released(args.slugs or [repo.slug for repo in cat.repos], cat)
+    slugs = args.slugs or [repo.slug for repo in cat.repos]
+    repos = released(slugs, cat)
     saev_dir = settings.need("SAEV_DIR", "the saev checkout whose docs are written")
     fpath = pathlib.Path(saev_dir) / places.DOCS_PAGE
     old = read_page(fpath)
@@ -66,6 +67,10 @@ def main(argv: list[str]) -> None:
     if by_hand := None if START in old else find(old, BY_HAND, find(old, PART)):
         line = old.count("\n", 0, by_hand[0]) + 1
         say(f"docs: {fpath}:{line}: takes the place of what was written by hand")
+    others = [repo for repo in cat.repos if repo.slug not in slugs]
+    if left_out := [r.repo_id for r in others if release.fpath_of(r.slug).exists()]:
+        names = templating.listed(left_out)
+        say(f"docs: warning: the section leaves out {names}, released earlier")
     if new == old:
         say(f"docs: {fpath}: up to date")
     elif args.dry_run or settings.get("DRY_RUN") not in ("", "0"):
