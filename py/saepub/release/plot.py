@@ -300,8 +300,9 @@ def _label(
 ) -> None:
     """Label each published run with its L0, clear of `boxes`.
 
-    Labels go below the run: no run can lie under the staircase. If that is full, above it and
-    clear of the staircase, from the right, so that none is between another and its run.
+    Labels go left of the run and below: no run can lie under the staircase. If that is full,
+    right under the run, or else above it and clear of the staircase; from the right, so that
+    none is between another and its run.
     """
     boxes = boxes + [
         (px - 4, py - 4, px + 4, py + 4)
@@ -342,10 +343,12 @@ def _label(
             high.append((px, py, text))
     for px, py, text in reversed(high):
         size = DIGIT * len(text)
-        lefts = (min(px + 2, width + RIGHT - size), px - size / 2, px - size)
+        last = width + RIGHT - size
+        under = [(min(px - size / 2, last), max(int(py - 5 - TEXT), 2))]
+        lefts = (min(px + 2, last), px - size / 2, px - size)
         lows = range(int(py) + 3, PANEL_HEIGHT)
         above = [(left, low) for low in lows for left in lefts]
-        put(px, py, text, above, boxes + steps)
+        put(px, py, text, under + above, boxes + steps)
 
 
 def _overlap(a: Box, b: Box) -> bool:
