@@ -192,7 +192,7 @@ def test_the_table_has_what_tells_its_rows_apart_where_that_is_known(lab):
         "hf download osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K\n",
         "hf cache verify osunlp/SAE_DINOv3_TopK_ViT-L-16_IN1K",
         "\nL0 and NMSE are as training logged them.\n",
-        "Any other checkpoint in this repo was left by an earlier release, and nothing",
+        "Any other checkpoint in this repo is not part of it (an earlier release may have left it), and nothing",
         "4 activations (random, the same for all layers)",
         "@article{person2025,",
         "![NMSE against L0 on a log scale",
