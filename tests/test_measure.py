@@ -3,6 +3,7 @@
 import base64
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from kits import shards as kit
 from kits.lab import Lab
 from kits.programs import rows_of, run_program, text_of
 from saepub import checkpoint, measured
-from saepub.activations import measure, partial, remake, shards
+from saepub.activations import estimate, measure, partial, remake, shards
 from saepub.cli import UserError
 
 D_MODEL, N_TOKENS = 8, 300
@@ -140,7 +141,7 @@ def test_a_record_says_all_that_was_done(lab):
         "of_examples": 30,
         "per_example": 10,
     }
-    assert record["n_tokens"] == 100 and record["device"] == "cpu"
+    assert record["n_tokens"] == 100 and record["device"] == measure.device_name()
     assert set(record["versions"]) == {"numpy", "python", "torch"}
     assert measured.Record(**record)
 
@@ -236,6 +237,7 @@ def test_where_memory_is_short_fewer_share_a_pass_and_all_are_measured(
             n_passes.append(len(saes)) or run(saes, *rest, **how)
         ),
     )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
     monkeypatch.setattr("saepub.machine.free_bytes", lambda: 0)
     found, _ = measure_all(lab, *[classified(lab, "a" * n) for n in range(1, 6)])
     assert n_passes == [1] * 5
@@ -589,7 +591,9 @@ def passing(lab, monkeypatch) -> list[dict]:
     """Runs of every kind, measured in one pass of six batches, with sums kept after each."""
     monkeypatch.setattr(partial, "KEEP_S", 0)
     monkeypatch.setattr(measure, "READ_TOKENS", 50)
-    monkeypatch.setattr(measure, "BATCH_BYTES", 4 * 512 * 20)
+    monkeypatch.setitem(measure.BATCH_BYTES, "cpu", 4 * 512 * 20)
+    # A child that is forked, as `kill` does, can't use the parent's GPU.
+    monkeypatch.setattr(measure, "device", lambda: "cpu")
     lab.shard(activations(), layers=(6,))
     lines = [
         classified(lab, "a"),
@@ -897,3 +901,23 @@ def test_a_setting_that_is_no_number_is_exit_2(lab, name):
         lab, classified(lab, "a"), code=2, EXECUTOR="local", **{name: "many"}
     )
     assert f"{name} is 'many'; it takes a whole number" in told
+
+
+def test_a_gpu_that_torch_cannot_use_is_told_and_is_no_part_of_an_estimate(
+    lab, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(measure, "device", lambda: "cpu")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cpu")
+    widths, n_tokens = [(1024, 16384)] * 29, 2**20
+    lab.shard(activations(), layers=(6,))
+    line = classified(lab, "a")
+    before = estimate.seconds(widths, n_tokens, 1)
+    assert "GPU" not in measure_all(lab, line)[1]
+    driver = tmp_path / "nvidiactl"
+    driver.touch()
+    monkeypatch.setattr(estimate, "GPU_FPATH", str(driver))
+    shutil.rmtree(records_dpath(lab))
+    assert "there is a GPU, but torch can't use it" in measure_all(lab, line)[1]
+    assert estimate.seconds(widths, n_tokens, 1) > before / 10
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0")
+    assert estimate.seconds(widths, n_tokens, 1) < before / 10

@@ -1,5 +1,6 @@
 """Estimates how long measuring takes here, to help people decide whether to start."""
 
+import importlib.metadata
 import os
 import time
 import typing as tp
@@ -10,7 +11,7 @@ from .. import settings
 from ..jsonl import Line
 
 GPU_FLOPS = 2e13
-"""A conservative rate for current GPUs in float32, without TF32, per second."""
+"""A conservative rate for current GPUs in float32, without TF32, per second. An H200 has 5e13."""
 
 READ_BYTES = 3e8
 """A conservative rate for a shared disk, reading about a MB at a time, in bytes per second."""
@@ -19,7 +20,17 @@ LOAD_S = 5.0
 """The time to import torch and read the first SAE."""
 
 GPU_FPATH = "/dev/nvidiactl"
-"""Exists if NVIDIA's driver is loaded. Asking torch would take seconds."""
+"""Exists if NVIDIA's driver is loaded."""
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU here, which torch may or may not be able to use."""
+    return os.path.exists(GPU_FPATH)
+
+
+def uses_gpu() -> bool:
+    """Whether torch will probably use one. Asking torch itself would take seconds."""
+    return has_gpu() and not importlib.metadata.version("torch").endswith("+cpu")
 
 
 def seconds(
@@ -32,7 +43,7 @@ def seconds(
         n_tokens: How many tokens each is measured on.
         n_layers: How many layers of activations must be read.
     """
-    rate = GPU_FLOPS if os.path.exists(GPU_FPATH) else cpu_flops()
+    rate = GPU_FLOPS if uses_gpu() else cpu_flops()
     # Two matrix products, each with a multiplication and an addition per weight.
     n_flops = sum(4 * d_model * d_sae for d_model, d_sae in widths) * n_tokens
     n_bytes = 4 * max(d_model for d_model, _ in widths) * n_tokens * n_layers

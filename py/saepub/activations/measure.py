@@ -22,13 +22,14 @@ from .. import machine
 from ..checkpoint.sae import Sae
 from ..kinds import LARGEST
 
-BATCH_BYTES = 2**26
-"""The size of a batch's features, float32, at most. About three times that is in use."""
+BATCH_BYTES = {"cpu": 2**26, "cuda": 2**28}
+"""The size of a batch's features, float32, at most. About three times that is in use. A GPU
+takes small batches as fast as it can be told to."""
 
 READ_TOKENS = 4096
 """How many tokens to read at once."""
 
-SPARSE = 1 / 32
+SPARSE = {"cpu": 1 / 32, "cuda": 1 / 64}
 """If a smaller fraction of the features fires, reconstructing from only those is faster."""
 
 SAME = 1e-12
@@ -39,9 +40,12 @@ SHARE = 0.8
 """The fraction of the free memory that we use."""
 
 
-CUDA_BYTES = 3_000_000_000
-"""A generous estimate of the host memory that CUDA's libraries take, not measured. Too much costs
-nothing on a node with GPUs; too little would end the task."""
+GPU_READERS = 4
+"""How many threads read and check SAEs for a GPU, which would wait long for one."""
+
+CUDA_BYTES = 1_000_000_000
+"""The host memory of CUDA's libraries and of page-locked activations: 0.8 GB on an H200 with CUDA
+13, and some more to be safe."""
 
 
 class Measured(tp.NamedTuple):
@@ -96,13 +100,24 @@ def device_name() -> str:
     """That device's name, for the record: a GPU's model, or "cpu"."""
     import torch
 
-    is_gpu = torch.cuda.is_available()
-    return torch.cuda.get_device_name() if is_gpu else "cpu"
+    return torch.cuda.get_device_name() if device() == "cuda" else "cpu"
+
+
+def on_device(sae: Sae) -> Sae:
+    """The SAE with its tensors where it will be measured, so that a GPU's are not in host memory."""
+    where = device()
+    tensors = {name: tensor.to(where) for name, tensor in sae.tensors.items()}
+    return dataclasses.replace(sae, tensors=tensors)
+
+
+def n_readers() -> int:
+    """How many threads should read SAEs; on a CPU one, which needs the memory of the fewest."""
+    return min(GPU_READERS, machine.n_cores()) if device() == "cuda" else 1
 
 
 def batch_tokens(d_sae: int) -> int:
     """How many tokens to compute at once."""
-    return max(1, BATCH_BYTES // (4 * d_sae))
+    return max(1, BATCH_BYTES[device()] // (4 * d_sae))
 
 
 def n_done(begun: tp.Iterable[Partial | None]) -> int:
@@ -110,9 +125,9 @@ def n_done(begun: tp.Iterable[Partial | None]) -> int:
     return min(int(partial.n_tokens) if partial else 0 for partial in begun)
 
 
-def batch_bytes(d_model: int, d_sae: int) -> int:
+def batch_bytes(where: str, d_model: int, d_sae: int) -> int:
     """About how much memory a pass takes besides its SAEs: features and activations."""
-    return 3 * max(BATCH_BYTES, 4 * d_sae) + 4 * READ_TOKENS * 4 * d_model
+    return 3 * max(BATCH_BYTES[where], 4 * d_sae) + 4 * READ_TOKENS * 4 * d_model
 
 
 def n_fit(n_bytes: int, d_model: int, d_sae: int) -> int:
@@ -123,13 +138,15 @@ def n_fit(n_bytes: int, d_model: int, d_sae: int) -> int:
         d_model: Width of the activations.
         d_sae: The largest number of features.
     """
-    besides = batch_bytes(d_model, d_sae) + machine.TORCH_BYTES
-    if device() == "cuda":
+    where = device()
+    besides = batch_bytes(where, d_model, d_sae)
+    if where == "cuda":
         import torch
 
-        free, besides = torch.cuda.mem_get_info()[0], besides - machine.TORCH_BYTES
+        free = torch.cuda.mem_get_info()[0]
     else:
-        free, besides = machine.free_bytes(), besides + 2 * n_bytes
+        free = machine.free_bytes()
+        besides += machine.TORCH_BYTES + 2 * n_bytes
     return max(1, int((SHARE * free - besides) // n_bytes))
 
 
@@ -140,11 +157,11 @@ def memory_bytes(
 
     The measured peak resident set on CPUs, for tasks of 1, 2 and 4 SAEs of 1024 × 16384, is
     0.65 to 0.78 of this; if few features fire and then suddenly half of them, which takes the
-    most, 0.88 to 0.92.
+    most, 0.88 to 0.96. With GPUs it would be less, but torch may turn out not to use them.
     """
-    besides = batch_bytes(d_model, d_sae) + machine.TORCH_BYTES
-    besides += CUDA_BYTES if n_gpus else 0
-    return (n_saes + 2) * n_bytes + besides
+    n_readers, cuda = (GPU_READERS, CUDA_BYTES) if n_gpus else (1, 0)
+    besides = batch_bytes("cpu", d_model, d_sae) + machine.TORCH_BYTES + cuda
+    return (n_saes + 2 * n_readers) * n_bytes + besides
 
 
 def measure(
@@ -178,7 +195,7 @@ def measure(
     where = device()
     begun = begun or [None] * len(saes)
     sums = [
-        Sums(sae, where, subtracts, partial)
+        Sums(on_device(sae), where, subtracts, partial)
         for (sae, subtracts), partial in zip(saes, begun, strict=True)
     ]
     d_sae = max(sae.header.d_sae for sae, _ in saes)
@@ -239,16 +256,16 @@ class AboutMean:
 
 
 class Sums:
-    """One SAE on its device, and its sums so far."""
+    """One SAE, on its device, and its sums so far."""
 
     def __init__(
         self, sae: Sae, where: str, subtracts_b_dec: bool, begun: Partial | None
     ):
         import torch
 
-        tensors = {name: tensor.to(where) for name, tensor in sae.tensors.items()}
-        self.sae = dataclasses.replace(sae, tensors=tensors)
+        self.sae = sae
         self.subtracts_b_dec = subtracts_b_dec
+        self.sparse = SPARSE[where]
         self.sse = torch.zeros((), dtype=torch.float64, device=where)
         self.n_fired = torch.zeros((), dtype=torch.int64, device=where)
         self.has_fired = torch.zeros(sae.header.d_sae, dtype=torch.bool, device=where)
@@ -280,19 +297,49 @@ class Sums:
         if sae.header.rule == LARGEST:
             k = min(sae.header.top_k or 0, sae.header.d_sae)
             values, which = torch.topk(h_x, k, dim=-1, sorted=False)
-            if k < SPARSE * sae.header.d_sae:
+            self.n_fired += torch.count_nonzero(values)  # even negative ones
+            self.has_fired[which[values != 0]] = True
+            if k < self.sparse * sae.header.d_sae:
                 x_hat = self._from_few(values, which, None)
             else:
-                self.has_fired[which[values != 0]] = True  # even negative ones
-                x_hat = self._from_all(h_x.zero_().scatter_(-1, which, values))
+                x_hat = self._product(h_x.zero_().scatter_(-1, which, values))
         else:
             # In place: h_x becomes f_x. NaN stays NaN, and is reported.
             torch.threshold_(h_x, self.cut, 0.0)
             x_hat = self._from_fired(h_x) if self.is_sparse else self._from_all(h_x)
         self.sse += (x_hat.double() - x64).square_().sum()
 
+    def _from_all(self, f_x: tp.Any) -> tp.Any:
+        """x_hat from all features; counts them."""
+        import torch
+
+        n_fired = torch.count_nonzero(f_x)
+        self.is_sparse = int(n_fired) < self.sparse * f_x.numel()
+        self.n_fired += n_fired
+        self.has_fired |= f_x.amax(dim=0) != 0
+        return self._product(f_x)
+
+    def _product(self, f_x: tp.Any) -> tp.Any:
+        import torch
+
+        return torch.addmm(self.sae.tensors["b_dec"], f_x, self.sae.tensors["W_dec"])
+
+    def _from_fired(self, f_x: tp.Any) -> tp.Any:
+        """x_hat from the features that aren't zero; counts them."""
+        import torch
+
+        n, d_sae = f_x.shape
+        flat = f_x.view(-1)
+        at = flat.nonzero().view(-1)
+        self.is_sparse = len(at) < self.sparse * len(flat)
+        starts = torch.searchsorted(at, torch.arange(n, device=at.device) * d_sae)
+        values, which = flat[at], at.remainder_(d_sae)
+        self.n_fired += len(which)
+        self.has_fired[which] = True
+        return self._from_few(values, which, starts)
+
     def _from_few(self, values: tp.Any, which: tp.Any, starts: tp.Any) -> tp.Any:
-        """x_hat from the features that may be non-zero; counts them.
+        """x_hat from some features.
 
         Args:
             values: Their values, (n, k); or, with `starts`, those of all tokens in one row.
@@ -301,33 +348,14 @@ class Sums:
         """
         import torch
 
-        tensors = self.sae.tensors
-        self.n_fired += torch.count_nonzero(values)
-        self.has_fired[which[values != 0]] = True
         x_hat = torch.nn.functional.embedding_bag(
-            which, tensors["W_dec"], starts, mode="sum", per_sample_weights=values
+            which,
+            self.sae.tensors["W_dec"],
+            starts,
+            mode="sum",
+            per_sample_weights=values,
         )
-        return x_hat.add_(tensors["b_dec"])
-
-    def _from_fired(self, f_x: tp.Any) -> tp.Any:
-        import torch
-
-        n, d_sae = f_x.shape
-        flat = f_x.view(-1)
-        at = flat.nonzero().view(-1)
-        self.is_sparse = len(at) < SPARSE * len(flat)
-        starts = torch.searchsorted(at, torch.arange(n, device=at.device) * d_sae)
-        return self._from_few(flat[at], at.remainder_(d_sae), starts)
-
-    def _from_all(self, f_x: tp.Any) -> tp.Any:
-        import torch
-
-        tensors = self.sae.tensors
-        n_fired = torch.count_nonzero(f_x)
-        self.is_sparse = int(n_fired) < SPARSE * f_x.numel()
-        self.n_fired += n_fired
-        self.has_fired |= f_x.amax(dim=0) != 0
-        return torch.addmm(tensors["b_dec"], f_x, tensors["W_dec"])
+        return x_hat.add_(self.sae.tensors["b_dec"])
 
     def partial(self, about_mean: AboutMean) -> Partial | None:
         """Its sums so far; None if the others in the pass haven't caught up with it yet."""

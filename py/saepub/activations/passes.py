@@ -3,6 +3,7 @@
 A pass can run in this process, or as a task on another node.
 """
 
+import concurrent.futures
 import contextlib
 import datetime
 import fcntl
@@ -149,14 +150,14 @@ def run(
     found: dict[Job, Found] = {}
     read: list[tuple[Job, checkpoint.File]] = []
     saes = []
-    for job in jobs:
-        try:
-            file, sae = _read(job, shard.d_model)
-        except NotFinite as err:
-            found[job] = Found(None, str(err), has_diverged=True)
-        except UserError as err:
-            found[job] = Found(None, str(err))
-        else:
+    with concurrent.futures.ThreadPoolExecutor(measure.n_readers()) as pool:
+        widths = [shard.d_model] * len(jobs)
+        for job, one in zip(jobs, pool.map(_read, jobs, widths), strict=True):
+            if isinstance(one, UserError):
+                diverged = isinstance(one, NotFinite)
+                found[job] = Found(None, str(one), has_diverged=diverged)
+                continue
+            file, sae = one
             read.append((job, file))
             # Subtracting a b_dec of zeros changes nothing.
             subtracts = file.header.subtracts_b_dec and bool(sae.tensors["b_dec"].any())
@@ -194,21 +195,23 @@ def run(
     return [found[job] for job in jobs]
 
 
-def _read(job: Job, d_model: int) -> tuple[checkpoint.File, Sae]:
-    """A run's checkpoint, closed again, and its SAE.
+def _read(job: Job, d_model: int) -> tuple[checkpoint.File, Sae] | UserError:
+    """A run's checkpoint, closed again, and its SAE, where it will be measured.
 
-    Raises:
-        NotFinite: Its weights are not finite.
-        UserError: It can't be read, or doesn't fit the activations.
+    Returns an error if the file can't be read, or doesn't fit the activations; NotFinite if its
+    weights are not finite.
     """
-    with checkpoint.File(job.checkpoint_fpath) as file:
-        if file.header.d_model != d_model:
-            raise UserError(
-                f"{file.fpath}: its d_model is {file.header.d_model}, but the"
-                f" activations have width {d_model}"
-            )
-        file.read()
-        sae = file.sae()
+    try:
+        with checkpoint.File(job.checkpoint_fpath) as file:
+            if file.header.d_model != d_model:
+                raise UserError(
+                    f"{file.fpath}: its d_model is {file.header.d_model}, but the"
+                    f" activations have width {d_model}"
+                )
+            file.read()
+            sae = measure.on_device(file.sae())
+    except UserError as err:
+        return err
     with contextlib.suppress(OSError):
         status = os.stat(file.fpath)
         if (status.st_size, status.st_mtime_ns) == (file.n_bytes, file.mtime_ns):

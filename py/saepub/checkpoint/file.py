@@ -241,7 +241,10 @@ class Memory:
     @classmethod
     def take(cls, n_bytes: int) -> "Memory":
         """An unused one, whose file has `n_bytes`."""
-        self = cls._idle.pop() if cls._idle else cls()
+        try:
+            self = cls._idle.pop()  # one step, since threads may read several at once
+        except IndexError:
+            self = cls()
         os.truncate(self.fd.fileno(), n_bytes)
         if self._map is None or len(self._map) < n_bytes:
             self._map = mmap.mmap(self.fd.fileno(), n_bytes)

@@ -14,7 +14,8 @@ import re
 import typing as tp
 
 from .. import jsonl, measured, numbers, places, settings
-from ..activations import passes, remake
+from ..activations import estimate, passes, remake
+from ..activations import measure as engine
 from ..activations.passes import Found, Job, Source
 from ..cli import UserError, fail_on, parser
 from ..jsonl import Line
@@ -229,6 +230,8 @@ def measure(lines: list[Line], todo: Todo, do: Do) -> tp.Iterator[tuple[int, Fou
 
 def here(lines: list[Line], todo: Todo) -> tp.Iterator[tuple[int, Found]]:
     """Measure in this process, with as many runs per pass as fit in memory."""
+    if engine.device() == "cpu" and estimate.has_gpu():
+        say("measure: there is a GPU, but torch can't use it, so measuring on CPUs")
     n_all = sum(len(of) * passes.n_tokens(source) for source, of in todo.items())
     with meter(n_all, "measure", "token") as count:
         for source, of in todo.items():
