@@ -509,6 +509,15 @@ def test_the_first_plot_is_seen_without_scrolling(page, width, height):
     assert not page.has_bar, "nothing lies over it"
 
 
+def test_the_first_plot_is_seen_though_many_runs_are_excluded(browser, tmp_path):
+    reason = {"drop": "excluded by hand"}
+    many = [run(f"excluded{i:02d}", 20.0, 0.5, "dropped", **reason) for i in range(60)]
+    assert report(leave(tmp_path, ACCOUNT + many)).code == 0
+    page = Look(browser, tmp_path / "report.html").open(width=390)
+    assert page.box(page.one(".plot"))["bottom"] + 36 <= 844
+    page.close()
+
+
 @pytest.mark.parametrize("width", [320, 390])
 def test_on_a_phone_nothing_scrolls_sideways(page, width):
     page.open(width=width)
