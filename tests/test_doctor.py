@@ -18,7 +18,7 @@ from kits.programs import ROOT, bare_env, run_program, text_of
 from kits.terminal import Terminal
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
-from saepub.settings import MARK
+from saepub.settings import MARK, NO_TOKEN
 
 pytestmark = pytest.mark.programs
 
@@ -115,12 +115,7 @@ def test_all_is_told_in_aligned_lines_and_exit_is_0(shared_lab):
     assert tuple(done.lines) == WHATS
     levels = {level for found in done.lines.values() for level, _ in found}
     assert levels == {"ok", "todo"}
-    assert done.lines["Hub"] == [
-        (
-            "todo",
-            "HF_TOKEN is not set; to release, create a token with write access and export it",
-        )
-    ]
+    assert done.lines["Hub"] == [("todo", NO_TOKEN)]
     assert all(
         re.match(r"\S+ +\S+ +", line).end() == 16 for line in done.out.splitlines()
     )

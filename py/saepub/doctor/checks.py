@@ -317,8 +317,7 @@ def hub() -> Found:
         yield OK, "the demo can only be rehearsed; make rehearse needs no token"
         return
     if not settings.get("HF_TOKEN"):
-        advice = "to release, create a token with write access and export it"
-        yield TODO, f"HF_TOKEN is not set; {advice}"
+        yield TODO, settings.NO_TOKEN
         return
     from ..hub import rights as hub_rights
 
