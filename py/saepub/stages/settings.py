@@ -1,9 +1,9 @@
 """settings: show how every setting is resolved, for people and, at each call, for make.
 
 The Makefile can't be read without a virtual environment and a catalog, so for make this also
-creates both (the demo's, if no data is set). Each setting has a file under BUILD/.settings that
-is rewritten when its value changes, and make's targets depend on those files. If a setting names
-a file, the file's size and time are part of the value. So make never sees a user's path.
+creates both (the demo's, if no data is set). Each setting that a target depends on has a file under
+BUILD/.settings that is rewritten when its value changes, and that is what the target depends on.
+If a setting names a file, the file's size and time are part of the value. So make never sees a user's path.
 """
 
 import contextlib
@@ -27,9 +27,11 @@ LINE_END = "¶"
 FOR_MAKE = r"[\w./+@,-]+"
 """A path that can be a target: without characters that are special to make or a shell."""
 
-OWN_STAMPS = ("CATALOG", "METRICS_SNAPSHOT", "RECORDS", "TORCH_INDEX")
-"""Settings whose value is not kept as it is: files with their times, and an address that may
-contain a password."""
+STAMPED = (
+    *("SAEV_DIR", "RUNS_ROOT", "WANDB_ENTITY", "WANDB_PROJECT", "WANDB_BASE_URL"),
+    *("NMSE_SHARD", "EXCLUDE", "PIN", "N", "REPO", "LOADER"),
+)
+"""The settings that targets depend on by their value; on three others, by their files' times."""
 
 NOT_FOR_MAKE = {
     "i": "would go on past a failure, with what an earlier run left",
@@ -241,12 +243,8 @@ def pipe(changes_nothing: bool) -> tp.Iterator[str]:
     yield f"SLUGS := {' '.join(repos)}"
     yield f"CHOSEN := {' '.join(chosen)}"
     yield f"is_demo := {'yes' if is_demo else ''}"
-    for name, setting in settings.BY_NAME.items():
-        if (
-            name not in (*OWN_STAMPS, *settings.MADE)
-            and setting.kind != settings.SECRET
-        ):
-            stamps.update(name, settings.get(name))
+    for name in STAMPED:
+        stamps.update(name, settings.get(name))
     stamps.update("CATALOG", with_time(settings.get("CATALOG")))
     measured = os.path.join(settings.get("RECORDS"), "measured")
     stamps.update("RECORDS", with_time(measured))
