@@ -10,9 +10,10 @@ from kits.programs import ROOT, run_program, text_of
 from kits.tree import Bare, catalog
 from saepub import settings
 from saepub.cli import UserError
+from saepub.making import ready
+from saepub.making.call import Call, quote
 from saepub.stages import settings as stage
 from saepub.stages import tables
-from saepub.stages.settings import quote
 
 pytestmark = pytest.mark.programs
 
@@ -550,13 +551,13 @@ def test_the_demo_is_made_at_the_first_call_also_where_set_up_came_before(
         ran.append(program)
         raise UserError("enough")
 
-    monkeypatch.setattr(stage, "run", run)
-    monkeypatch.setattr(stage, "set_up", lambda: None)
+    monkeypatch.setattr(ready, "run", run)
+    monkeypatch.setattr(ready, "set_up", lambda: None)
     # Setup continues in another process, which has the demo's paths from the environment.
     for exported in (False, True):
         if exported:
             monkeypatch.setenv("CATALOG", "build/demo/catalog.json")
-        lines = "\n".join(stage.for_make(stage.Call(goals="dry-run")))
+        lines = "\n".join(stage.for_make(Call(goals="dry-run")))
         assert "$(error" in lines and ran.pop() == "bin/demo"
 
 
