@@ -184,16 +184,12 @@ class Link(_Model):
     url: Url = Field(description="its address")
 
 
+# fmt: off
 class Metrics(_Model):
     """Where training logged a run's numbers: keys of the W&B summary."""
 
-    l0: Line = Field(
-        "eval/l0", description="L0, the mean number of non-zero features per token"
-    )
-    nmse: Line = Field(
-        "eval/normalized_mse",
-        description="NMSE, the squared error divided by that of the mean",
-    )
+    l0: Line = Field("eval/l0", description="L0, the mean number of non-zero features per token")
+    nmse: Line = Field("eval/normalized_mse", description="NMSE, the squared error divided by that of the mean")
     n_dead: Line = Field("eval/n_dead", description="how many features never fire")
 
 
@@ -201,114 +197,53 @@ class FromWandb(_Model):
     """Which runs of the project are candidates."""
 
     sweep: Name | None = Field(None, description="the id of a sweep")
-    filters: dict[str, tp.Any] | None = Field(
-        None, description="filters for `wandb.Api().runs`"
-    )
-    layer: Line = Field(
-        "train_data.layer", description="the dotted key of the layer in a run's config"
-    )
+    filters: dict[str, tp.Any] | None = Field(None, description="filters for `wandb.Api().runs`")
+    layer: Line = Field("train_data.layer", description="the dotted key of the layer in a run's config")
 
 
 class Lab(_Model):
     """What most of a lab's repos share. A repo may override each key."""
 
-    license: Line | None = Field(
-        None, description="the repo's license, as the Hub names it"
-    )
-    links: tuple[Link, ...] | None = Field(
-        None, description="links on the card, in order"
-    )
+    license: Line | None = Field(None, description="the repo's license, as the Hub names it")
+    links: tuple[Link, ...] | None = Field(None, description="links on the card, in order")
     contact: Line | None = Field(None, description="the contact on the card")
     citation: Text | None = Field(None, description="the BibTeX entry on the card")
-    tags: tuple[Line, ...] | None = Field(
-        None, description="tags on the Hub, in addition to every card's"
-    )
-    datasets: tuple[Line, ...] | None = Field(
-        None, description="the training datasets, as the Hub names them"
-    )
-    tokens: Word | None = Field(
-        None,
-        description='what one activation stands for: "patch", "token" (the default), "frame"',
-    )
-    recipe: Text | None = Field(
-        None,
-        description="Python code on the card that turns an input into `acts`, (n, d_model):"
-        " a Jinja template with `base_model` and `layer`",
-    )
-    entity: Name | None = Field(
-        None, description="the W&B entity of the runs; `WANDB_ENTITY` overrides it"
-    )
-    project: Name | None = Field(
-        None, description="the W&B project of the runs; `WANDB_PROJECT` overrides it"
-    )
-    metrics: Metrics | None = Field(
-        None, description="the W&B keys that training logged its numbers under"
-    )
-    facts: Relative | None = Field(
-        None,
-        description="a jq filter to use instead of `bin/facts`, for runs of another trainer;"
-        " a path relative to the catalog",
-    )
-    runs_root: Line | None = Field(
-        None, description="the directory of the runs; `RUNS_ROOT` overrides it"
-    )
-    checkpoint: Template | None = Field(
-        None,
-        description=f"the path of a run's checkpoint under the runs root (default: `{CHECKPOINT}`)",
-    )
-    shards_root: Line | None = Field(
-        None,
-        description="the directory of cached activations; `SHARDS_ROOT` overrides it",
-    )
-    shard: Shard | None = Field(
-        None, description="the shard of activations to measure L0 and NMSE on"
-    )
-    aux: Name | None = Field(
-        None,
-        description='the key of the auxiliary loss that a run must have been trained with ("auxk")',
-    )
+    tags: tuple[Line, ...] | None = Field(None, description="tags on the Hub, in addition to every card's")
+    datasets: tuple[Line, ...] | None = Field(None, description="the training datasets, as the Hub names them")
+    tokens: Word | None = Field(None, description='what one activation stands for: "patch", "token" (the default), "frame"')
+    recipe: Text | None = Field(None, description="Python code on the card that turns an input into `acts`, (n, d_model): a Jinja template with `base_model` and `layer`")
+    entity: Name | None = Field(None, description="the W&B entity of the runs; `WANDB_ENTITY` overrides it")
+    project: Name | None = Field(None, description="the W&B project of the runs; `WANDB_PROJECT` overrides it")
+    metrics: Metrics | None = Field(None, description="the W&B keys that training logged its numbers under")
+    facts: Relative | None = Field(None, description="a jq filter to use instead of `bin/facts`, for runs of another trainer; a path relative to the catalog")
+    runs_root: Line | None = Field(None, description="the directory of the runs; `RUNS_ROOT` overrides it")
+    checkpoint: Template | None = Field(None, description=f"the path of a run's checkpoint under the runs root (default: `{CHECKPOINT}`)")
+    shards_root: Line | None = Field(None, description="the directory of cached activations; `SHARDS_ROOT` overrides it")
+    shard: Shard | None = Field(None, description="the shard of activations to measure L0 and NMSE on")
+    aux: Name | None = Field(None, description='the key of the auxiliary loss that a run must have been trained with ("auxk")')
 
 
+# fmt: on
 class Repo(Lab):
     """One model repo: its name, its candidates and what they must be."""
 
+    # fmt: off
     slug: Slug = Field(description="its short name here: `REPO=<slug>`, `build/<slug>`")
     repo_id: RepoId = Field(description="its name on the Hub")
     title: Line = Field(description="the title of the card and the plot")
-    base_model: Line = Field(
-        description="the model that the SAEs were trained on, as the Hub names it"
-    )
-    objective: ObjectiveName = Field(
-        description=f"the training objective of its runs: {', '.join(OBJECTIVES)}"
-    )
-    activation: Activations = Field(
-        description=f"the activation function of its runs: {', '.join(ACTIVATIONS)}; or a list of them"
-    )
+    base_model: Line = Field(description="the model that the SAEs were trained on, as the Hub names it")
+    objective: ObjectiveName = Field(description=f"the training objective of its runs: {', '.join(OBJECTIVES)}")
+    activation: Activations = Field(description=f"the activation function of its runs: {', '.join(ACTIVATIONS)}; or a list of them")
     layers: Layers = Field(description="the layers that it has SAEs for")
     d_model: Size = Field(description="the width of an activation")
     d_sae: Size = Field(description="the number of features")
-    sweep: Line | None = Field(
-        None,
-        description="a Python file that lists run ids: a path relative to `SAEV_DIR` or the catalog",
-    )
-    variable: Line | None = Field(
-        None, description="the variable in `sweep` that lists them"
-    )
-    layer_at: Place | None = Field(
-        None,
-        description="the layer's index in the tuple keys of `variable`: 1 for `(256, 23)`",
-    )
-    run_ids: ByLayer | None = Field(
-        None, description='the candidates, by layer: `{"23": ["a1b2c3d4"]}`'
-    )
-    run_ids_file: Line | None = Field(
-        None,
-        description="a file with one run per line, a path as in `sweep`: `.csv`, `.json` or"
-        " `.jsonl` with `run_id` and `layer`, or one `.txt` per layer, with `{layer}` in the name",
-    )
-    wandb: FromWandb | None = Field(
-        None, description="which runs of the W&B project are the candidates"
-    )
+    sweep: Line | None = Field(None, description="a Python file that lists run ids: a path relative to `SAEV_DIR` or the catalog")
+    variable: Line | None = Field(None, description="the variable in `sweep` that lists them")
+    layer_at: Place | None = Field(None, description="the layer's index in the tuple keys of `variable`: 1 for `(256, 23)`")
+    run_ids: ByLayer | None = Field(None, description='the candidates, by layer: `{"23": ["a1b2c3d4"]}`')
+    run_ids_file: Line | None = Field(None, description="a file with one run per line, a path as in `sweep`: `.csv`, `.json` or `.jsonl` with `run_id` and `layer`, or one `.txt` per layer, with `{layer}` in the name")
+    wandb: FromWandb | None = Field(None, description="which runs of the W&B project are the candidates")
+    # fmt: on
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -343,16 +278,12 @@ class Collection(_Model):
 class Catalog(_Model):
     """What is released."""
 
-    schema_: str | None = Field(
-        None, alias="$schema", description="for editors: `catalog.schema.json`"
-    )
+    schema_: str | None = Field(None, alias="$schema", description="for editors: `catalog.schema.json`")  # fmt: skip
     lab: Lab = Field(Lab.model_validate({}), description="defaults for all repos")
     repos: tp.Annotated[
         tuple[Repo, ...], pydantic.AfterValidator(_some), AT_LEAST_ONE
     ] = Field(description="the model repos")
-    collections: tuple[Collection, ...] = Field(
-        (), description="the collections that all repos are added to"
-    )
+    collections: tuple[Collection, ...] = Field((), description="the collections that all repos are added to")  # fmt: skip
     _fpath: pathlib.Path = pydantic.PrivateAttr(pathlib.Path())
 
     @property
