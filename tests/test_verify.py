@@ -13,10 +13,9 @@ from kits.hub import Fault, corrupt
 from kits.programs import ROOT, rows_of, run_program, text_of
 from kits.release import LAB, OTHER, SLUG, Headers, World
 from saepub.cli import UserError
+from saepub.release import compare, staged
 from saepub.release import record as release
-from saepub.release import staged
 from saepub.release.staged import File
-from saepub.stages import verify
 
 pytest_plugins = ["kits.release_fixtures"]
 
@@ -55,7 +54,7 @@ def picked(world: World) -> str:
     commit = world.hub.commits(world.repo_id)[0]["id"]
     loaders = {row["path"]: row["loader"] for row in world.rows[SLUG]}
     of = release.Release(SLUG, world.repo_id, commit, {}, loaders)
-    return verify.pick(of, today())
+    return compare.pick(of, today())
 
 
 def another(world: World) -> str:
@@ -144,9 +143,9 @@ def test_every_checkpoint_has_its_day_and_all_agree_on_it():
     ]
     days = [datetime.date(2026, 1, 1) + datetime.timedelta(i) for i in range(5)]
     for of in releases:
-        assert {verify.pick(of, day) for day in days} == set(paths)
-        assert verify.pick(of, days[0]) == verify.pick(of, days[0])
-    assert {verify.pick(of, days[0]) for of in releases} == set(paths)
+        assert {compare.pick(of, day) for day in days} == set(paths)
+        assert compare.pick(of, days[0]) == compare.pick(of, days[0])
+    assert {compare.pick(of, days[0]) for of in releases} == set(paths)
 
 
 # What does not.

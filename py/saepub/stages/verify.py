@@ -6,8 +6,7 @@ for bit, and what it computes with the repo's check.npz.
 """
 
 import contextlib
-import datetime
-import hashlib
+import functools
 import pathlib
 import threading
 import time
@@ -15,26 +14,15 @@ import typing as tp
 
 from .. import catalog, jsonl, settings
 from ..cli import UsageError, UserError, fail_on, parser
-from ..files import scratch
 from ..hub import client as hub
 from ..hub import repo as hub_repo
-from ..hub.files import NEVER_EXTRA, Compared, Remote, Status
+from ..release import compare, staged
 from ..release import record as release
-from ..release import staged
+from ..release.compare import Found
 from ..release.record import Release
-from ..text import n_of, one_line, say
+from ..text import say
 
-CHECK = "check.npz"
 KEYS = (*staged.KEYS, "l0", "commit", "seconds", "loader")
-
-
-class Found(tp.NamedTuple):
-    """The result of checking a repo."""
-
-    problems: list[str]
-    files: list[Compared]
-    verified: dict[str, tp.Any]
-    """What was checked besides hashes, for the record."""
 
 
 def main(argv: list[str]) -> None:
@@ -72,6 +60,30 @@ def prepare() -> None:
         from ..checkpoint import check as preflight_check
 
         preflight_check.prepare()
+
+
+def load_problem(
+    fpath: pathlib.Path, path: str, loader: str, check_fpath: pathlib.Path | None
+) -> str:
+    """What is wrong with a downloaded checkpoint, as `compare.Load`.
+
+    Compares every tensor's bits, and what it computes with the repo's check.npz.
+    """
+    from ..checkpoint import bundle
+    from ..checkpoint import check as preflight_check
+
+    layer, run_id, _ = path.split("/")
+    try:
+        probe = None
+        if check_fpath:
+            probe = bundle.read(check_fpath, int(layer.removeprefix("layer_")), run_id)
+        preflight_check.check_file(fpath, loader, probe)
+    except UserError as err:
+        return str(err).removeprefix(f"{fpath}: ")
+    return ""
+
+
+check = functools.partial(compare.check, load=load_problem)
 
 
 def check_pushed(
@@ -137,149 +149,6 @@ def check_records(slugs: list[str], with_files: bool, download: bool) -> None:
     fail_on(problems, "not as released")
 
 
-def where_of(released: Release) -> tuple[str, str]:
-    return released.repo_id, released.commit
-
-
-def check(released: Release, there: Remote, download: bool = False) -> Found:
-    """Compare a repo with a release.
-
-    Args:
-        released: What should be there.
-        there: What is there, at some commit.
-        download: Compare every byte of every file, and load every checkpoint.
-    """
-    if there.commit is None:
-        missing: list[Compared] = [(f, "missing") for f in released.files.values()]
-        text = f"{released.repo_id}: no such repo, or this token has no access to it"
-        return Found([text], missing, {})
-    where = f"{released.repo_id} at {there.commit[:12]}"
-    problems = hub_repo.access_problems(released.repo_id, there)
-    wrong = dict(differences(released, there))
-    extra = [
-        file
-        for path, file in sorted(there.files.items())
-        if path not in released.files and path not in NEVER_EXTRA
-    ]
-    for file in extra:
-        say(f"{where}: {one_line(file.path)}: extra, not part of this release")
-    chosen = pick(released, datetime.datetime.now(datetime.UTC).date())
-    to_fetch = [
-        path
-        for path in released.files
-        if path not in wrong
-        # The listing has no sha256 for files in git, and people read these two.
-        and (
-            download
-            or there.files[path].sha256 is None
-            or path in ("README.md", "manifest.jsonl")
-            or (path == chosen and not wrong)
-        )
-    ]
-    for path in to_fetch:
-        try:
-            problem = check_download(released, path, there.commit)
-        except UserError as err:
-            problems.append(f"{where}: {path}: {err}")
-            break  # the next file would probably fail in the same way
-        if problem:
-            wrong[path] = problem
-    problems += [f"{where}: {path}: {text}" for path, text in wrong.items()]
-    files: list[Compared]
-    files = [(f, status(p, there, wrong)) for p, f in released.files.items()]
-    files += [(file, "extra") for file in extra]
-    verified = {
-        "loaded": chosen,
-        "loader": released.loaders[chosen],
-        "extra": [file.path for file in extra],
-    }
-    if not problems:
-        by = "byte for byte" if download else "by hash"
-        loaded = n_of(len(released.loaders), "checkpoint") if download else chosen
-        n_files = n_of(len(released.files), "file")
-        say(f"{where}: verified {n_files} {by} and {loaded} by loading it")
-    return Found(problems, sorted(files, key=lambda pair: pair[0].path), verified)
-
-
-def differences(released: Release, there: Remote) -> tp.Iterator[tuple[str, str]]:
-    """The files that differ from the release according to the Hub's listing, and how."""
-    for path, file in released.files.items():
-        found = there.files.get(path)
-        if found is None:
-            yield path, f"missing; expected sha256 {file.sha256}"
-        elif found.bytes != file.bytes:
-            yield path, f"expected {file.bytes} bytes, found {found.bytes}"
-        elif found.sha256 is not None and found.sha256 != file.sha256:
-            yield path, f"expected sha256 {file.sha256}, found {found.sha256}"
-
-
-def status(path: str, there: Remote, wrong: dict[str, str]) -> Status:
-    if path not in there.files:
-        return "missing"
-    return "differ" if path in wrong else "match"
-
-
-def pick(released: Release, day: datetime.date) -> str:
-    """The checkpoint to download: a different one each day, the same for everyone."""
-    paths = sorted(released.loaders)
-    return paths[(int(released.commit, 16) + day.toordinal()) % len(paths)]
-
-
-def check_download(released: Release, path: str, commit: str) -> str:
-    """How a file, downloaded into an empty cache, differs from the release; "" if it doesn't.
-
-    Raises:
-        UserError: It can't be downloaded.
-    """
-    with scratch("verify") as cache_dpath:
-        fpath, difference = fetch(released, path, commit, cache_dpath)
-        if difference or path not in released.loaders:
-            return difference
-        check_fpath = None
-        if CHECK in released.files:
-            check_fpath, difference = fetch(released, CHECK, commit, cache_dpath)
-            if difference:
-                return f"can't be compared with {CHECK}: {difference}"
-        return load_problem(fpath, released.loaders[path], check_fpath, path)
-
-
-def fetch(
-    released: Release, path: str, commit: str, cache_dpath: pathlib.Path
-) -> tuple[pathlib.Path, str]:
-    """Download a file; return its path, and how it differs from the release ("" if not).
-
-    Raises:
-        UserError: It can't be downloaded.
-    """
-    fpath = hub_repo.download(released.repo_id, path, commit, cache_dpath)
-    with open(fpath, "rb") as fd:
-        found = hashlib.file_digest(fd, "sha256").hexdigest()
-    expected = released.files[path].sha256
-    differs = f"expected sha256 {expected}, downloaded {found}"
-    return fpath, differs if found != expected else ""
-
-
-def load_problem(
-    fpath: pathlib.Path, loader: str, check_fpath: pathlib.Path | None, path: str
-) -> str:
-    """What is wrong with a downloaded checkpoint, loaded as its user would; "" if nothing.
-
-    Compares every tensor's bits, and what it computes with the repo's check.npz.
-    """
-    from ..checkpoint import bundle
-    from ..checkpoint import check as preflight_check
-
-    layer, run_id, _ = path.split("/")
-    try:
-        probe = None
-        if check_fpath:
-            probe = bundle.read(check_fpath, int(layer.removeprefix("layer_")), run_id)
-        preflight_check.check_file(fpath, loader, probe)
-    except UserError as err:
-        return str(err).removeprefix(f"{fpath}: ")
-    return ""
-
-
 def check_record(released: Release, download: bool) -> Found:
     """Compare the Hub with a record, at the release's commit and now."""
     head = hub_repo.remote(released.repo_id)
@@ -291,3 +160,7 @@ def check_record(released: Release, download: bool) -> Found:
     then = check(released, hub_repo.remote(*where_of(released)), download)
     now = check(released, head)
     return now._replace(problems=list(dict.fromkeys(then.problems + now.problems)))
+
+
+def where_of(released: Release) -> tuple[str, str]:
+    return released.repo_id, released.commit
