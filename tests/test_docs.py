@@ -15,6 +15,7 @@ from kits.lab import Lab
 from kits.programs import Done, text_of
 from loopback_hub import LoopbackHub
 from saepub import places
+from saepub.release import docs_page
 from saepub.release import record as record_of
 from saepub.stages import docs
 
@@ -135,7 +136,10 @@ def test_section_ends_the_part_under_its_heading_and_touches_nothing_else(releas
     done = run(released)
     assert not done.out
     text = page_text(released)
-    before, after = text.index(docs.START), text.index(docs.END) + len(docs.END)
+    before, after = (
+        text.index(docs_page.START),
+        text.index(docs_page.END) + len(docs_page.END),
+    )
     assert text[:before] == BEFORE + "\n"
     assert text[after:] == "\n\n## Get the Code" + AFTER
 
@@ -153,15 +157,15 @@ def test_a_later_release_rewrites_the_section_in_its_place(lab):
     run(lab)
     assert "vits-relu" not in page_text(lab)
     outside = (
-        page_text(lab).partition(docs.START)[0],
-        page_text(lab).partition(docs.END)[2],
+        page_text(lab).partition(docs_page.START)[0],
+        page_text(lab).partition(docs_page.END)[2],
     )
     release(lab, "vits-relu")
     run(lab)
-    assert "vits-relu" in page_text(lab) and page_text(lab).count(docs.START) == 1
+    assert "vits-relu" in page_text(lab) and page_text(lab).count(docs_page.START) == 1
     assert (
-        page_text(lab).partition(docs.START)[0],
-        page_text(lab).partition(docs.END)[2],
+        page_text(lab).partition(docs_page.START)[0],
+        page_text(lab).partition(docs_page.END)[2],
     ) == outside
 
 
@@ -184,12 +188,15 @@ def test_a_later_release_rewrites_the_section_in_its_place(lab):
     ),
 )
 def test_every_other_byte_of_any_page_stays(page):
-    text = docs.with_section(page, f"{docs.START}\nbody\n{docs.END}")
+    text = docs_page.with_section(page, f"{docs_page.START}\nbody\n{docs_page.END}")
     newline = "\r\n" if "\r\n" in page else "\n"
-    section = f"{docs.START}{newline}body{newline}{docs.END}"
+    section = f"{docs_page.START}{newline}body{newline}{docs_page.END}"
     around = (newline + section + newline, 2 * newline + section)
     assert page in [text.replace(inserted, "", 1) for inserted in around]
-    assert docs.with_section(text, f"{docs.START}\nbody\n{docs.END}") == text
+    assert (
+        docs_page.with_section(text, f"{docs_page.START}\nbody\n{docs_page.END}")
+        == text
+    )
     before, _, after = text.partition(section)
     assert "large." not in after and "Get the Code" not in before.replace("`", "")
     assert after == "" or after.startswith(newline)
@@ -202,11 +209,14 @@ def test_what_was_written_by_hand_gives_its_place_once(where, newline):
     before, after = PAGE.split(where)
     page = (before + where + BY_HAND + "\n" + last + after).replace("\n", newline)
     page += f"# Elsewhere{newline}{BY_HAND}"  # of another part
-    text = docs.with_section(page, f"{docs.START}\nbody\n{docs.END}")
+    text = docs_page.with_section(page, f"{docs_page.START}\nbody\n{docs_page.END}")
     by_hand = BY_HAND.replace("\n", newline)
-    section = f"{docs.START}\nbody\n{docs.END}\n".replace("\n", newline)
+    section = f"{docs_page.START}\nbody\n{docs_page.END}\n".replace("\n", newline)
     assert text == page.replace(by_hand, section, 1)
-    assert docs.with_section(text, f"{docs.START}\nbody\n{docs.END}") == text
+    assert (
+        docs_page.with_section(text, f"{docs_page.START}\nbody\n{docs_page.END}")
+        == text
+    )
 
 
 def test_what_is_replaced_is_told_and_shown_before(released):
@@ -218,7 +228,7 @@ def test_what_is_replaced_is_told_and_shown_before(released):
     assert "inference.md:19: takes the place of what was written by hand" in done.err
     assert "\n-path = hf_hub_download(" in done.out and page_text(released) == old
     run(released)
-    assert "layer_23/dead" not in page_text(released) and docs.START in page_text(
+    assert "layer_23/dead" not in page_text(released) and docs_page.START in page_text(
         released
     )
     assert "by hand" not in run(released).err
@@ -235,7 +245,9 @@ def test_a_page_without_the_heading_is_refused_and_left(released):
     assert len(done.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("left", (docs.START, docs.END, docs.END + docs.START))
+@pytest.mark.parametrize(
+    "left", (docs_page.START, docs_page.END, docs_page.END + docs_page.START)
+)
 def test_half_a_section_is_refused_and_left(released, left):
     page_fpath(released).write_text(PAGE.replace("It is large.", left))
     old = page_text(released)
@@ -272,7 +284,7 @@ def test_a_page_behind_a_symlink_stays_behind_it(released):
     page_fpath(released).rename(real)
     page_fpath(released).symlink_to(real)
     run(released)
-    assert page_fpath(released).is_symlink() and docs.START in real.read_text()
+    assert page_fpath(released).is_symlink() and docs_page.START in real.read_text()
 
 
 # ---- what the section says -------------------------------------------------------------------
@@ -356,7 +368,7 @@ def test_every_snippet_runs_by_itself_on_what_was_released(released, tmp_path):
         client.create_repo(repo_id="lab/vits-relu")
         client.upload_folder(repo_id="lab/vits-relu", folder_path=str(dpath))
         client.close()
-        section = page_text(released).split(docs.START)[1].split(docs.END)[0]
+        section = page_text(released).split(docs_page.START)[1].split(docs_page.END)[0]
         runs = [(code, "right") for code in reader.blocks(section, "py")]
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": tmp_path / "home"}
         choose, layer = reader.run(tmp_path, runs, HF_HUB_DISABLE_XET=1, **env)
