@@ -379,6 +379,7 @@ CHANGES = {
     "its name in a class": "class C:\n  run_ids = 1\n  def f(self):\n    run_ids.clear()",
     "one function or another": "def f(ids): ids.clear()\nif x:\n  def f(ids): pass\nf(run_ids)",
     "attribute of an attribute": "class C:\n  def f(self):\n    self.a.append(run_ids)\nC().a[0].clear()",
+    "lambda's yield": "f = lambda: (yield run_ids)",
     "unknown statement": "match run_ids:\n  case {7: ids}:\n    print(ids)",
     "function in a dict": "def f():\n  return run_ids\nt = {1: f}\nt[1]().clear()",
 }  # fmt: skip

@@ -265,9 +265,8 @@ class _Uses:
             case ast.Subscript(holder) | ast.Call(ast.Attribute(holder) | holder):
                 self.bind(holder, *map(wrap, kinds))
 
-    def give_back(self, node: ast.AST, kind: Kind | None) -> None:
+    def give_back(self, function: Def, node: ast.AST, kind: Kind | None) -> None:
         """A function returns or yields it, so each call of the function refers to it."""
-        function = tp.cast(ast.FunctionDef, self.scopes[node])
         name, scope = function.name, self.scope_of(function.name, function)
         if name.startswith("__"):  # by an operator or a statement, unseen
             self.finding(node, f'gives "{self.variable}" away by {name}()')
@@ -313,10 +312,11 @@ class _Uses:
                     self.loop(target, iterable, kind)
             case ast.withitem():
                 self.bind(parent.optional_vars, kind, inner(kind))
-            case ast.Return() | ast.YieldFrom():
-                self.give_back(parent, kind)
-            case ast.Yield():
-                self.give_back(parent, wrap(kind))
+            case ast.Return() | ast.YieldFrom() | ast.Yield() if isinstance(
+                function := self.scopes[parent], Def
+            ):
+                is_one_of_many = isinstance(parent, ast.Yield)
+                self.give_back(function, node, wrap(kind) if is_one_of_many else kind)
             case ast.arguments():
                 self.hold(self.parents[parent], _with_default(parent, node), kind)
             case ast.Tuple():
