@@ -39,13 +39,7 @@ def _read(fpath: pathlib.Path, only: int | None) -> list[Candidate]:
     if reader is None:
         raise UserError(f"{fpath}: unknown file type; use one of {', '.join(readers)}")
     try:
-        with open(fpath, "rb") as fd:
-            raw = fd.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise UserError(f"{fpath}: over {human(MAX_BYTES)}, not a list of runs")
-        text = raw.decode("utf-8-sig")
-    except OSError as err:
-        raise UserError(f"{fpath}: {err.strerror}; check the catalog") from None
+        text = contents(fpath, "a list of runs").decode("utf-8-sig")
     except ValueError:
         raise UserError(f"{fpath}: not text (UTF-8)") from None
     found = []
@@ -64,6 +58,22 @@ def _read(fpath: pathlib.Path, only: int | None) -> list[Candidate]:
             )
         found.append(Candidate(layer, run_id.strip(), False, where))
     return found
+
+
+def contents(fpath: pathlib.Path, what: str) -> bytes:
+    """The bytes of a file that the catalog names.
+
+    Raises:
+        UserError: It can't be read, or is too large to be `what`.
+    """
+    try:
+        with open(fpath, "rb") as fd:
+            raw = fd.read(MAX_BYTES + 1)
+    except OSError as err:
+        raise UserError(f"{fpath}: {err.strerror}; check the catalog") from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{fpath}: over {human(MAX_BYTES)}, not {what}")
+    return raw
 
 
 Rows = tp.Iterator[tuple[int, dict[str, tp.Any]]]

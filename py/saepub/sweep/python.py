@@ -19,11 +19,9 @@ import typing as tp
 import warnings
 
 from ..cli import UserError
-from ..text import human
 from . import Candidate
+from .files import contents
 from .uses import findings, targets
-
-MAX_BYTES = 64 * 2**20
 
 WAY_OUT = 'or list the ids in the catalog instead ("run_ids" or "run_ids_file")'
 
@@ -136,13 +134,7 @@ def _text(fpath: pathlib.Path) -> str:
     Raises:
         UserError: It can't be read.
     """
-    try:
-        with open(fpath, "rb") as fd:
-            source = fd.read(MAX_BYTES + 1)
-    except OSError as err:
-        raise UserError(f"{fpath}: {err.strerror}; check the catalog") from None
-    if len(source) > MAX_BYTES:
-        raise UserError(f"{fpath}: over {human(MAX_BYTES)}, not a sweep file")
+    source = contents(fpath, "a sweep file")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
         text = source.decode(encoding)
