@@ -7,10 +7,10 @@ import pathlib
 from . import settings
 from .cli import UserError
 from .jsonl import Line
+from .text import n_of
 
 CHECKPOINT = "{run_id}/checkpoint/sae.pt"
 """Where saev writes a checkpoint, below the runs root, unless the catalog says otherwise."""
-
 
 DOCS_PAGE = "docs/src/users/inference.md"
 """The page that `make docs` writes in, below a checkout of saev."""
@@ -34,6 +34,26 @@ def checkpoint_fpath(line: Line) -> pathlib.Path:
     """A run's checkpoint, whether or not it exists."""
     template = line["expected"].get("checkpoint") or CHECKPOINT
     return runs_root(line) / template.replace("{run_id}", line["run_id"])
+
+
+def check_runs_root(given: list[Line]) -> None:
+    """Raise UserError if a runs root has none of its checkpoints, since it must be wrong."""
+    for root in dict.fromkeys(map(runs_root, given)):
+        if not root.is_dir():
+            raise UserError(f"RUNS_ROOT {root}: no such directory; set RUNS_ROOT")
+        here = [line for line in given if runs_root(line) == root]
+        fpaths = [checkpoint_fpath(line) for line in here]
+        if len(here) == 1 or any(os.path.lexists(fpath) for fpath in fpaths):
+            continue
+        there = next(dpath for dpath in fpaths[0].parents if dpath.is_dir())
+        names = sorted(os.listdir(there))
+        holds = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        deeper = [n for n in names if (there / n / here[0]["run_id"]).is_dir()]
+        value = f"={there / deeper[0]}" if deeper else ""
+        raise UserError(
+            f"RUNS_ROOT {root}: none of {n_of(len(here), 'checkpoint')} exists; looked for"
+            f" {fpaths[0]}, but {there} has {holds or 'nothing'}; set RUNS_ROOT{value}"
+        )
 
 
 def project(line: Line) -> tuple[str, str]:

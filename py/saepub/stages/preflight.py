@@ -6,7 +6,6 @@ checkpoint/check.py checks the file, witnesses.py compares it with what W&B and 
 import collections
 import contextlib
 import dataclasses
-import os
 import pathlib
 import typing as tp
 
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> int | None:
     given = list(jsonl.read(*witnesses.KEYS, also=ALSO, is_chosen=True))
     if not given:
         return 0
-    check_runs_root(given)
+    places.check_runs_root(given)
     settings.claim("BUILD")
     store_real_inputs(given)
     results = check_all(given, kind, at_once)
@@ -75,26 +74,6 @@ def main(argv: list[str]) -> int | None:
     for r in results:
         jsonl.write(r.line)
     return 0
-
-
-def check_runs_root(given: list[jsonl.Line]) -> None:
-    """Raise UserError if a runs root has none of its checkpoints, since it must be wrong."""
-    for root in dict.fromkeys(places.runs_root(line) for line in given):
-        if not root.is_dir():
-            raise UserError(f"RUNS_ROOT {root}: no such directory; set RUNS_ROOT")
-        here = [line for line in given if places.runs_root(line) == root]
-        fpaths = [places.checkpoint_fpath(line) for line in here]
-        if len(here) == 1 or any(os.path.lexists(fpath) for fpath in fpaths):
-            continue
-        there = next(dpath for dpath in fpaths[0].parents if dpath.is_dir())
-        names = sorted(os.listdir(there))
-        holds = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        deeper = [n for n in names if (there / n / here[0]["run_id"]).is_dir()]
-        value = f"={there / deeper[0]}" if deeper else ""
-        raise UserError(
-            f"RUNS_ROOT {root}: none of {n_of(len(here), 'checkpoint')} exists; looked for"
-            f" {fpaths[0]}, but {there} has {holds or 'nothing'}; set RUNS_ROOT{value}"
-        )
 
 
 def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[Result]:
