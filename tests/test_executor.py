@@ -385,7 +385,7 @@ def test_wrong_minutes_are_told_before_anything_is_sent(here, monkeypatch):
 def test_option_goes_before_setting(monkeypatch):
     monkeypatch.setenv("JOBS", "3")
     assert executor.n_jobs(None) == 3
-    assert executor.n_jobs(2) == 2
+    assert executor.n_jobs("2") == 2
     monkeypatch.delenv("JOBS")
     assert executor.n_jobs(None) is None
 

@@ -449,7 +449,7 @@ def test_interrupt_is_one_line(runs, tmp_path):
 
 def test_wrong_usage_and_wrong_lines(runs):
     done = run([], runs, "--jobs", 0)
-    assert done.code == 2 and "--jobs is 0" in done.err
+    assert done.code == 2 and "--jobs is '0'; it takes a whole number" in done.err
     line = util.line()
     done = run([line], runs)
     assert done.err.startswith(f"preflight: RUNS_ROOT {runs}: no such directory")

@@ -36,17 +36,15 @@ def kind() -> str:
     return name
 
 
-def n_jobs(option: int | None) -> int | None:
+def n_jobs(option: str | None) -> int | None:
     """How many jobs to run at once: the option --jobs, else the setting JOBS, else None.
 
     Raises:
         UsageError: It is not a number above 0.
     """
-    if option is not None:
-        if option < 1:
-            raise UsageError(f"--jobs is {option}; it must be at least 1")
-        return option
-    return settings.number("JOBS")
+    if option is None:
+        return settings.number("JOBS")
+    return settings.whole_number("--jobs", option)
 
 
 def run(

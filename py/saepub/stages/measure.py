@@ -48,7 +48,6 @@ def main(argv: list[str]) -> None:
     )
     p.add_argument(
         "--jobs",
-        type=int,
         metavar="N",
         help="with EXECUTOR, how many tasks share the runs (default: JOBS, else by cores and"
         f" memory; on Slurm at most {executor.N_TASKS})",

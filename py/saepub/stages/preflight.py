@@ -49,7 +49,6 @@ def main(argv: list[str]) -> int | None:
     )
     p.add_argument(
         "--jobs",
-        type=int,
         metavar="N",
         help="files at once, or with EXECUTOR how many tasks share the runs (default: JOBS,"
         f" else by cores and memory; on Slurm one for every {executor.N_LINES} runs, at most"
