@@ -11,7 +11,7 @@ import typing as tp
 from .. import files as files_
 from .. import settings
 from ..cli import UserError
-from ..hub.files import Compared, File
+from ..hub.files import Changes, Compared, File, Remote
 from ..jsonl import BUILTIN, Line
 from ..text import n_of
 from . import manifest
@@ -49,6 +49,13 @@ def files(rows: list[Line]) -> dict[str, File]:
     for name, its in rows[0]["documents"].items():
         found.append(File(name, its["bytes"], its["sha256"]))
     return {file.path: file for file in sorted(found)}
+
+
+def changes(rows: list[Line], there: Remote) -> Changes:
+    """What a push of a repo's stage would do to the repo on the Hub."""
+    from ..hub import repo as hub_repo  # slow to import
+
+    return hub_repo.compare(there, files(rows), dpath_of(rows[0]["repo"]))
 
 
 def add_files_option(p: argparse.ArgumentParser) -> None:

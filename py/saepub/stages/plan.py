@@ -30,8 +30,7 @@ def main(argv: list[str]) -> None:
         for slug, of_repo in repos.items():
             repo_id = cat.get(slug).repo_id
             there = hub_repo.remote(repo_id)
-            here = staged.files(of_repo)
-            changes = hub_repo.compare(there, here, staged.dpath_of(slug))
+            changes = staged.changes(of_repo, there)
             parents[slug] = there.commit
             files += staged.file_lines(slug, changes.by_file())
             plan += describe(repo_id, there, changes)

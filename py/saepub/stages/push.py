@@ -113,14 +113,14 @@ def check_there(
     problems = hub_repo.access_problems(repo.repo_id, there)
     planned = rows[0].get("parent_commit", there.commit)
     is_taken = there.commit != planned and not (planned is None and there.is_fresh)
-    if is_done(repo.slug, rows, there):
+    if is_done(rows, there):
         return problems
     if is_taken:
         problems.append(f"{repo.repo_id}: {conflict(repo.slug, there, planned)}")
     if problems or not is_sendable:
         return problems
     dpath = staged.dpath_of(repo.slug)
-    changes = hub_repo.compare(there, staged.files(rows), dpath)
+    changes = staged.changes(rows, there)
     send = [*changes.add, *changes.change]
     if any(file.path == "README.md" for file in send):
         problem = hub_repo.card_problem((dpath / "README.md").read_text("utf-8"))
@@ -150,9 +150,9 @@ def same_files(repos: dict[str, list[jsonl.Line]]) -> list[str]:
     ]
 
 
-def is_done(slug: str, rows: list[jsonl.Line], there: Remote) -> bool:
-    changes = hub_repo.compare(there, staged.files(rows), staged.dpath_of(slug))
-    return there.commit is not None and changes.is_done(settings.get("PRUNE") == "1")
+def is_done(rows: list[jsonl.Line], there: Remote) -> bool:
+    is_right = staged.changes(rows, there).is_done(settings.get("PRUNE") == "1")
+    return there.commit is not None and is_right
 
 
 def conflict(slug: str, there: Remote, seen: object) -> str:
@@ -181,12 +181,12 @@ def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: Remote) -> str:
     def found() -> tuple[Remote, str | None]:
         """The repo now, and our commit in it, from this run or an earlier one."""
         there = hub_repo.remote(repo.repo_id)
-        if is_done(repo.slug, rows, there):
+        if is_done(rows, there):
             return there, there.commit
         if announced and there.commit != parent:
             # Our commit may have succeeded, with somebody else's on top of it.
             after = hub_repo.commit_after(repo.repo_id, parent)
-            if after and is_done(repo.slug, rows, hub_repo.remote(repo.repo_id, after)):
+            if after and is_done(rows, hub_repo.remote(repo.repo_id, after)):
                 return there, after
         return there, None
 
@@ -204,7 +204,7 @@ def publish(repo: catalog.Repo, rows: list[jsonl.Line], seen: Remote) -> str:
             raise UserError(conflict(repo.slug, there, parent))
         for problem in hub_repo.access_problems(repo.repo_id, there):
             raise UserError(problem.removeprefix(f"{repo.repo_id}: "))
-        changes = hub_repo.compare(there, staged.files(rows), dpath)
+        changes = staged.changes(rows, there)
         message = describe(changes, rows, prune)
         if message != announced:
             size = hub_repo.total([*changes.add, *changes.change])
@@ -260,7 +260,7 @@ def leftovers(changes: Changes, prune: bool) -> str:
 def check_sent(repo: catalog.Repo, rows: list[jsonl.Line], commit: str) -> None:
     """Raise UserError unless a commit has what was sent."""
     there = hub_repo.remote(repo.repo_id, commit)
-    left = hub_repo.compare(there, staged.files(rows), staged.dpath_of(repo.slug))
+    left = staged.changes(rows, there)
     if left.add or left.change:
         paths = ", ".join(file.path for file in (*left.add, *left.change))
         raise UserError(
