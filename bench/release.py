@@ -58,16 +58,11 @@ with LoopbackHub(sys.argv[1], tokens=tokens) as hub:
 
 
 def release() -> None:
-    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
-        dpath = pathlib.Path(name)
-        n_bytes = _make_runs(dpath)
-        rows = []
-        for transport, env in (("LFS", {"HF_HUB_DISABLE_XET": 1}), ("Xet", {})):
-            plain = _against_hub(dpath, env, _plain)
-            ours = _against_hub(dpath, env, _ours)
-            stages = _against_hub(dpath, env, _stages)
-            costs = [("plain", plain), ("`make release`", ours), *stages]
-            rows += [_row(f"{transport}, {w}", c, plain, n_bytes) for w, c in costs]
+    rows, further = [], []
+    few, n_bytes = _both_ways(N_FILES)
+    for transport, (plain, ours, stages) in few.items():
+        costs = [("plain", plain), ("`make release`", ours), *stages]
+        rows += [_row(f"{transport}, {w}", c, plain, n_bytes) for w, c in costs]
     one = n_bytes / N_FILES
     head = (
         "way",
@@ -80,6 +75,43 @@ def release() -> None:
     )
     title = f"Release {N_FILES} checkpoints of {one / MB:.0f} MB"
     table(title, rows, head)
+    # What doesn't depend on the number of files, such as importing torch, cancels out.
+    many, more_bytes = _both_ways(2 * N_FILES, with_stages=False)
+    gb = (more_bytes - n_bytes) / 1e9
+    for transport in few:
+        plain, ours = (
+            [(m.wall - f.wall) / gb, (m.cpu - f.cpu) / gb]
+            for f, m in zip(few[transport][:2], many[transport][:2], strict=True)
+        )
+        seen = [f"{seconds:.2f} s" for seconds in (*plain, *ours)]
+        further.append((transport, *seen, f"{ours[0] / plain[0]:.2f}"))
+    head = (
+        "transport",
+        "plain, wall",
+        "CPU",
+        "`make release`, wall",
+        "CPU",
+        "of plain",
+    )
+    table(
+        f"Each further GB, from {N_FILES} to {2 * N_FILES} checkpoints", further, head
+    )
+
+
+def _both_ways(
+    n_files: int, with_stages: bool = True
+) -> tuple[dict[str, tuple[Cost, Cost, list[tuple[str, Cost]]]], int]:
+    """By transport, what the plain way, a release and its stages cost; the bytes of all files."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+        dpath = pathlib.Path(name)
+        n_bytes = _make_runs(dpath, n_files)
+        costs = {}
+        for transport, env in (("LFS", {"HF_HUB_DISABLE_XET": 1}), ("Xet", {})):
+            plain = _against_hub(dpath, env, _plain)
+            ours = _against_hub(dpath, env, _ours)
+            stages = _against_hub(dpath, env, _stages) if with_stages else []
+            costs[transport] = plain, ours, stages
+        return costs, n_bytes
 
 
 def preflight() -> None:
@@ -90,7 +122,7 @@ def preflight() -> None:
         env["PYTHONPATH"] = pathlib.Path(saev_dir).absolute() / "src"
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
         dpath = pathlib.Path(name)
-        one = _make_runs(dpath) / N_FILES
+        one = _make_runs(dpath, N_FILES) / N_FILES
         ours = env | {"SAEPUB_BUILD": dpath / "build", "RUNS_ROOT": dpath / "runs"}
         load = [sys.executable, "-c", LOAD, dpath / "runs"]
         torch = measure([sys.executable, "-c", TORCH], **env)
@@ -198,11 +230,11 @@ def _settings(dpath: pathlib.Path) -> dict[str, object]:
         "METRICS_SNAPSHOT": dpath / "snapshot.jsonl",
         "RUNS_ROOT": dpath / "runs",
         "SAEV_DIR": "",
-        "N": N_FILES,
+        "N": 2 * N_FILES,
     }
 
 
-def _make_runs(dpath: pathlib.Path) -> int:
+def _make_runs(dpath: pathlib.Path, n_files: int) -> int:
     """Write checkpoints as saev 0.1.0 does, and lines and a catalog for them; the bytes of all."""
     import torch
 
@@ -216,7 +248,7 @@ def _make_runs(dpath: pathlib.Path) -> int:
     torch.manual_seed(0)
     n_bytes = 0
     records = []
-    for i in range(N_FILES):
+    for i in range(n_files):
         w_dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL), dim=1)
         state = {
             "W_enc": torch.randn(D_MODEL, D_SAE) / D_MODEL**0.5,
@@ -239,7 +271,7 @@ def _make_runs(dpath: pathlib.Path) -> int:
             "objective": {"n_prefixes": 10},
             "train_data": {"layer": 13},
         }
-        summary = {"eval/l0": 4 * 1.3**i, "eval/normalized_mse": 1 / (i + 2)}
+        summary = {"eval/l0": 4 * 1.2**i, "eval/normalized_mse": 1 / (i + 2)}
         now = datetime.datetime.now(datetime.UTC).isoformat()
         record = {"name": f"run{i:02d}", "state": "finished", "createdAt": now}
         records.append(record | {"config": config, "summary": summary})
