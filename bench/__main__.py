@@ -1,4 +1,4 @@
-"""make bench: every table, or those named: fetch preflight release measure startup scale million page noop."""
+"""make bench: every table, or those named: fetch preflight release measure startup scale million page noop repos."""
 
 import os
 import platform
@@ -18,6 +18,7 @@ ROWS = {
     "million": scale.million,
     "page": page.page,
     "noop": startup.noop,
+    "repos": startup.repos,
 }
 
 

@@ -1,9 +1,11 @@
-"""How long each stage takes to start and find nothing to do; and make, with nothing to redo."""
+"""How long each stage takes to start and find nothing to do; make, with nothing to redo; and make
+with several repos at once."""
 
 import subprocess
 import sys
+import tempfile
 
-from .measure import ROOT, best, table
+from .measure import ROOT, best, measure, table
 
 STAGES = ("facts", "classify", "settle", "select", "stage", "fetch-metrics")
 STAGES += ("preflight", "render", "push", "verify")
@@ -33,6 +35,21 @@ def noop() -> None:
             (" ".join(argv), _ms(seconds), f"{goal} ms", f"{seconds * 1000 / goal:.3f}")
         )
     table("Nothing changed", rows, ("command", "best of 10", "goal", "of the goal"))
+
+
+def repos() -> None:
+    """A dry run of the demo's four repos, one after another and several at once."""
+    costs = {}
+    for jobs in ("-j1", "-j4"):
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
+            env = {"SAEPUB_BUILD": f"{name}/build"}
+            measure(["make", "demo"], **env)
+            costs[jobs] = measure(["make", jobs, "dry-run"], **env)
+    rows = [
+        (f"make {jobs} dry-run", f"{cost.wall:.1f} s", f"{cost.cpu:.1f} s")
+        for jobs, cost in costs.items()
+    ]
+    table("Four repos", rows, ("command", "wall", "CPU"))
 
 
 def _ms(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """preflight passes on what can be released, and says why everything else can't."""
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -70,6 +71,31 @@ def refusal(line, runs) -> str:
 
 
 # What passes.
+
+
+def test_one_of_several_works_on_all_cores_while_the_others_wait(
+    runs, monkeypatch, capsys
+):
+    util.write(util.run_dir(runs, "aaaaaaaa"), seed=1)
+    lock = runs.parent / "build/.preflight.lock"
+    lock.parent.mkdir()
+    other = open(lock, "w")  # noqa: SIM115, closed when the other is told to wait
+    fcntl.flock(other, fcntl.LOCK_EX)
+    n_at_once, told = machine.n_at_once, []
+
+    def on_waiting(text):
+        told.append(text)
+        other.close()
+
+    def on_working(*args):
+        assert other.closed and told, "it works while another does"
+        return n_at_once(*args)
+
+    monkeypatch.setattr("saepub.files.say", on_waiting)
+    monkeypatch.setattr(machine, "n_at_once", on_working)
+    (result,) = preflight.check_all([util.line("aaaaaaaa")], "", 1)
+    assert not result.reason and not result.lost
+    assert told == ["preflight: tiny: waiting until another repo's files are checked"]
 
 
 def test_lines_gain_what_the_checkpoint_is(runs):

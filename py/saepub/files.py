@@ -11,6 +11,7 @@ import time
 import typing as tp
 
 from .cli import UserError
+from .text import say
 
 if tp.TYPE_CHECKING:
     import pathlib
@@ -160,6 +161,31 @@ def lock(fpath: "pathlib.Path", patience: float = PATIENCE_S) -> tp.Iterator[Non
             holder = f"process {os.getpid()} on {os.uname().nodename}"
             os.write(fd.fileno(), holder.encode())
         yield
+
+
+@contextlib.contextmanager
+def turn(fpath: "pathlib.Path", told: str = "") -> tp.Iterator[bool]:
+    """Take turns with other processes that lock the same file, if its disk has locks.
+
+    Args:
+        told: A message to print before waiting for our turn; without one we don't wait.
+
+    Yields:
+        Whether it is our turn.
+    """
+    fpath.parent.mkdir(parents=True, exist_ok=True)
+    with open(fpath, "w") as fd:
+        is_ours = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_ours = bool(told)
+            if told:
+                say(told)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:  # no locks, so several may work at once
+            pass
+        yield is_ours
 
 
 class Held(Exception):

@@ -6,7 +6,6 @@ A pass can run in this process, or as a task on another node.
 import concurrent.futures
 import contextlib
 import datetime
-import fcntl
 import math
 import os
 import pathlib
@@ -297,25 +296,11 @@ def from_task(source: Source, result: list[list[tp.Any]]) -> list[Found]:
 # ---- concurrent processes --------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def claimed(source: Source, *, waits: bool) -> tp.Iterator[bool]:
+def claimed(source: Source, told: str = "") -> contextlib.AbstractContextManager[bool]:
     """Lock a layer's activations among all `measure` processes that share a build directory.
 
-    Args:
-        waits: Whether to wait for another process that has the lock.
-
-    Yields:
-        Whether we have the lock.
+    The value says whether we have the lock. Without `told`, a message, we don't wait for it.
     """
     settings.claim_new("BUILD")
     dpath = settings.build_dpath() / ".measure"
-    dpath.mkdir(parents=True, exist_ok=True)
-    with open(dpath / f"{source.shard}-{source.layer}.lock", "w") as fd:
-        is_ours = True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        except BlockingIOError:
-            is_ours = False
-        except OSError:  # a disk without locks, so two processes may measure twice
-            pass
-        yield is_ours
+    return files.turn(dpath / f"{source.shard}-{source.layer}.lock", told)

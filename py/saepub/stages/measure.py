@@ -209,12 +209,12 @@ def measure(lines: list[Line], todo: Todo, do: Do) -> tp.Iterator[tuple[int, Fou
             claimed = [
                 source
                 for source in waiting
-                if stack.enter_context(passes.claimed(source, waits=False))
+                if stack.enter_context(passes.claimed(source))
             ]
             if not claimed:
                 claimed = [next(iter(waiting))]
-                say(f"measure: waiting for another measure of {claimed[0].name}")
-                stack.enter_context(passes.claimed(claimed[0], waits=True))
+                told = f"measure: waiting for another measure of {claimed[0].name}"
+                stack.enter_context(passes.claimed(claimed[0], told))
             left: Todo = {}
             for source in claimed:
                 mine = {source: waiting.pop(source)}

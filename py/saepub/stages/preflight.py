@@ -101,9 +101,12 @@ def check_all(given: list[jsonl.Line], kind: str, at_once: int | None) -> list[R
         )
     else:
         saev_loader.available()  # before the fork, since importing it takes seconds
-        n_jobs = min(machine.n_at_once(n_bytes, at_once), len(parts))
-        checked = pool.each(check, parts, n_jobs)
-        outcomes = list(progress(checked, len(given), "preflight"))
+        # Under make -j, one of several works, on all cores, while the others prepare.
+        told = f"preflight: {given[0]['repo']}: waiting until another repo's files are checked"
+        with files.turn(settings.build_dpath() / ".preflight.lock", told):
+            n_jobs = min(machine.n_at_once(n_bytes, at_once), len(parts))
+            checked = pool.each(check, parts, n_jobs)
+            outcomes = list(progress(checked, len(given), "preflight"))
     return [
         Result(outcome.result or line, outcome.reason, outcome.lost)
         for line, outcome in zip(given, outcomes, strict=True)
