@@ -10,7 +10,7 @@ from faults.machine import a_hub
 from faults.rows import Measured, NotHere
 from kits import jq
 from kits.lab import Labs
-from saepub.stages import push
+from saepub.release import publishable
 
 pytestmark = pytest.mark.long
 
@@ -88,6 +88,6 @@ def test_one_file_under_two_ids_is_found_over_repos_too():
         slug: [{"run_id": run_id, "sha256": sha256}]
         for slug, run_id, sha256 in (("a", "one", 1), ("b", "two", 1), ("c", "one", 1))
     }
-    assert push.same_files(rows) == ["one and two have identical files"]
+    assert publishable.same_files(rows) == ["one and two have identical files"]
     rows["b"][0]["sha256"] = 2
-    assert push.same_files(rows) == []
+    assert publishable.same_files(rows) == []

@@ -22,7 +22,7 @@ from kits.in_process import run
 from kits.lab import Labs
 from saepub import jsonl, settings
 from saepub.cli import UserError
-from saepub.release import plot
+from saepub.release import plot, publishable
 from saepub.stages import push
 
 pytestmark = pytest.mark.long
@@ -349,7 +349,7 @@ def test_a_hostile_line_does_not_get_past_push(labs, texts, monkeypatch, name):
     monkeypatch.setenv("SAEPUB_BUILD", str(labs.made.build))
     text = (labs.made.build / "tiny/rendered.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in text]
-    assert push.check_stage("tiny", rows) == []
+    assert publishable.check_stage("tiny", rows) == []
     for path in (
         ("run_id",),
         ("path",),
@@ -360,4 +360,4 @@ def test_a_hostile_line_does_not_get_past_push(labs, texts, monkeypatch, name):
         row = put(rows[0], path, texts[name])
         with contextlib.suppress(UserError):
             jsonl.check(row, push.KEYS, "stdin:1")
-            assert push.check_stage("tiny", [row, *rows[1:]]), path
+            assert publishable.check_stage("tiny", [row, *rows[1:]]), path
