@@ -1,5 +1,6 @@
 """Shared by all tests: the package on the path, and the demo."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -13,12 +14,27 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "py"))
 
+from kits import forks
 from kits.once import once
-from kits.programs import ROOT, run_program
+from kits.programs import FORKS, ROOT, run_program
 
 # Behind a shell without job control, programs ignore the Ctrl-C that some tests send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if FORKS not in os.environ:  # else xdist's workers have it from their parent
+        venv = contextlib.ExitStack()
+        os.environ[FORKS] = str(venv.enter_context(forks.venv()))
+        config.add_cleanup(venv.close)
+
+
+@pytest.fixture
+def really(monkeypatch):
+    """Programs are started for real, not forked (see kits.forks)."""
+    monkeypatch.delenv(FORKS)
+
 
 ONE_NODE = ROOT / "tests" / "slurm" / "one-node"
 

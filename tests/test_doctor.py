@@ -14,7 +14,7 @@ import pytest
 from kits import checkpoints as util
 from kits.hub import Fault
 from kits.lab import Lab
-from kits.programs import ROOT, bare_env, run_program, text_of
+from kits.programs import ROOT, bare_env, run_code, run_program, text_of
 from kits.terminal import Terminal
 from loopback_hub import LoopbackHub
 from loopback_wandb import HANG, KEY, LoopbackWandb
@@ -73,8 +73,8 @@ def doctor(lab: Lab, **settings: object):
 
 def look_at(lab: Lab, what: str, root=ROOT, **settings) -> list[tuple[str, str]]:
     """What doctor says of one thing: levels and texts."""
-    env = settings_of(lab, PYTHONPATH=root / "py", **settings)
-    done = told(run_program(sys.executable, "-c", LOOK_AT, what, **env))
+    env = settings_of(lab, **settings)
+    done = told(run_code(LOOK_AT, what, py_dpath=root / "py", **env))
     assert not done.err
     assert done.code == any(level == "bad" for level, _ in done.lines[what])
     assert KEY not in done.out and TOKEN not in done.out
@@ -305,8 +305,9 @@ def test_a_broken_catalog_breaks_only_what_needs_it(lab):
 def test_settings_that_cannot_be_read_are_bad_and_the_rest_is_looked_at(lab):
     shutil.copytree(ROOT / "py", lab.dpath / "tree/py")
     (lab.dpath / "tree/.env").write_text(f"HF_TOKEN={TOKEN}\n")
-    env = settings_of(lab, PYTHONPATH=lab.dpath / "tree/py")
-    done = told(run_program(sys.executable, "-c", LOOK_AT, "runs", **env))
+    done = told(
+        run_code(LOOK_AT, "runs", py_dpath=lab.dpath / "tree/py", **settings_of(lab))
+    )
     ((level, text),) = done.lines["settings"]
     assert level == "bad" and "read from the environment only" in text
     assert done.lines["runs"][0][0] == "ok" and done.code == 1
@@ -400,11 +401,9 @@ def test_servers_that_never_answer_are_given_up(shared_lab, tmp_path):
             WANDB_API_KEY=KEY,
             HF_TOKEN=TOKEN,
             HF_ENDPOINT=hub.endpoint,
-            PYTHONPATH=ROOT / "py",
         )
-        code = "import sys; from saepub.stages import doctor as d; from saepub.doctor import run; run.NETWORK_SECONDS = 2; "
-        argv = (sys.executable, "-c", code + "sys.exit(d.main([]))")
-        done = run_program(*argv, **settings)
+        code = "from saepub.stages import doctor as d; from saepub.doctor import run; run.NETWORK_SECONDS = 2; "
+        done = run_code(code + "sys.exit(d.main([]))", **settings)
         stall.release.set()
         wandb.let_go.set()
     done = told(done)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kits.once import once, pip_install
-from kits.programs import ROOT, bare_env, run_program
+from kits.programs import ROOT, bare_env, run_code, run_program
 from kits.terminal import Terminal
 from loopback_wandb import DROP, HANG, KEY, LoopbackWandb, Status
 
@@ -124,7 +124,6 @@ def client(request, kept_dpath) -> dict[str, object]:
 @pytest.fixture
 def fetch_impatiently(tmp_path, client):
     """Run the program with other waiting times."""
-    python = pathlib.Path(client.get("VENV", sys.prefix)) / "bin/python"
     code = (
         "import json, os; from saepub import cli; from saepub.tracking import runs;"
         " runs.LOGIN_TIMEOUT, runs.PAUSES = json.loads(os.environ['WAITS']);"
@@ -133,10 +132,8 @@ def fetch_impatiently(tmp_path, client):
 
     def go(run_id, patience: int, pauses: list[int], **env):
         waits = json.dumps([patience, pauses])
-        env = {"HOME": tmp_path, "RUNS_ROOT": tmp_path, "PYTHONPATH": ROOT / "py"} | env
-        stdin = as_jsonl([candidate(run_id)])
-        argv = (python, "-c", code)
-        return run_program(*argv, stdin=stdin, cwd=tmp_path, WAITS=waits, **env)
+        env = {"HOME": tmp_path, "RUNS_ROOT": tmp_path, "WAITS": waits} | client | env
+        return run_code(code, stdin=as_jsonl([candidate(run_id)]), cwd=tmp_path, **env)
 
     return go
 

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from kits.programs import ROOT, Done, run_program
+from kits.programs import FORKS, ROOT, Done, run_program
 from kits.tree import Bare
 from saepub import __version__
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("really")]
 
+FORKED = os.environ[FORKS]
 PROGRAMS = sorted(f.name for f in (ROOT / "bin").iterdir())
 JQ = sorted(f.stem for f in (ROOT / "jq").iterdir())
 EXTRACT = ("extract-ids", "one")
@@ -33,10 +34,11 @@ def test_every_filter_has_a_program():
 def test_every_program_tells_its_purpose_and_version_under_any_name(name, tmp_path):
     link = tmp_path / "my own name"
     link.symlink_to(ROOT / "bin" / name)
-    told = run_program(link, "--help", cwd=tmp_path)
+    # Forks: to start each of them for real takes 20 s.
+    told = run_program(link, "--help", cwd=tmp_path, VENV=FORKED)
     assert (told.code, told.err) == (0, ""), told.err
     assert len(told.out.splitlines()) >= 3 and "#!" not in told.out
-    told = run_program(link, "--version", cwd=tmp_path)
+    told = run_program(link, "--version", cwd=tmp_path, VENV=FORKED)
     assert (told.code, told.err) == (0, "")
     assert told.out == f"{name} (saepub) {__version__}\n"
 

@@ -266,6 +266,7 @@ def test_a_file_of_before_the_forward_changed_is_measured_as_it_was_trained(lab)
     assert "current saev doesn't do that: a bb" in told
 
 
+@pytest.mark.usefixtures("really")
 def test_on_the_demo_make_measure_reproduces_what_training_logged(demo, tmp_path):
     build = tmp_path / "build"
     shutil.copytree(demo, build / "demo")

@@ -75,6 +75,7 @@ def announced(done) -> list[tuple[str, ...]]:
     return [re.fullmatch(pattern, line).groups() for line in done.out.splitlines()]
 
 
+@pytest.mark.usefixtures("really")
 def test_first_second_and_changed_release_by_xet(tree):
     hub = tree.hub
     first = tree.go("release")

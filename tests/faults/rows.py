@@ -33,7 +33,7 @@ class Measured(Done):
 def measured(lab: Lab, *argv: object, stdin: str) -> Measured:
     fpath = lab.dpath / "measured"
     argv = (sys.executable, "-S", "-c", MEASURE, fpath, *argv)
-    done = lab.program(*argv, stdin=stdin)
+    done = lab.program(*argv, stdin=stdin, VENV=sys.prefix)  # a fork wouldn't count
     seconds, n_kbytes = fpath.read_text().split()
     return Measured(done.code, done.out, done.err, float(seconds), int(n_kbytes))
 

@@ -16,7 +16,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 
 from kits import checkpoints as util
@@ -131,7 +130,6 @@ class Lab:
             "METRICS_SNAPSHOT": self.dpath / "snapshot.jsonl",
             "RUNS_ROOT": self.runs_root,
             "SAEV_DIR": self.saev_dir,
-            "VENV": sys.prefix,
         } | self.env
 
     def call(

@@ -15,6 +15,10 @@ PARTS += (".env.example", "catalog.json", "catalog.schema.json")
 PARTS += ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 
 
+FORKS = "SAEPUB_TESTS_VENV"
+"""What names the environment of kits.forks, if there is one."""
+
+
 def checkout(dpath: pathlib.Path) -> pathlib.Path:
     """The toolkit as a fresh checkout has it: no .env, no build."""
     dpath.mkdir(parents=True, exist_ok=True)
@@ -99,7 +103,11 @@ def in_environment(settings: dict[str, object]) -> dict[str, str]:
 def run_program(
     *argv: object, stdin: str | bytes = b"", cwd=ROOT, **settings: object
 ) -> Done:
-    """Run a program of bin/ (or any other) with a bare environment plus `settings`."""
+    """Run a program of bin/ (or any other) with a bare environment plus `settings`.
+
+    Stages are forks (see kits.forks), except with a VENV of the test's own.
+    """
+    settings = {"VENV": os.environ.get(FORKS, sys.prefix)} | settings
     done = subprocess.run(
         [str(arg) for arg in argv],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
@@ -109,3 +117,14 @@ def run_program(
         timeout=900,
     )
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def run_code(
+    code: str, *argv: object, py_dpath: pathlib.Path = ROOT / "py", **settings: object
+) -> Done:
+    """Run Python code that imports our package, as a stage is run."""
+    settings = {"VENV": os.environ.get(FORKS, sys.prefix)} | settings
+    python = f"{settings['VENV']}/bin/python"
+    start = "import site, sys; site.main(); sys.path.insert(0, sys.argv.pop(1))\n"
+    options = ("-I", "-S", "-X", "utf8", "-c")
+    return run_program(python, *options, start + code, py_dpath, *argv, **settings)

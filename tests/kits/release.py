@@ -6,10 +6,12 @@ would take minutes, so a process imports what is slow, and each run is a fork of
 because the client reads the Hub's address while it is imported.
 """
 
+import functools
 import json
 import os
 import pathlib
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -138,12 +140,12 @@ class Stages:
 
 def _serve(modules: list[str]) -> None:
     """Fork a stage for each request on stdin. Run as a program."""
-    import importlib
     import time
 
+    from kits import forks
+
     given = dict(os.environ)
-    for module in modules:
-        importlib.import_module(module)
+    forks.load(modules)
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(seconds / 100)
     for line in sys.stdin:
@@ -240,6 +242,14 @@ def demo_settings(demo: pathlib.Path) -> dict[str, str]:
 
 class Hub(LoopbackHub):
     """A Hub for many tests."""
+
+    @functools.cached_property
+    def ca_fpath(self) -> pathlib.Path:
+        """One certificate: the client would read this machine's hundreds, twice in each process."""
+        (one, *_) = ssl.create_default_context().get_ca_certs(binary_form=True)
+        fpath = self.store.dpath / "ca.pem"
+        fpath.write_text(ssl.DER_cert_to_PEM_cert(one))
+        return fpath
 
     def empty(self) -> None:
         """Make it as it was at first, with `TOKENS`."""
@@ -387,6 +397,7 @@ def client_settings(hub: Hub) -> dict[str, str]:
     return {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(hub.store.dpath / "client"),
+        "SSL_CERT_FILE": str(hub.ca_fpath),
         # The Xet library waits by itself, in Rust.
         "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",
     }
