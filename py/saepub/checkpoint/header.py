@@ -57,9 +57,8 @@ LOSS_PARAMS = {
     "AuxK": {"key", "k_aux", "alpha"},
 }
 
-TOO_DEEP = "its header is nested too deep"
-MAX_DEPTH = 8
-"""The deepest nesting allowed in a header. saev's have six levels at most."""
+MAX_DEPTH = 7
+"""How many objects and lists deep a header may be, since later code recurses. saev's are six."""
 
 MAX_NUMBER = 2**53
 """The largest number in an activation's config that jq doesn't round; lines carry it."""
@@ -131,13 +130,15 @@ def parse(text: bytes) -> Header:
             parse_constant=_no_constant,
             parse_float=_finite,
         )
+        is_too_deep = _depth(raw) > MAX_DEPTH
     except RecursionError:
-        raise Refused(TOO_DEEP) from None
+        is_too_deep = True
     except ValueError as err:
         raise Refused(f"its header is not JSON: {_short(err)}") from None
+    if is_too_deep:
+        raise Refused("its header is nested too deep")
     if not isinstance(raw, dict):
         raise Refused("its header is not a JSON object")
-    _check_depth(raw)
     return _from(raw)
 
 
@@ -299,21 +300,12 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_depth(raw: tp.Any) -> None:
-    """Raise Refused if it is nested deeper than any of saev's, since later code recurses."""
-    level = [raw]
-    for _ in range(MAX_DEPTH):
-        containers = [value for value in level if isinstance(value, (dict, list))]
-        if not containers:
-            return
-        level = [
-            value
-            for container in containers
-            for value in (
-                container.values() if isinstance(container, dict) else container
-            )
-        ]
-    raise Refused(TOO_DEEP)
+def _depth(value: object) -> int:
+    """How many containers deep a value is."""
+    if not isinstance(value, (dict, list)):
+        return 0
+    below = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, below), default=0)
 
 
 def _no_constant(name: str) -> tp.NoReturn:
