@@ -306,7 +306,7 @@ def test_two_runs_with_the_same_file_both_fail(runs):
     for run_id, seed in (("run1", 1), ("run2", 1), ("run3", 3)):
         util.write(util.run_dir(runs, run_id), None, seed=seed)
     given = [util.line(f"run{i}") for i in (1, 2, 3)]
-    results = preflight.check_distinct(preflight.check_all(given, "", 1))
+    results = preflight.check_together(preflight.check_all(given, "", 1))
     assert [r.reason[:38] for r in results] == [
         "the same file as run2 (sha256 " + results[0].line["sha256"][:8],
         "the same file as run1 (sha256 " + results[0].line["sha256"][:8],

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int | None:
     store_real_inputs(given)
     results = check_all(given, kind, at_once)
     lost = [(jsonl.name_of(r.line), r.lost) for r in results if r.lost]
-    results = check_numbers(check_distinct([r for r in results if not r.lost]))
+    results = check_together([r for r in results if not r.lost])
     report(results)
     executor.fail_on_lost(lost)
     if any(r.reason for r in results):
@@ -174,35 +174,25 @@ def store_real_inputs(given: list[jsonl.Line]) -> None:
                 checkpoint_probe.write_inputs(probes_dpath(line), layer, x)
 
 
-def check_distinct(results: list[Result]) -> list[Result]:
-    """The results, with a reason for each run whose file is identical to another run's."""
-    ids: dict[str, list[str]] = collections.defaultdict(list)
-    for r in results:
-        if not r.reason:
-            ids[r.line["sha256"]].append(r.line["run_id"])
+def check_together(results: list[Result]) -> list[Result]:
+    """The results, with a reason for each run whose file is another run's too or whose numbers
+    are not its file's, and with warnings if measured and logged numbers differ."""
+    ids: dict[str, dict[str, None]] = collections.defaultdict(dict)
+    for line in (r.line for r in results if not r.reason):
+        ids[line["sha256"]][line["run_id"]] = None
     found = []
     for r in results:
-        others = [] if r.reason else ids[r.line["sha256"]]
-        if len(set(others)) > 1:
-            names = " ".join(i for i in others if i != r.line["run_id"])
-            sha256 = r.line["sha256"][:12]
-            r = Result(r.line, f"the same file as {names} (sha256 {sha256}…)")
-        found.append(r)
-    return found
-
-
-def check_numbers(results: list[Result]) -> list[Result]:
-    """The results, with a reason for each run whose numbers are not its file's, and with
-    warnings if measured and logged numbers differ."""
-    found = []
-    for r in results:
-        if not r.reason:
+        line, reason = r.line, r.reason
+        if not reason and len(of_file := ids[line["sha256"]]) > 1:
+            names = " ".join(i for i in of_file if i != line["run_id"])
+            reason = f"the same file as {names} (sha256 {line['sha256'][:12]}…)"
+        if not reason:
             try:
-                warnings = r.line["warnings"] + numbers.warnings(r.line)
-                r = Result(r.line | {"warnings": warnings}, numbers.refusal(r.line))
+                warnings = line["warnings"] + numbers.warnings(line)
+                line, reason = line | {"warnings": warnings}, numbers.refusal(line)
             except UserError as err:
-                r = Result(r.line, str(err))
-        found.append(r)
+                reason = str(err)
+        found.append(Result(line, reason))
     return found
 
 
