@@ -18,6 +18,9 @@ from kits import forks
 from kits.once import once
 from kits.programs import FORKS, ROOT, run_program
 
+# Otherwise every process compiles all tests anew, for several seconds.
+sys.dont_write_bytecode = False
+
 # Behind a shell without job control, programs ignore the Ctrl-C that some tests send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

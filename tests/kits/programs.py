@@ -1,12 +1,14 @@
 """Running a program as its user does, with a bare environment."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import typing as tp
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -19,16 +21,25 @@ FORKS = "SAEPUB_TESTS_VENV"
 """What names the environment of kits.forks, if there is one."""
 
 
-def checkout(dpath: pathlib.Path) -> pathlib.Path:
-    """The toolkit as a fresh checkout has it: no .env, no build."""
-    dpath.mkdir(parents=True, exist_ok=True)
+@functools.cache
+def _pristine() -> tempfile.TemporaryDirectory:
+    """The toolkit, in a directory where no Python is writing what it has compiled."""
+    made = tempfile.TemporaryDirectory(prefix="checkout")
     for name in PARTS:
         if (ROOT / name).is_dir():
             # Includes what Python has compiled: compiling it costs more than all the rest.
             half_written = shutil.ignore_patterns("*.pyc.*")
-            shutil.copytree(ROOT / name, dpath / name, ignore=half_written)
+            shutil.copytree(ROOT / name, f"{made.name}/{name}", ignore=half_written)
         else:
-            shutil.copy2(ROOT / name, dpath / name)
+            shutil.copy2(ROOT / name, made.name)
+    return made
+
+
+def checkout(dpath: pathlib.Path) -> pathlib.Path:
+    """The toolkit as a fresh checkout has it: no .env, no build."""
+    dpath.mkdir(parents=True, exist_ok=True)
+    # A fifth of copytree's time, hundreds of times.
+    subprocess.run(["cp", "-a", f"{_pristine().name}/.", dpath], check=True)
     return dpath
 
 
