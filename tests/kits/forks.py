@@ -58,9 +58,9 @@ try:
     where = os.getcwdb()
     if is_ours and (env, limits) == ({env}, {limits}):
         ends = [n for n in (1, 2, 3, 15) if _signal.getsignal(n) != _signal.SIG_IGN]
-        mask = [int(n) for n in _signal.pthread_sigmask(_signal.SIG_BLOCK, ends)]
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, ends)
         umask = os.umask(0)
-        asked = (argv[5:], dict(os.environb), where, umask, ends, mask)
+        asked = (argv[5:], dict(os.environb), where, umask, ends)
 except OSError:
     pass
 if asked is None:
@@ -205,13 +205,11 @@ def _run(
     dpath: bytes,
     umask: int,
     ends: list[int],
-    mask: list[int],
 ) -> tp.NoReturn:
     """Be a Python with these arguments after "-c".
 
     Args:
         ends: Those of the signals by which people end programs that are not ignored.
-        mask: The blocked signals.
     """
     code: object = 0
     try:
@@ -226,7 +224,6 @@ def _run(
         locale.setlocale(locale.LC_CTYPE, "")
         for n in {1, 2, 3, 15} - {*ends}:
             signal.signal(n, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for fd, name in enumerate(("stdin", "stdout", "stderr")):
             how = {
                 "errors": getattr(sys, name).errors,
