@@ -100,6 +100,7 @@ def test_demo_of_an_older_table_is_not_complete(built, monkeypatch):
     assert not demo_stage.is_complete(built.root)
 
 
+@pytest.mark.programs
 def test_killed_build_leaves_no_demo_that_a_later_run_would_trust(tmp_path):
     child = subprocess.Popen(
         [DEMO], env=bare_env(BUILD=tmp_path), stderr=subprocess.DEVNULL

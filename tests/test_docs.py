@@ -358,6 +358,7 @@ def test_without_a_checkout_it_says_what_to_set(released, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.programs
 def test_every_snippet_runs_by_itself_on_what_was_released(released, tmp_path):
     """Run by a reader, with the real client, over the loopback Hub."""
     run(released)

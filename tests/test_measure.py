@@ -557,6 +557,7 @@ def start(lab: Lab, *lines: dict, **settings) -> subprocess.Popen:
     return lab.start("bin/measure", stdin=text_of(lines), **settings)
 
 
+@pytest.mark.programs
 def test_killed_in_the_middle_and_run_again_it_continues(lab):
     """Killed while it waits for a layer that another process measures, its other layer done."""
     for shard, layer in (("one", 6), ("two", 7)):
@@ -702,6 +703,7 @@ def test_sums_that_depend_on_what_has_changed_are_removed(lab, monkeypatch, chan
     assert records(lab) == found
 
 
+@pytest.mark.programs
 def test_two_at_once_measure_each_run_once(lab):
     lines = [
         classified(lab, "a" * n, shard=shard, layer=6 + n % 2)
@@ -719,6 +721,7 @@ def test_two_at_once_measure_each_run_once(lab):
     assert sum(n_measured) == 4 and len(dates(lab)) == 4
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("kind", ("local", "slurm"))
 def test_an_executors_tasks_measure_and_keep_records(lab, kind, request):
     settings = {"EXECUTOR": kind, "JOBS": 2}

@@ -282,6 +282,7 @@ plot.pareto(pathlib.Path(sys.argv[1]), "lab/SAE", runs)
 """
 
 
+@pytest.mark.programs
 def test_no_setting_of_matplotlib_changes_a_byte(tmp_path):
     def draw(name: str, **env: object) -> str:
         dpath = tmp_path / name
