@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import linecache
 import locale
 import marshal
 import os
@@ -242,6 +243,9 @@ def _run(
             setattr(sys, f"__{name}__", stream)
         sys.argv[:] = ["-c", *argv[1:]]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
+        if sys.version_info >= (3, 13):  # whose tracebacks show these lines, too
+            lines = argv[0].splitlines(keepends=True)
+            linecache.cache["<string>"] = (len(argv[0]), None, lines, "<string>")
         exec(argv[0], vars(main))
     except SystemExit as end:
         code = end.code or 0
