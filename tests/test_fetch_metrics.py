@@ -321,7 +321,8 @@ ODD = {
     "config of another kind": run("odd00000", config="[1]"),
     "config that is no JSON": run("odd00000", config="{" * 999),
     "deep config": run("odd00000", config=CONFIG | {"deep": nested(200)}),
-    "deeper config": run("odd00000", config='{"a":' * 5000 + "1" + "}" * 5000),
+    "deeper config": run("odd00000", config='{"a":' * 600 + "1" + "}" * 600),
+    "deepest config": run("odd00000", config='{"a":' * 5000 + "1" + "}" * 5000),
     "no summary": run("odd00000", summary=None),
     "summary of min and max": run(
         "odd00000", summary={"eval/l0": {"min": 1, "max": 3}}
@@ -339,6 +340,7 @@ FOUND = {
     "config of another kind": {"config": [1]},
     "config that is no JSON": {"config": "{" * 200},
     "deeper config": {"config": "nested over 64 deep"},
+    "deepest config": {"config": "nested over 64 deep"},
     "no summary": {"summary": None},
     "summary of min and max": {"summary": {"eval/l0": {"min": 1, "max": 3}}},
     "NaN": {"summary": {"eval/l0": "NaN", "eval/normalized_mse": "-Infinity"}},

@@ -7,9 +7,9 @@ import typing as tp
 from kits.lab import Lab, Labs
 from kits.programs import Done
 
-SECONDS, N_KBYTES = 5, 1_000_000
-"""Within which a hostile file must be refused: CPU time, which does not depend on what else
-the machine is doing, and the memory of all that runs. What hangs meets a timeout."""
+SECONDS, N_KBYTES = 20, 1_000_000
+"""Within which a hostile file must be refused: CPU time, of which importing torch takes 2 to 6 s,
+and the memory of all that runs. What hangs meets a timeout."""
 
 MEASURE = """
 import os, resource, subprocess, sys

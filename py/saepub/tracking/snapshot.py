@@ -28,6 +28,10 @@ MAX_WHOLE = 2**53
 MAX_DEPTH = 64
 """The deepest nesting in a record. saev's have six levels; jq 1.6 reads at most 256."""
 
+MAX_PARSED = 500
+"""The deepest nesting of which anything is kept. Python's reader itself gives up at 1,000 levels,
+or, from 3.13 on, at many thousands."""
+
 MAX_TEXT = 200
 """How much to keep of a config or summary that is not JSON."""
 
@@ -99,7 +103,12 @@ def record(raw: Record) -> Record:
     found = {key: raw.get(key) for key in KEYS}
     found["config"] = _unwrapped(_parsed(found["config"]))
     found["summary"] = _parsed(found["summary"])
-    return {key: _safe(value) for key, value in found.items()}
+    for key, value in found.items():
+        try:
+            found[key] = _safe(value)
+        except RecursionError:
+            found[key] = TOO_DEEP
+    return found
 
 
 def _parsed(value: tp.Any) -> tp.Any:
@@ -141,7 +150,18 @@ def _safe(value: tp.Any, depth: int = MAX_DEPTH) -> tp.Any:
     if not isinstance(value, (dict, list)):
         return value
     if depth == 0:
+        _check_depth(value)
         return TOO_DEEP
     if isinstance(value, list):
         return [_safe(below, depth - 1) for below in value]
     return {key: _safe(value[key], depth - 1) for key in sorted(value)}
+
+
+def _check_depth(value: tp.Any) -> None:
+    """Raise RecursionError if a value, `MAX_DEPTH` below the outermost, goes on to `MAX_PARSED`."""
+    values = [value]
+    for _ in range(MAX_PARSED - MAX_DEPTH):
+        parts = [v.values() if isinstance(v, dict) else v for v in values]
+        values = [v for part in parts for v in part if isinstance(v, (dict, list))]
+    if values:
+        raise RecursionError
