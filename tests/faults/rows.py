@@ -1,15 +1,17 @@
 """What a row of the table of faults is, and what a hostile file may cost."""
 
 import dataclasses
+import functools
 import sys
+import tempfile
 import typing as tp
 
 from kits.lab import Lab, Labs
-from kits.programs import Done
+from kits.programs import Done, run_program
 
-SECONDS, N_KBYTES = 20, 1_000_000
-"""Within which a hostile file must be refused: CPU time, of which importing torch takes 2 to 6 s,
-and the memory of all that runs. What hangs meets a timeout."""
+SECONDS, N_KBYTES = 5, 1_000_000
+"""Within which a hostile file must be refused: CPU time besides that of importing torch, which
+differs by machine, and the memory of all that runs. What hangs meets a timeout."""
 
 MEASURE = """
 import os, resource, subprocess, sys
@@ -35,7 +37,18 @@ def measured(lab: Lab, *argv: object, stdin: str) -> Measured:
     argv = (sys.executable, "-S", "-c", MEASURE, fpath, *argv)
     done = lab.program(*argv, stdin=stdin, VENV=sys.prefix)  # a fork wouldn't count
     seconds, n_kbytes = fpath.read_text().split()
-    return Measured(done.code, done.out, done.err, float(seconds), int(n_kbytes))
+    besides = max(0.0, float(seconds) - import_seconds())
+    return Measured(done.code, done.out, done.err, besides, int(n_kbytes))
+
+
+@functools.cache
+def import_seconds() -> float:
+    """The CPU time of importing what preflight imports for any file."""
+    with tempfile.NamedTemporaryFile("r") as fd:
+        python = (sys.executable, "-I", "-c", "import saev.nn")
+        done = run_program(sys.executable, "-S", "-c", MEASURE, fd.name, *python)
+        assert done.code == 0, done.err
+        return float(fd.read().split()[0])
 
 
 class NotHere(Exception):
