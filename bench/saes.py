@@ -37,7 +37,7 @@ def saes() -> None:
 
     is_gpu = engine.device() == "cuda"
     # On a GPU, several share a pass, or reading would take most of the time.
-    n_tokens, n_saes = (2**17, 8) if is_gpu else (4096, 1)
+    n_tokens, n_saes = (2**17, 8) if is_gpu else (N_TOKENS, 1)
     rows, rate = [], {}
     for d_model in CANDIDATES:
         rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def _passes(engine) -> None:
     """Passes of several SAEs over a shard, compared with reading it, from disk and from memory."""
     from saepub.activations import shards
 
-    n_tokens, rows = 2**18, []
+    n_tokens = 2**18
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
         shard = shards.SaevShards(_shard(pathlib.Path(name), n_tokens), 23)
         examples = shards.sample(shard.n_examples, shard.per_example, n_tokens)
@@ -98,19 +98,25 @@ def _passes(engine) -> None:
             for _ in engine._ahead(batches(forget), engine.device()):
                 pass
 
-        for where, forget in (("disk", True), ("memory", False)):
-            seconds, _ = _best([_seconds(lambda: read(forget)) for _ in range(3)])  # noqa: B023
-            rows.append((f"only read, from {where}", f"{seconds:.2f} s", ""))
-            alone = seconds
+        def row(what: str, do) -> tuple[str, float]:
+            return what, _best([_seconds(do) for _ in range(3)])[0]
+
+        one = engine.on_device(sae("relu", 1024, 64))
+        rows = [
+            row("only read, from disk", lambda: read(forget=True)),
+            row("only read, from memory", lambda: read(forget=False)),
+        ]
         for n in (1, 4, 16, 36):
-            each = [sae("relu", 1024, 64, seed) for seed in range(n)]
-            pairs = [(engine.on_device(one), False) for one in each]
-            seconds, _ = _best(
-                [_seconds(lambda: engine.measure(pairs, batches(False))) for _ in "12"]  # noqa: B023
+            pairs = [(one, False)] * n
+            rows.append(
+                row(f"{n} SAEs", lambda: engine.measure(pairs, batches(False)))  # noqa: B023
             )
-            rows.append((f"{n} SAEs", f"{seconds:.2f} s", f"{alone / seconds:.2f}"))
-    title = f"A pass over {n_tokens:,} tokens of width 1024"
-    table(title, rows, ("what", "wall", "of it, reading from memory"))
+    disk = rows[0][1]
+    table(
+        f"A pass over {n_tokens:,} tokens of width 1024",
+        [(what, f"{wall:.2f} s", f"{disk / wall:.2f}") for what, wall in rows],
+        ("what", "wall", "reading from this disk would be"),
+    )
 
 
 def _shard(dpath: pathlib.Path, n_tokens: int) -> pathlib.Path:
