@@ -303,6 +303,14 @@ def read_file(
         return list(read(*keys, fd=fd, name=str(fpath), is_chosen=is_chosen))
 
 
+def depth(value: object) -> int:
+    """How many containers deep a value is. Raises RecursionError if that is about 1,000."""
+    if not isinstance(value, (dict, list)):
+        return 0
+    below = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth, below), default=0)
+
+
 def dumps(line: Line) -> str:
     text = json.dumps(line, allow_nan=False)
     if "\\ud" in text:  # a lone surrogate, which other JSON parsers refuse

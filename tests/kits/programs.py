@@ -111,6 +111,10 @@ def in_environment(settings: dict[str, object]) -> dict[str, str]:
     return {ours.get(name, name): str(value) for name, value in settings.items()}
 
 
+def _with_venv(settings: dict[str, object]) -> dict[str, object]:
+    return {"VENV": os.environ.get(FORKS, sys.prefix)} | settings
+
+
 def run_program(
     *argv: object, stdin: str | bytes = b"", cwd=ROOT, **settings: object
 ) -> Done:
@@ -118,7 +122,7 @@ def run_program(
 
     Stages are forks (see kits.forks), except with a VENV of the test's own.
     """
-    settings = {"VENV": os.environ.get(FORKS, sys.prefix)} | settings
+    settings = _with_venv(settings)
     done = subprocess.run(
         [str(arg) for arg in argv],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
@@ -134,7 +138,7 @@ def run_code(
     code: str, *argv: object, py_dpath: pathlib.Path = ROOT / "py", **settings: object
 ) -> Done:
     """Run Python code that imports our package, as a stage is run."""
-    settings = {"VENV": os.environ.get(FORKS, sys.prefix)} | settings
+    settings = _with_venv(settings)
     python = f"{settings['VENV']}/bin/python"
     start = "import site, sys; site.main(); sys.path.insert(0, sys.argv.pop(1))\n"
     options = ("-I", "-S", "-X", "utf8", "-c")

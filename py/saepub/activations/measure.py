@@ -24,7 +24,7 @@ from ..kinds import LARGEST
 
 BATCH_BYTES = {"cpu": 2**26, "cuda": 2**28}
 """The size of a batch's features, float32, at most. About three times that is in use. A GPU
-takes small batches as fast as it can be told to."""
+takes less time for a small batch than it takes to tell it what to do."""
 
 READ_TOKENS = 4096
 """How many tokens to read at once."""
@@ -159,9 +159,9 @@ def memory_bytes(
     0.65 to 0.78 of this; if few features fire and then suddenly half of them, which takes the
     most, 0.88 to 0.96. With GPUs it would be less, but torch may turn out not to use them.
     """
-    n_readers, cuda = (GPU_READERS, CUDA_BYTES) if n_gpus else (1, 0)
+    n_at_once, cuda = (GPU_READERS, CUDA_BYTES) if n_gpus else (1, 0)
     besides = batch_bytes("cpu", d_model, d_sae) + machine.TORCH_BYTES + cuda
-    return (n_saes + 2 * n_readers) * n_bytes + besides
+    return (n_saes + 2 * n_at_once) * n_bytes + besides
 
 
 def measure(
@@ -265,7 +265,7 @@ class Sums:
 
         self.sae = sae
         self.subtracts_b_dec = subtracts_b_dec
-        self.sparse = SPARSE[where]
+        self.sparse_below = SPARSE[where]
         self.sse = torch.zeros((), dtype=torch.float64, device=where)
         self.n_fired = torch.zeros((), dtype=torch.int64, device=where)
         self.has_fired = torch.zeros(sae.header.d_sae, dtype=torch.bool, device=where)
@@ -299,7 +299,7 @@ class Sums:
             values, which = torch.topk(h_x, k, dim=-1, sorted=False)
             self.n_fired += torch.count_nonzero(values)  # even negative ones
             self.has_fired[which[values != 0]] = True
-            if k < self.sparse * sae.header.d_sae:
+            if k < self.sparse_below * sae.header.d_sae:
                 x_hat = self._from_few(values, which, None)
             else:
                 x_hat = self._product(h_x.zero_().scatter_(-1, which, values))
@@ -314,7 +314,7 @@ class Sums:
         import torch
 
         n_fired = torch.count_nonzero(f_x)
-        self.is_sparse = int(n_fired) < self.sparse * f_x.numel()
+        self.is_sparse = int(n_fired) < self.sparse_below * f_x.numel()
         self.n_fired += n_fired
         self.has_fired |= f_x.amax(dim=0) != 0
         return self._product(f_x)
@@ -331,7 +331,7 @@ class Sums:
         n, d_sae = f_x.shape
         flat = f_x.view(-1)
         at = flat.nonzero().view(-1)
-        self.is_sparse = len(at) < self.sparse * len(flat)
+        self.is_sparse = len(at) < self.sparse_below * len(flat)
         starts = torch.searchsorted(at, torch.arange(n, device=at.device) * d_sae)
         values, which = flat[at], at.remainder_(d_sae)
         self.n_fired += len(which)

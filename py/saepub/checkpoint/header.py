@@ -22,6 +22,7 @@ import json
 import math
 import typing as tp
 
+from .. import jsonl
 from ..kinds import ACTIVATIONS, RULES, THRESHOLD
 from ..text import clipped
 
@@ -130,7 +131,7 @@ def parse(text: bytes) -> Header:
             parse_constant=_no_constant,
             parse_float=_finite,
         )
-        is_too_deep = _depth(raw) > MAX_DEPTH
+        is_too_deep = jsonl.depth(raw) > MAX_DEPTH
     except RecursionError:
         is_too_deep = True
     except ValueError as err:
@@ -298,14 +299,6 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise Refused(f"its header has {text[:20]}, which no float holds")
     return value
-
-
-def _depth(value: object) -> int:
-    """How many containers deep a value is."""
-    if not isinstance(value, (dict, list)):
-        return 0
-    below = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(_depth, below), default=0)
 
 
 def _no_constant(name: str) -> tp.NoReturn:

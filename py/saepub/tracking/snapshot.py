@@ -143,6 +143,7 @@ TOO_DEEP = f"nested over {MAX_DEPTH} deep"
 
 
 def _safe(value: tp.Any, depth: int = MAX_DEPTH) -> tp.Any:
+    """The value as a line can carry it. Raises RecursionError if it is over `MAX_PARSED` deep."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
     if type(value) is int and abs(value) > MAX_WHOLE:
@@ -150,18 +151,9 @@ def _safe(value: tp.Any, depth: int = MAX_DEPTH) -> tp.Any:
     if not isinstance(value, (dict, list)):
         return value
     if depth == 0:
-        _check_depth(value)
+        if jsonl.depth(value) > MAX_PARSED - MAX_DEPTH:
+            raise RecursionError
         return TOO_DEEP
     if isinstance(value, list):
         return [_safe(below, depth - 1) for below in value]
     return {key: _safe(value[key], depth - 1) for key in sorted(value)}
-
-
-def _check_depth(value: tp.Any) -> None:
-    """Raise RecursionError if a value, `MAX_DEPTH` below the outermost, goes on to `MAX_PARSED`."""
-    values = [value]
-    for _ in range(MAX_PARSED - MAX_DEPTH):
-        parts = [v.values() if isinstance(v, dict) else v for v in values]
-        values = [v for part in parts for v in part if isinstance(v, (dict, list))]
-    if values:
-        raise RecursionError
