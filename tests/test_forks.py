@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from kits import forks
 from kits.programs import FORKS, ROOT, bare_env, run_program
 
 CLI = """
@@ -113,6 +114,22 @@ def test_arguments_environment_streams_and_signals_are_the_same(start, shell, en
 def test_it_ends_in_the_same_way(start, end):
     fork, real = map(ended, start(end))
     assert fork == real
+
+
+READS = """
+import os
+seen = set()
+get = os._Environ.__getitem__
+os._Environ.__getitem__ = lambda self, name: (seen.add(name), get(self, name))[1]
+import wandb.apis.public
+print(*seen)
+"""
+
+
+def test_what_wandb_reads_while_it_is_imported_is_known():
+    done = run_program(sys.executable, "-c", READS)
+    found = {name for name in done.out.split() if name.startswith("WANDB_")}
+    assert found == {*forks.READ_BY_WANDB}
 
 
 @pytest.mark.parametrize("n", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -1,9 +1,11 @@
 """What a process may use: its cores, and the memory still available to it."""
 
 import os
+import sys
 
 import pytest
 
+from kits.programs import ROOT, run_program
 from saepub import machine
 
 GB = 10**9
@@ -78,3 +80,27 @@ def test_more_at_once_than_memory_has_room_for_is_told(monkeypatch, capsys):
     assert told[0].endswith(
         "8 at once would need 24 GB of memory, but 10 GB are free; running 3 at once"
     )
+
+
+KEEPS = """
+import os
+from saepub import machine
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+machine.keep_freed_memory()
+block = bytearray(b"x") * 10**8
+del block
+print(resident())
+machine.give_back_memory(10**10)
+print(resident())
+machine.give_back_memory(10**8)
+print(resident())
+"""
+
+
+def test_what_malloc_keeps_is_given_back_above_a_limit_only():
+    done = run_program(sys.executable, "-c", KEEPS, PYTHONPATH=ROOT / "py")
+    kept, below, above = map(int, done.out.split())
+    assert kept > 10**8 and below > 10**8 > above + 5 * 10**7

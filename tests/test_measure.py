@@ -722,7 +722,9 @@ def test_two_at_once_measure_each_run_once(lab):
 
 
 @pytest.mark.programs
-@pytest.mark.parametrize("kind", ("local", "slurm"))
+@pytest.mark.parametrize(
+    "kind", ("local", pytest.param("slurm", marks=pytest.mark.long))
+)
 def test_an_executors_tasks_measure_and_keep_records(lab, kind, request):
     settings = {"EXECUTOR": kind, "JOBS": 2}
     if kind == "slurm":

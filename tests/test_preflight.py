@@ -392,6 +392,16 @@ def test_file_is_checked_by_itself_with_the_loader_of_its_line(tmp_path):
         preflight_check.check_file(new, "builtin")
 
 
+def test_a_process_that_has_grown_gives_memory_back_before_it_loads_a_file(
+    tmp_path, monkeypatch
+):
+    limits = []
+    monkeypatch.setattr(machine, "give_back_memory", limits.append)
+    fpath = util.write(tmp_path / "sae.pt", None)
+    preflight_check.check_file(fpath, "saev 0.1.0")
+    assert limits == [machine.TORCH_BYTES + 4 * fpath.stat().st_size]
+
+
 def test_weights_that_overflow_are_refused(runs):
     state = util.weights()
     state["W_dec"] = state["W_dec"] * 0 + 3e38

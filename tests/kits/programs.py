@@ -17,6 +17,9 @@ PARTS += (".env.example", "catalog.json", "catalog.schema.json")
 PARTS += ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 
 
+OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
+"""Python's, as py/launch.sh starts a stage."""
+
 FORKS = "SAEPUB_TESTS_VENV"
 """What names the environment of kits.forks, if there is one."""
 
@@ -141,5 +144,4 @@ def run_code(
     settings = _with_venv(settings)
     python = f"{settings['VENV']}/bin/python"
     start = "import site, sys; site.main(); sys.path.insert(0, sys.argv.pop(1))\n"
-    options = ("-I", "-S", "-X", "utf8", "-c")
-    return run_program(python, *options, start + code, py_dpath, *argv, **settings)
+    return run_program(python, *OPTIONS, start + code, py_dpath, *argv, **settings)

@@ -17,7 +17,17 @@ import sys
 import threading
 import typing as tp
 
-from kits.programs import ROOT, Done, bare_env, rows_of, run_program, text_of
+from kits import forks
+from kits.programs import (
+    FORKS,
+    OPTIONS,
+    ROOT,
+    Done,
+    bare_env,
+    rows_of,
+    run_program,
+    text_of,
+)
 from loopback_hub import Drop, Fault, LoopbackHub
 
 TRANSPORTS = ("xet", "lfs")
@@ -71,12 +81,16 @@ class Parent:
     """A process that forks stages."""
 
     def __init__(self, env: dict[str, str], modules: tuple[str, ...]):
-        python_path = env["PYTHONPATH"]
+        python, path = sys.executable, f"{ROOT / 'tests'}:{env['PYTHONPATH']}"
+        if "torch" in modules:  # then it is a fork itself, of a process that has it
+            python = f"{os.environ[FORKS]}/bin/python"
+        start = f"import site, sys; site.main(); sys.path[:0] = {path.split(':')}"
+        code = f"{start}; import saepub; from kits import release; release.serve(sys.argv[1:])"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kits.release", *modules],
+            [python, *OPTIONS, code, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=bare_env(**env | {"PYTHONPATH": f"{ROOT / 'tests'}:{python_path}"}),
+            env=bare_env(**env),
             text=True,
         )
         self._lock = threading.Lock()
@@ -138,11 +152,9 @@ class Stages:
             parent.close()
 
 
-def _serve(modules: list[str]) -> None:
-    """Fork a stage for each request on stdin. Run as a program."""
+def serve(modules: list[str]) -> None:
+    """Fork a stage for each request on stdin."""
     import time
-
-    from kits import forks
 
     given = dict(os.environ)
     forks.load(modules)
@@ -465,7 +477,3 @@ class Headers(Fault):
 
     def before(self, kind, request) -> None:
         self.seen.append(request.headers.get("Authorization"))
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1:])

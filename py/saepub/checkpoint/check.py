@@ -21,6 +21,9 @@ TOLERANCE = 1e-5
 
 FLOAT32_MAX = 3.4028234e38
 
+COPIES = 4
+"""Copies of a file in memory while it is checked: ours, and saev's bytes, tensors and model."""
+
 UNIT_NORM_TOLERANCE = 1e-3
 
 
@@ -83,6 +86,7 @@ def check_weights(file: checkpoint.File, x: np.ndarray) -> Loaded:
     Raises:
         UserError: It doesn't load, or with other values than the file's.
     """
+    machine.give_back_memory(machine.TORCH_BYTES + COPIES * file.n_bytes)
     saev = saev_loader.available()
     why_not = saev.why_not(file.header)
     if not why_not:

@@ -21,10 +21,6 @@ from ..slurm import executor, pool, tasks
 from ..slurm.work import Part
 from ..text import n_of, progress, say
 
-COPIES = 5
-"""Copies of a file in memory while saev loads it: ours, its bytes, its state dict, its model,
-and gaps between them in the heap."""
-
 ALSO = ("numbers", "l0_logged", "nmse_logged", "shard", "state", "n_dead")
 """Optional keys of a line."""
 
@@ -235,9 +231,10 @@ def without(failed: list[Result]) -> str:
 
 
 def memory_bytes(given: list[jsonl.Line]) -> int:
-    """The memory for checking one file at a time, by the largest."""
+    """The memory for checking one file at a time, by the largest, with gaps in the heap as large
+    as one more copy of it."""
     n_most = 0
     for line in given:
         with contextlib.suppress(OSError):
             n_most = max(n_most, places.checkpoint_fpath(line).stat().st_size)
-    return COPIES * n_most + machine.TORCH_BYTES
+    return (checkpoint_check.COPIES + 1) * n_most + machine.TORCH_BYTES
