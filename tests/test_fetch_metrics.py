@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kits.once import once, pip_install
-from kits.programs import ROOT, bare_env, run_code, run_program
+from kits.programs import ROOT, bare_env, rows_of, run_code, run_program
 from kits.terminal import Terminal
 from loopback_wandb import DROP, HANG, KEY, LoopbackWandb, Status
 
@@ -275,6 +275,33 @@ def test_a_dead_network_is_one_line(fetch_impatiently):
     assert f"no answer from W&B at {url} (" in done.err
     assert "onnection refused)" in done.err
     assert "METRICS_SNAPSHOT=<file>" in done.err
+
+
+DEAF = """
+import signal, time
+from saepub import cli
+from saepub.tracking import runs
+from wandb.sdk.lib.service import service_process
+
+def join(self):
+    print("waiting", file=__import__("sys").stderr)
+    time.sleep(600)
+
+service_process.ServiceProcess.join = join
+runs.TEARDOWN_TIMEOUT = 0.1
+signal.alarm(100)
+cli.main("fetch-metrics")
+"""
+
+
+def test_the_client_s_service_is_left_if_it_does_not_end(tmp_path):
+    """It may miss the message that ends it, if a request was given up just before."""
+    with LoopbackWandb([run("aaaa1111")]) as server:
+        env = login(server) | {"HOME": tmp_path, "RUNS_ROOT": tmp_path}
+        line = as_jsonl([candidate("aaaa1111")])
+        done = run_code(DEAF, stdin=line, cwd=tmp_path, **env)
+    assert (done.code, done.err) == (0, "waiting\n")
+    assert l0_of(rows_of(done.out)[0]) == 12.5
 
 
 def test_a_server_that_never_answers_is_given_up(fetch_impatiently):

@@ -3,6 +3,7 @@
 A run's record is the same as in an export; see `snapshot`.
 """
 
+import atexit
 import contextlib
 import functools
 import inspect
@@ -48,6 +49,10 @@ PAUSES = (0.5, 1, 2, 4)
 
 LOGIN_TIMEOUT, PAGE_TIMEOUT = 25, 120
 """Seconds after which we give up on a step, including retries and pauses."""
+
+TEARDOWN_TIMEOUT = 5
+"""Seconds that the client's service gets to end. After a request that was given up it may miss
+that it should, and would stay for ten minutes."""
 
 REFUSED = (400, 401, 403, 404, 409)
 """HTTP statuses that a retry won't change."""
@@ -115,6 +120,17 @@ def _ask(
             return list(found)
         except Exception as err:
             raise _explained(err, wandb, entity, project) from err
+        finally:
+            # Later than the client's own, and therefore called first.
+            atexit.register(_end_service)
+
+
+def _end_service() -> None:
+    """End the client's service, or leave it: it ends itself some time after this process."""
+    import wandb
+
+    with contextlib.suppress(Exception, _TimeIsUp), _time_limit(TEARDOWN_TIMEOUT):
+        wandb.teardown()
 
 
 @contextlib.contextmanager
