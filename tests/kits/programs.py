@@ -1,5 +1,6 @@
 """Running a program as its user does, with a bare environment."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,7 +13,7 @@ import tempfile
 import typing as tp
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PARTS = ("Makefile", "bin", "jq", "py", "templates", "docs", "README.md")
+PARTS = ("bin", "jq", "py", "templates", "docs", "Makefile", "README.md")
 PARTS += (".env.example", "catalog.json", "catalog.schema.json")
 PARTS += ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 
@@ -26,23 +27,31 @@ FORKS = "SAEPUB_TESTS_VENV"
 
 @functools.cache
 def _pristine() -> tempfile.TemporaryDirectory:
-    """The toolkit, in a directory where no Python is writing what it has compiled."""
+    """The toolkit, in source/, and what Python has compiled of it, in compiled/."""
     made = tempfile.TemporaryDirectory(prefix="checkout")
     for name in PARTS:
         if (ROOT / name).is_dir():
-            # Includes what Python has compiled: compiling it costs more than all the rest.
-            half_written = shutil.ignore_patterns("*.pyc.*")
-            shutil.copytree(ROOT / name, f"{made.name}/{name}", ignore=half_written)
+            bare = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, f"{made.name}/source/{name}", ignore=bare)
         else:
-            shutil.copy2(ROOT / name, made.name)
+            shutil.copy2(ROOT / name, f"{made.name}/source")
+    for fpath in (ROOT / "py").rglob("*.pyc"):
+        target = pathlib.Path(made.name, "compiled", fpath.relative_to(ROOT))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # just being replaced
+            shutil.copy2(fpath, target)
     return made
 
 
 def checkout(dpath: pathlib.Path) -> pathlib.Path:
-    """The toolkit as a fresh checkout has it: no .env, no build."""
+    """The toolkit as a fresh checkout has it: no .env, no build. It includes what Python has
+    compiled, as links: compiling it costs more than all the rest, and Python replaces such a
+    file, but never writes into it."""
     dpath.mkdir(parents=True, exist_ok=True)
+    made = _pristine().name
     # A fifth of copytree's time, hundreds of times.
-    subprocess.run(["cp", "-a", f"{_pristine().name}/.", dpath], check=True)
+    subprocess.run(["cp", "-a", f"{made}/source/.", dpath], check=True)
+    subprocess.run(["cp", "-al", f"{made}/compiled/.", dpath], check=True)
     return dpath
 
 
