@@ -4,13 +4,14 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from kits import checkpoints as util
 from kits.hub import Fault, corrupt
-from kits.programs import ROOT, rows_of, run_program, text_of
+from kits.programs import ROOT, rows_of, run_code, run_program, text_of
 from kits.release import LAB, OTHER, SLUG, Headers, World
 from saepub.cli import UserError
 from saepub.release import compare, staged
@@ -527,3 +528,17 @@ def test_a_renamed_repo_is_told(world):
     done = later(world)
     assert done.code == 1
     assert f"{world.repo_id}: is named {LAB}/renamed on the Hub" in done.last
+
+
+WITHOUT_LINES = """
+import sys, threading
+from saepub.stages import verify
+verify.main([])
+print(threading.active_count(), "torch" in sys.modules)
+"""
+
+
+def test_without_lines_it_imports_no_torch(world):
+    """It does so only while push is still sending."""
+    env = {"CATALOG": world.env["CATALOG"], "VENV": sys.prefix}  # not a fork
+    assert run_code(WITHOUT_LINES, **env).out == "1 False\n"

@@ -8,6 +8,8 @@ for bit, and what it computes with the repo's check.npz.
 import contextlib
 import functools
 import pathlib
+import select
+import sys
 import threading
 import time
 import typing as tp
@@ -49,13 +51,14 @@ def main(argv: list[str]) -> None:
         slugs = [cat.get(slug).slug for slug in args.released]
         check_records(slugs, args.files, args.download)
     else:
-        threading.Thread(target=prepare).start()
+        if not select.select([sys.stdin], [], [], 0)[0]:  # push is still sending
+            threading.Thread(target=prepare).start()
         repos = staged.by_repo(jsonl.read(*KEYS, is_chosen=True))
         check_pushed(cat, repos, args.files, args.download)
 
 
 def prepare() -> None:
-    """Do what loading a checkpoint needs and takes seconds, while push is still sending."""
+    """Do what loading a checkpoint needs and takes seconds."""
     with contextlib.suppress(ImportError):  # reported when it is needed
         from ..checkpoint import check as preflight_check
 
