@@ -16,7 +16,6 @@ from ..choice.panel import Choice, Panel
 from ..cli import UserError, fail_on, parser
 from ..files import write_aside
 from ..jsonl import DROPPED, PINNED, Line
-from ..numbers import advice, is_lacking
 from ..text import n_of, say, timestamp
 
 KEYS = ("repo", "layer", "run_id", "l0", "nmse", "created_at", "drop")
@@ -98,6 +97,11 @@ def check(
     The layers of a repo that only lack numbers are one problem.
     """
     empty = [key for key, choice in choices.items() if not choice.chosen]
+    if not empty:
+        return
+    from ..activations import estimate  # numpy: slow to import
+    from ..numbers import advice, is_lacking
+
     lacking: dict[str, list[Line]] = collections.defaultdict(list)
     problems: list[str] = []
     other: list[str] = []
@@ -114,10 +118,7 @@ def check(
             f"{repo} layer {layer}: none of {n_of(sum(map(len, dropped.values())), 'run')}"
             f" can be released ({account.reasons(dropped)})"
         )
-    if lacking:
-        from ..activations import estimate  # numpy: slow to import
-
-        problems += [advice(of, estimate.of(of)) for of in lacking.values()]
+    problems += [advice(of, estimate.of(of)) for of in lacking.values()]
     if len(problems) == 1 and not other:
         raise UserError(problems[0])
     fail_on(problems, "; ".join(account.advice(other)) or "nothing was chosen")
