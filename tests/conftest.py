@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def tidy(request, tmp_path_factory):
-    """Remove what tests leave, unless one fails, and not before the end: for some seconds, ext4
+    """Remove what tests leave, unless one fails, and not before the end: for a minute, ext4
     doesn't reuse a freed inode, and searches long for another. That took a third of the time."""
     yield
     if not request.session.testsfailed:
