@@ -9,7 +9,6 @@ import contextlib
 import functools
 import pathlib
 import select
-import sys
 import threading
 import time
 import typing as tp
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
         slugs = [cat.get(slug).slug for slug in args.released]
         check_records(slugs, args.files, args.download)
     else:
-        if not select.select([sys.stdin], [], [], 0)[0]:  # push is still sending
+        if not select.select([0], [], [], 0)[0]:  # stdin: push is still sending
             threading.Thread(target=prepare).start()
         repos = staged.by_repo(jsonl.read(*KEYS, is_chosen=True))
         check_pushed(cat, repos, args.files, args.download)
