@@ -3,6 +3,7 @@
 import datetime
 import math
 import random
+import sys
 
 import pytest
 from hypothesis import given
@@ -168,6 +169,15 @@ def test_every_candidate_is_accounted_for(tmp_path):
 def test_a_layer_without_a_run_to_release_names_the_setting():
     rows = [row("a", 1, 0.5), row("b", 2, None, layer=7, drop="not in W&B")]
     done = run_select(rows)
+    assert (done.code, done.out) == (1, "")
+    assert "r layer 7: none of 1 run can be released (1 not in W&B)" in done.err
+
+
+def test_it_says_so_without_any_package_too():
+    code = "import sys; sys.path.insert(0, 'py'); from saepub import cli; cli.main('select')"
+    rows = [row("b", 2, None, layer=7, drop="not in W&B")]
+    argv = (sys.executable, "-I", "-S", "-c", code)
+    done = run_program(*argv, stdin=text_of(rows))
     assert (done.code, done.out) == (1, "")
     assert "r layer 7: none of 1 run can be released (1 not in W&B)" in done.err
     assert "check WANDB_ENTITY and WANDB_PROJECT" in done.err

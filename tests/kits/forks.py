@@ -47,6 +47,9 @@ IMPORTS += (
     "wandb.apis.public",
 )
 
+OPTIONS = ("-I", "-S", "-X", "utf8")
+"""Python's, as py/launch.sh starts a stage."""
+
 ENV = {"OMP_NUM_THREADS": "1"}
 """What torch and numpy find when they are imported: the same as in `bare_env`."""
 
@@ -69,7 +72,7 @@ import _signal, _socket, marshal, os, resource, sys
 argv, asked = sys.argv[1:], None
 read = ("OMP_", "MKL_", "KMP_", "LD_", "MALLOC_", "GLIBC_", "TORCH", "TQDM_")
 env = {{k: v for k, v in os.environ.items() if k.startswith(read)}}
-is_ours = argv[:5] == ["-I", "-S", "-X", "utf8", "-c"] and "saepub" in argv[5]
+is_ours = argv[:5] == {options} and "saepub" in argv[5]
 try:
     [os.fstat(fd) for fd in range(3)]
     where = os.getcwdb()
@@ -117,6 +120,7 @@ def venv() -> tp.Iterator[pathlib.Path]:
             "python": python,
             "address": f"{dpath}/socket",
             "env": ENV,
+            "options": [*OPTIONS, "-c"],
         }
         names |= {"place_code": PLACE, "place": eval(PLACE)}
         python.write_text(PYTHON.format(**names))
@@ -124,7 +128,7 @@ def venv() -> tp.Iterator[pathlib.Path]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"{dpath}/socket")
             listener.listen(100)
-            argv = [python, "-I", "-S", "-X", "utf8", __file__, str(listener.fileno())]
+            argv = [python, *OPTIONS, __file__, str(listener.fileno())]
             server = subprocess.Popen(
                 argv,
                 executable=base,
@@ -217,6 +221,13 @@ def load(modules: tp.Iterable[str]) -> None:
     _collapse()
 
 
+def forget(*packages: str) -> None:
+    """Have packages imported anew by whoever imports them next."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
+
+
 MADV_COLLAPSE = 25
 """From Linux's mman.h, since 6.1."""
 
@@ -269,8 +280,7 @@ def _run(
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
         if os.environ.keys() & {*READ_BY_WANDB}:
-            for name in [n for n in sys.modules if n.partition(".")[0] == "wandb"]:
-                del sys.modules[name]
+            forget("wandb")
         sys.argv[:] = ["-c", *argv[1:]]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         if sys.version_info >= (3, 13):  # whose tracebacks show these lines, too

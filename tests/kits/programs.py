@@ -12,14 +12,13 @@ import sys
 import tempfile
 import typing as tp
 
+from kits.forks import OPTIONS
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PARTS = ("bin", "jq", "py", "templates", "docs", "Makefile", "README.md")
 PARTS += (".env.example", "catalog.json", "catalog.schema.json")
 PARTS += ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 
-
-OPTIONS = ("-I", "-S", "-X", "utf8", "-c")
-"""Python's, as py/launch.sh starts a stage."""
 
 FORKS = "SAEPUB_TESTS_VENV"
 """What names the environment of kits.forks, if there is one."""
@@ -151,6 +150,15 @@ def run_code(
 ) -> Done:
     """Run Python code that imports our package, as a stage is run."""
     settings = _with_venv(settings)
-    python = f"{settings['VENV']}/bin/python"
-    start = "import site, sys; site.main(); sys.path.insert(0, sys.argv.pop(1))\n"
-    return run_program(python, *OPTIONS, start + code, py_dpath, *argv, **settings)
+    argv = (
+        *python_argv(settings["VENV"], "sys.path.insert(0, sys.argv.pop(1))\n" + code),
+        py_dpath,
+        *argv,
+    )
+    return run_program(*argv, **settings)
+
+
+def python_argv(venv: object, code: str) -> list[str]:
+    """The command that runs Python code with the options of a stage, after `site.main`."""
+    start = "import site, sys; site.main(); "
+    return [f"{venv}/bin/python", *OPTIONS, "-c", start + code]

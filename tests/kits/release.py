@@ -20,10 +20,10 @@ import typing as tp
 from kits import forks
 from kits.programs import (
     FORKS,
-    OPTIONS,
     ROOT,
     Done,
     bare_env,
+    python_argv,
     rows_of,
     run_program,
     text_of,
@@ -81,13 +81,12 @@ class Parent:
     """A process that forks stages."""
 
     def __init__(self, env: dict[str, str], modules: tuple[str, ...]):
-        python, path = sys.executable, f"{ROOT / 'tests'}:{env['PYTHONPATH']}"
-        if "torch" in modules:  # then it is a fork itself, of a process that has it
-            python = f"{os.environ[FORKS]}/bin/python"
-        start = f"import site, sys; site.main(); sys.path[:0] = {path.split(':')}"
-        code = f"{start}; import saepub; from kits import release; release.serve(sys.argv[1:])"
+        path = f"{ROOT / 'tests'}:{env['PYTHONPATH']}".split(":")
+        # One with torch is a fork itself, of a process that has it.
+        venv = os.environ[FORKS] if "torch" in modules else sys.prefix
+        code = f"sys.path[:0] = {path}; import saepub; from kits import release; release.serve(sys.argv[1:])"
         self._process = subprocess.Popen(
-            [python, *OPTIONS, code, *modules],
+            [*python_argv(venv, code), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=bare_env(**env),
@@ -175,9 +174,7 @@ def serve(modules: list[str]) -> None:
                     if k not in given and k.startswith("HF_")
                 }
             else:
-                for name in list(sys.modules):
-                    if name.partition(".")[0] in ("huggingface_hub", "saepub"):
-                        del sys.modules[name]
+                forks.forget("huggingface_hub", "saepub")
             _run(pathlib.Path(request["dpath"]), request["argv"], env)
         print(answer, flush=True)
 

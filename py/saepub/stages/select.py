@@ -99,8 +99,7 @@ def check(
     empty = [key for key, choice in choices.items() if not choice.chosen]
     if not empty:
         return
-    from ..activations import estimate  # numpy: slow to import
-    from ..numbers import advice, is_lacking
+    from ..numbers import advice, is_lacking  # slow to import
 
     lacking: dict[str, list[Line]] = collections.defaultdict(list)
     problems: list[str] = []
@@ -118,7 +117,10 @@ def check(
             f"{repo} layer {layer}: none of {n_of(sum(map(len, dropped.values())), 'run')}"
             f" can be released ({account.reasons(dropped)})"
         )
-    problems += [advice(of, estimate.of(of)) for of in lacking.values()]
+    if lacking:
+        from ..activations import estimate  # numpy: slow to import
+
+        problems += [advice(of, estimate.of(of)) for of in lacking.values()]
     if len(problems) == 1 and not other:
         raise UserError(problems[0])
     fail_on(problems, "; ".join(account.advice(other)) or "nothing was chosen")
